@@ -1,0 +1,1 @@
+"""Actor machinery: everything about processes that are not the driver."""

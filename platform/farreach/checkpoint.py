@@ -1,0 +1,399 @@
+"""Checkpoints that are whole or absent: written aside, renamed once, verified when read.
+
+A checkpoint is a folder `step_000000123456` with one `<part>.msgpack` per part and a
+`manifest.json` that was written last and lists size and SHA-256 of every file. A store has one
+writer at a time and any number of readers. Names that the writer uses on the way:
+
+- `.tmp-*`: being written or being removed; readers ignore it, the next save removes it.
+- `step_*.old`: the folder that a second save of the same step replaces. Readers take it as long as
+  it is there, so that at no moment there is no valid checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from farreach import messages
+from farreach.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+_FOLDER = re.compile(r"step_(\d{12,})(\.old)?")
+_PART_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+_FALL_BACK = "Delete that folder to fall back to the older checkpoint."
+_MENDS = {
+    errno.ENOSPC: "Free space on that file system, then resume.",
+    errno.EDQUOT: "Free space within your quota, then resume.",
+    errno.EROFS: "Choose a folder on a writable file system.",
+    errno.EACCES: "Make that folder writable.",
+}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must look like: `size` in bytes and `sha256` in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint on disk.
+
+    Attributes:
+        path: its folder.
+        step: what it was saved under; environment steps or updates, as the writer counts.
+        score: what `CheckpointStore.best` compares, higher is better; None if it was not measured.
+        info: what the writer noted beside the parts, as JSON gives it back.
+        files: file name → what it must look like.
+    """
+
+    path: Path
+    step: int
+    score: float | None
+    info: Mapping[str, Any]
+    files: Mapping[str, FileRecord] = field(repr=False)
+
+    def parts(self) -> dict[str, Any]:
+        """Every part by name; raises CheckpointError as `part` does."""
+        return {name.removesuffix(".msgpack"): self._read(name) for name in self.files}
+
+    def part(self, name: str) -> Any:
+        """One part, as `messages.unpack` gives it.
+
+        Raises:
+            CheckpointError: there is no such part, or its file is missing, truncated or altered.
+        """
+        file = f"{name}.msgpack"
+        if file not in self.files:
+            known = ", ".join(sorted(self.files))
+            raise CheckpointError(f"{self.path}: holds no {file}. It holds: {known}.")
+        return self._read(file)
+
+    def verify(self) -> None:
+        """Raise CheckpointError unless every file has the size and checksum of the manifest."""
+        for name, record in self.files.items():
+            _check(self.path / name, record, _measure(self.path / name))
+
+    def _read(self, name: str) -> Any:
+        path = self.path / name
+        data = _read_bytes(path)
+        _check(path, self.files[name], FileRecord(len(data), hashlib.sha256(data).hexdigest()))
+        try:
+            return messages.unpack(data)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in one folder.
+
+    ```
+    store = CheckpointStore(run_dir / "checkpoints")
+    store.save({"learner": state}, step=1000, info={"env_steps": 1000}, score=0.7)
+    checkpoint = store.newest()
+    state = checkpoint.part("learner")
+    ```
+
+    Attributes:
+        skipped: what the last `newest` or `best` passed over, one message per checkpoint.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        """A store in `directory`, which the first save makes.
+
+        Args:
+            directory: holds the checkpoints and nothing else.
+            keep: how many of the newest checkpoints stay; the best one stays besides.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}.")
+        self.directory = Path(directory)
+        self.keep = keep
+        self.skipped: list[str] = []
+        # Folders that this store wrote or verified, so that pruning need not read them again.
+        self._sound: set[Path] = set()
+
+    def save(
+        self,
+        parts: Mapping[str, Any],
+        *,
+        step: int,
+        info: Mapping[str, Any],
+        score: float | None = None,
+    ) -> Path:
+        """Write one checkpoint, then remove those that are neither new nor best.
+
+        Args:
+            parts: name → tree that `messages.pack` takes; each becomes a file.
+            step: number of the checkpoint, at least 0; saving it again replaces the older one.
+            info: notes that JSON takes.
+            score: higher is better; NaN counts as not measured.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            CheckpointError: it could not be written; older checkpoints are as they were.
+        """
+        if step < 0:
+            raise ValueError(f"step must be at least 0, not {step}.")
+        target = self.directory / f"step_{step:012d}"
+        working = self.directory / f".tmp-{target.name}-{os.getpid()}"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
+            working.mkdir()
+            files = {f"{name}.msgpack": _write_part(working, name, parts[name]) for name in parts}
+            _write_file(working / MANIFEST, _manifest(step, score, info, files))
+            _sync_directory(working)
+            self._put(working, target)
+            self._sound.add(target)
+            self._prune(target)
+        except OSError as error:
+            mend = _MENDS.get(error.errno or 0, "Check that folder and its file system.")
+            raise CheckpointError(
+                f"{target}: could not write the checkpoint: {error.strerror or error}. {mend}"
+            ) from error
+        finally:
+            shutil.rmtree(working, ignore_errors=True)  # gone already unless something failed
+        return target
+
+    def newest(self) -> Checkpoint | None:
+        """The valid checkpoint of the largest step, or None; see `skipped`."""
+        return self._first_valid(lambda _: self._paths())
+
+    def best(self) -> Checkpoint | None:
+        """The valid checkpoint of the highest score, the newest of equals; None if none has one."""
+        return self._first_valid(self._by_score)
+
+    @staticmethod
+    def load(path: Path) -> Checkpoint:
+        """The checkpoint in one folder, verified.
+
+        Raises:
+            CheckpointError: missing, truncated, altered, foreign, or of an unknown schema version.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: there is no such folder; name one like step_0000….")
+        checkpoint = _read_manifest(folder)
+        checkpoint.verify()
+        return checkpoint
+
+    def _paths(self) -> list[Path]:
+        """Folders of checkpoints, newest first; a replaced one after the one that replaces it."""
+        if not self.directory.is_dir():
+            return []
+        found = [(_FOLDER.fullmatch(path.name), path) for path in self.directory.iterdir()]
+        matches = [(int(match[1]), not match[2], path) for match, path in found if match]
+        return [path for _, _, path in sorted(matches, reverse=True)]
+
+    def _by_score(self, unreadable: list[str]) -> list[Path]:
+        """Folders with a score, best first; what cannot be read goes to `unreadable`."""
+        scored: list[tuple[float, Path]] = []
+        for path in self._paths():
+            try:
+                score = _read_manifest(path).score
+            except CheckpointError as error:
+                unreadable.append(str(error))
+                continue
+            if score is not None:
+                scored.append((score, path))
+        # sorted() is stable: of equal scores the newest stays first.
+        return [path for _, path in sorted(scored, key=lambda entry: entry[0], reverse=True)]
+
+    def _first_valid(self, order: Callable[[list[str]], list[Path]]) -> Checkpoint | None:
+        self.skipped = []
+        for path in order(self.skipped):
+            before = _identity(path)
+            try:
+                checkpoint = self.load(path)
+            except CheckpointError as error:
+                if _identity(path) != before:
+                    # The writer removed or replaced it while it was read: look at what is there.
+                    return self._first_valid(order)
+                self.skipped.append(str(error))
+                continue
+            self._sound.add(path)
+            return checkpoint
+        return None
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a writer that died left behind, and undo a replacement it did not finish."""
+        for path in self.directory.glob(".tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for old in self.directory.glob("step_*.old"):
+            target = old.with_suffix("")
+            if target.exists():
+                self._remove(old)
+            else:
+                os.rename(old, target)
+
+    def _put(self, working: Path, target: Path) -> None:
+        """Rename a finished folder into place; a folder that is there moves aside meanwhile."""
+        if not target.exists():
+            os.rename(working, target)
+            _sync_directory(self.directory)
+            return
+        old = target.with_suffix(".old")
+        os.rename(target, old)
+        try:
+            os.rename(working, target)
+        except OSError:
+            os.rename(old, target)
+            raise
+        _sync_directory(self.directory)
+        self._remove(old)
+
+    def _prune(self, written: Path) -> None:
+        """Remove old checkpoints, but never the one just written, the best or the last valid."""
+        best = next((path for path in self._by_score([]) if self._is_sound(path)), None)
+        kept = 0
+        for path in self._paths():
+            # An invalid checkpoint does not count, and stays to be looked at until it is old.
+            if kept < self.keep:
+                kept += self._is_sound(path)
+            elif path not in (written, best):
+                self._remove(path)
+
+    def _is_sound(self, path: Path) -> bool:
+        if path not in self._sound:
+            try:
+                self.load(path)
+            except CheckpointError:
+                return False
+            self._sound.add(path)
+        return True
+
+    def _remove(self, path: Path) -> None:
+        """Rename first, so that no reader ever meets half a folder; leftovers go with a save."""
+        self._sound.discard(path)
+        aside = self.directory / f".tmp-removed-{path.name}-{os.getpid()}"
+        os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_part(folder: Path, name: str, tree: Any) -> FileRecord:
+    if not _PART_NAME.fullmatch(name):
+        raise ValueError(f"part {name!r}: a name has letters, digits, '_', '-' and '.' only.")
+    data = messages.pack(tree)
+    _write_file(folder / f"{name}.msgpack", data)
+    return FileRecord(len(data), hashlib.sha256(data).hexdigest())
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifest(
+    step: int, score: float | None, info: Mapping[str, Any], files: Mapping[str, FileRecord]
+) -> bytes:
+    content = {
+        "schema": SCHEMA,
+        "step": step,
+        "score": None if score is None or math.isnan(score) else float(score),
+        "info": dict(info),
+        "files": {name: vars(record) for name, record in files.items()},
+    }
+    # Through JSON and back, because the seal is over what a reader will see.
+    content = json.loads(json.dumps(content))
+    return json.dumps({**content, "sha256": _seal(content)}, indent=2).encode()
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> Checkpoint:
+    """The checkpoint that a manifest describes; its files are not looked at."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(_read_bytes(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON: {error}. {_FALL_BACK}") from error
+    if not isinstance(content, dict) or not {"schema", "step", "sha256"} <= content.keys():
+        raise CheckpointError(f"{path}: was not written by farreach. {_FALL_BACK}")
+    if content["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{path}: schema version {content['schema']}, but this farreach reads {SCHEMA}. "
+            f"Use the farreach that wrote it. {_FALL_BACK}"
+        )
+    found, expected = content.pop("sha256"), _seal(content)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: was altered: its own sha256 is {found}, its content gives {expected}. "
+            f"{_FALL_BACK}"
+        )
+    # Written by this schema, as the seal shows, so its fields need no further checks.
+    files = {name: FileRecord(**record) for name, record in content["files"].items()}
+    return Checkpoint(folder, content["step"], content["score"], content["info"], files)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _measure(path: Path) -> FileRecord:
+    """Size and checksum of a file, read in blocks of 1 MiB."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return FileRecord(size, digest.hexdigest())
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    mend = _FALL_BACK if isinstance(error, FileNotFoundError) else "Make it readable."
+    return CheckpointError(f"{path}: cannot be read: {error.strerror or error}. {mend}")
+
+
+def _check(path: Path, expected: FileRecord, found: FileRecord) -> None:
+    if found.size != expected.size:
+        raise CheckpointError(
+            f"{path}: has {found.size} bytes instead of {expected.size} "
+            f"(sha256 {found.sha256} instead of {expected.sha256}). {_FALL_BACK}"
+        )
+    if found.sha256 != expected.sha256:
+        raise CheckpointError(
+            f"{path}: was altered: sha256 is {found.sha256} instead of {expected.sha256}. "
+            f"{_FALL_BACK}"
+        )
+
+
+def _identity(path: Path) -> int | None:
+    """The folder's inode, or None if there is no such folder."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None

@@ -1,0 +1,320 @@
+"""The command line: `farreach train | resume | evaluate | check | list | plot`.
+
+Exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 75 stopped by SIGTERM with a
+checkpoint, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from farreach import __version__
+from farreach.console import flush, say, warn
+from farreach.errors import FarreachError
+from farreach.registry import near_match
+
+if TYPE_CHECKING:
+    from farreach.config import Config
+
+# Imports of torch and of everything that needs it wait until a command does.
+
+CTRL_C_EXIT_CODE = 130
+ENVIRONMENTS_MODULE = "farreach_workloads.goals.environments"
+LISTS = ("configs", "environments", "workloads", "settings")
+
+EPILOG = """\
+examples:
+  farreach train goals/walk_maze            train, into runs/walk_maze-<date>-<time>-<id>
+  farreach resume latest                    continue the newest run after a stop or a crash
+  farreach evaluate latest --json           evaluate its best checkpoint
+  farreach list configs                     what can be trained
+
+`farreach COMMAND --help` says more."""
+
+Handler = Callable[[argparse.Namespace], None]
+
+
+class UsageError(FarreachError):
+    """The command line asks for something that does not exist."""
+
+    exit_code = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code.
+
+    Args:
+        argv: arguments without the program's name, by default those of the process.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        options = _parsed(arguments or ["--help"])
+        handler: Handler = options.handler
+        handler(options)
+    except SystemExit as leave:  # argparse, after help or a usage error
+        flush()
+        return int(leave.code or 0)
+    except FarreachError as error:
+        warn(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return CTRL_C_EXIT_CODE
+    except Exception as error:
+        from farreach.launch import Stopped
+
+        if isinstance(error, Stopped):
+            return error.exit_code
+        raise
+    return 0
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser, commands = _parsers()
+    if arguments[0].startswith("-"):
+        return parser.parse_args(arguments)
+    if arguments[0] not in commands:
+        known = list(commands)
+        raise UsageError(f"unknown command {arguments[0]!r}. {near_match(arguments[0], known)}")
+    # Options may stand between positional arguments: `train CONFIG --run-dir DIR key=value`.
+    return commands[arguments[0]].parse_intermixed_args(arguments[1:])
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="farreach",
+        description="Train goal-reaching agents and representations on Ray.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"farreach {__version__}")
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for name, handler, about, examples, arguments in _COMMANDS:
+        command = group.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(handler=handler)
+        arguments(command)
+        commands[name] = command
+    return parser, commands
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a setting, such as seed=3"
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a name: see list configs")
+    _add_overrides(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory, or 'latest' under runs/")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="exactly this directory, new or empty"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs"), help="where runs live (default: runs)"
+    )
+
+
+def _resume_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_overrides(parser)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--checkpoint", choices=("best", "newest"), default="best")
+    parser.add_argument(
+        "--episodes", type=_positive, metavar="N", help="how many (default: what the config says)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, like result.json, and no more"
+    )
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", metavar="WHAT", default="configs", help=", ".join(LISTS))
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="whose settings to list")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"should be a whole number above 0 (got {text!r})")
+    return int(text)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from farreach import launch
+
+    launch.train(options.config, options.overrides, options.run_dir, options.root)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from farreach import launch
+
+    launch.resume(options.run, options.overrides)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from farreach import launch
+
+    # Whatever is printed on the way goes to stderr: with --json, stdout is for programs.
+    with contextlib.redirect_stdout(sys.stderr):
+        result = launch.evaluate(options.run, options.checkpoint, options.episodes)
+    if options.json:
+        say(json.dumps(result, indent=2, allow_nan=False))
+        return
+    metrics = {name: value for name, value in result.items() if "/" in name}
+    _say_table(
+        (name, "nan" if value is None else f"{value:.6g}") for name, value in metrics.items()
+    )
+
+
+def _check(options: argparse.Namespace) -> None:
+    from farreach import launch
+
+    for note in launch.check(options.config, options.overrides):
+        say(f"note: {note}")
+    say(f"{options.config} is fine")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from farreach import launch
+
+    for path in launch.plot(options.run):
+        say(str(path))
+
+
+def _list(options: argparse.Namespace) -> None:
+    if options.what not in LISTS:
+        raise UsageError(f"cannot list {options.what!r}. {near_match(options.what, list(LISTS))}")
+    if options.config is not None and options.what != "settings":
+        raise UsageError(f"`farreach list {options.what}` takes no CONFIG.")
+    if options.what == "configs":
+        _say_table(_shipped_configs())
+    elif options.what == "environments":
+        _say_table(_environments())
+    elif options.what == "workloads":
+        _say_table(_workloads())
+    elif options.config is None:
+        raise UsageError("name a CONFIG, such as `farreach list settings goals/walk_maze`.")
+    else:
+        _say_settings(options.config)
+
+
+def _shipped_configs() -> Iterable[tuple[str, str]]:
+    """Each shipped configuration with the first line of its opening comment."""
+    from farreach import config
+
+    for path in config.shipped():
+        first = path.read_text().partition("\n")[0]
+        name = f"{path.parent.name}/{path.stem}"
+        yield name, first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _environments() -> Iterable[tuple[str, str]]:
+    from farreach.registry import environments
+
+    importlib.import_module(ENVIRONMENTS_MODULE)
+    for name in environments:
+        yield name, _first_line(environments.get(name))
+
+
+def _workloads() -> Iterable[tuple[str, str]]:
+    from farreach import config
+
+    for name in sorted({config.load(path).workload for path in config.shipped()}):
+        yield name, _first_line(importlib.import_module(name))
+
+
+def _say_settings(name: str) -> None:
+    from farreach import config
+
+    model: type[Config] = type(config.load(config.find(name)).config)
+    for setting in config.describe(model):
+        say(f"{setting.key}: {setting.type} = {setting.default}")
+        if setting.doc:
+            say(f"    {' '.join(setting.doc.split())}")
+
+
+def _first_line(documented: Any) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _say_table(rows: Iterable[tuple[str, str]]) -> None:
+    table = list(rows)
+    width = max((len(left) for left, _ in table), default=0)
+    for left, right in table:
+        say(f"{left:<{width}}  {right}".rstrip())
+
+
+_Command = tuple[str, Handler, str, str, Callable[[argparse.ArgumentParser], None]]
+
+_COMMANDS: tuple[_Command, ...] = (
+    (
+        "train",
+        _train,
+        "train a configuration in a new run directory",
+        "  farreach train goals/walk_maze\n"
+        "  farreach train goals/walk_maze seed=3 --run-dir runs/third\n"
+        "  farreach train my_config.yaml name=trial",
+        _train_arguments,
+    ),
+    (
+        "resume",
+        _resume,
+        "continue a run from its newest checkpoint",
+        "  farreach resume latest\n"
+        "  farreach resume runs/walk_maze-20250101-120000-1a2b evaluation.episodes=50",
+        _resume_arguments,
+    ),
+    (
+        "evaluate",
+        _evaluate,
+        "evaluate a checkpoint of a run",
+        "  farreach evaluate latest\n"
+        "  farreach evaluate latest --checkpoint newest --episodes 200 --json > metrics.json",
+        _evaluate_arguments,
+    ),
+    (
+        "check",
+        _check,
+        "check a configuration without training it",
+        "  farreach check goals/walk_maze\n  farreach check my_config.yaml environment.num_envs=64",
+        _add_config,
+    ),
+    (
+        "list",
+        _list,
+        "list what there is to choose from",
+        "  farreach list\n  farreach list environments\n  farreach list settings goals/walk_maze",
+        _list_arguments,
+    ),
+    (
+        "plot",
+        _plot,
+        "draw the figures of a run",
+        "  farreach plot latest",
+        _add_run,
+    ),
+)

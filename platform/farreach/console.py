@@ -1,0 +1,33 @@
+"""Lines for the user: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+
+def say(line: str = "") -> None:
+    """Print a line to stdout; a reader that has gone away (`| head`) does not end a run."""
+    _write(sys.stdout, line + "\n")
+
+
+def warn(line: str) -> None:
+    """Print a line to stderr, likewise."""
+    _write(sys.stderr, line + "\n")
+
+
+def flush() -> None:
+    """Hand what others have printed to stdout to its reader, if that is still there."""
+    _write(sys.stdout, "")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # Later lines go nowhere, and the interpreter's own flush at exit does not fail either.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

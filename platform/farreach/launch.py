@@ -1,0 +1,379 @@
+"""From a configuration to a trained run: load, check, make the run directory, run the workload.
+
+A workload is a module that a configuration names with its key `workload`; see `Workload`.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, Protocol, cast
+
+from farreach import config as configs
+from farreach import runtime
+from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.config import Config
+from farreach.console import say, warn
+from farreach.errors import CheckpointError, ConfigError, FarreachError, RunDirectoryError
+from farreach.provenance import installed_versions
+from farreach.rundir import RunDirectory, flat_result
+
+Which = Literal["best", "newest"]
+
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: trying again, with `farreach resume`, is useful
+CTRL_C_EXIT_CODE = 130
+
+
+class Workload(Protocol):
+    """What a module must have to be named by a configuration.
+
+    Its `Config` has at least the fields `name` and `seed`. Metrics are called `group/name`.
+    """
+
+    Config: type[Config]
+
+    def check(self, config: Any) -> list[str]:
+        """Raise ConfigError or EnvironmentFault before any actor starts; notes for the user."""
+
+    def run(
+        self, config: Any, run: RunDirectory, checkpoint: Checkpoint | None
+    ) -> dict[str, float]:
+        """Train, from the checkpoint if there is one; the final metrics.
+
+        When asked to stop (see `StopRequest`), write a last checkpoint and raise Stopped.
+        """
+
+    def evaluate(
+        self, config: Any, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
+    ) -> dict[str, float]:
+        """Metrics of a checkpoint; `episodes` None stands for what the config says."""
+
+    def plot(self, config: Any, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
+        """Draw the figures of a run; the files."""
+
+
+class Stopped(Exception):  # noqa: N818 (no error: the run did what it was asked to do)
+    """The run was asked to stop, and has written its last checkpoint."""
+
+    def __init__(self, signum: int) -> None:
+        """Stopped by SIGTERM or SIGINT."""
+        super().__init__(signum)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line returns."""
+        return CTRL_C_EXIT_CODE if self.signum == signal.SIGINT else STOPPED_EXIT_CODE
+
+
+class StopRequest:
+    """Turns SIGTERM and Ctrl-C into a request; a second Ctrl-C aborts at once.
+
+    ```
+    with StopRequest() as stop:
+        while not done:
+            step()
+            if stop.signum is not None:
+                save_checkpoint()
+                raise Stopped(stop.signum)
+    ```
+    Enter it after `runtime.connect`. Outside of the main thread, where Python has no signals, it
+    never asks.
+    """
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self.signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Restore the handlers that were there before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signum is None or number == signal.SIGINT:
+            self.signum = number
+        # Not through sys.stderr, whose lock the interrupted code may hold.
+        with suppress(OSError):
+            os.write(2, b"\nstopping after a last checkpoint; Ctrl-C twice aborts at once\n")
+
+
+def train(
+    config_name: str,
+    overrides: Sequence[str] = (),
+    run_dir: Path | None = None,
+    root: Path = Path("runs"),
+) -> RunDirectory:
+    """Train from the beginning in a new run directory.
+
+    Args:
+        config_name: a file, or a shipped configuration such as `goals/walk_maze`.
+        overrides: such as `agent.lr=1e-3`.
+        run_dir: exactly this directory, instead of a fresh one under `root`.
+        root: where runs live.
+
+    Raises:
+        FarreachError: before or during the run; its message is for the user.
+        Stopped: the run was asked to stop and can be resumed.
+        KeyboardInterrupt: the run was aborted.
+    """
+    loaded = configs.load(configs.find(config_name), overrides)
+    config: Any = loaded.config
+    workload = _workload(loaded.workload)
+    notes = workload.check(config)
+    text = configs.dump(config, loaded.workload)
+    run = RunDirectory.create(root, config.name, text, sys.argv, config.seed, path=run_dir)
+    with run.lock():
+        run.event("started")
+        _announce(run, notes)
+        _execute(workload, config, run, None)
+    return run
+
+
+def resume(path: Path | str, overrides: Sequence[str] = ()) -> RunDirectory:
+    """Continue a run from its newest intact checkpoint, or from the beginning if it has none.
+
+    Args:
+        path: the run directory, or `latest`.
+        overrides: changes of keys that the workload's `Config.RESUMABLE` allows.
+
+    Raises:
+        ConfigError: an override changes another key.
+        FarreachError, Stopped, KeyboardInterrupt: as `train` does.
+    """
+    run = RunDirectory.open(path)
+    before = configs.load(run.config_path)
+    loaded = configs.load(run.config_path, overrides)
+    if loaded.workload != before.workload:
+        raise ConfigError(f"a run keeps its workload, which is {before.workload}.")
+    changes = configs.differences(before.config, loaded.config)
+    _refuse_fixed_keys(loaded.config, changes)
+    workload = _workload(loaded.workload)
+    with run.lock():
+        if run.result_path.exists() and not changes:
+            say(f"{run.path} is done already; give key=value to change it and to train on.")
+            return run
+        run.check_writable()
+        notes = workload.check(loaded.config)
+        checkpoint = find_checkpoint(run, "newest")
+        if changes:
+            run.replace_config(configs.dump(loaded.config, loaded.workload))
+            run.result_path.unlink(missing_ok=True)
+        step = None if checkpoint is None else checkpoint.step
+        run.event("resumed", step=step, changes=changes)
+        _announce(run, notes)
+        said = "no checkpoint yet, beginning again" if step is None else f"step {step:,}"
+        say(f"resume    {said}")
+        _execute(workload, loaded.config, run, checkpoint)
+    return run
+
+
+def evaluate(
+    path: Path | str, which: Which = "best", episodes: int | None = None
+) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run; the same flat object as `result.json`.
+
+    Args:
+        path: the run directory, or `latest`.
+        which: the checkpoint of the highest score (the newest if none has one), or the newest.
+        episodes: how many, by default what the run's config says.
+
+    Raises:
+        FarreachError: no such run or checkpoint, or the evaluation failed.
+    """
+    run = RunDirectory.open(path)
+    loaded = configs.load(run.config_path)
+    config: Any = loaded.config
+    checkpoint = _require_checkpoint(run, which)
+    begun_s = time.monotonic()
+    with _failures_explained(run):
+        workload = _workload(loaded.workload)
+        metrics = workload.evaluate(config, run, checkpoint, episodes=episodes)
+    wall_time_s = time.monotonic() - begun_s
+    return flat_result(
+        metrics, seed=config.seed, wall_time_s=wall_time_s, versions=installed_versions()
+    )
+
+
+def check(config_name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Check a configuration without training; the workload's notes.
+
+    Raises:
+        FarreachError: what is wrong with the configuration or the environment.
+    """
+    loaded = configs.load(configs.find(config_name), overrides)
+    return _workload(loaded.workload).check(loaded.config)
+
+
+def plot(path: Path | str) -> list[Path]:
+    """Draw the figures of a run from its best checkpoint (the newest if none has a score).
+
+    Raises:
+        FarreachError: no such run or checkpoint, or drawing failed.
+    """
+    run = RunDirectory.open(path)
+    loaded = configs.load(run.config_path)
+    checkpoint = _require_checkpoint(run, "best")
+    with _failures_explained(run):
+        return _workload(loaded.workload).plot(loaded.config, run, checkpoint)
+
+
+def find_checkpoint(run: RunDirectory, which: Which) -> Checkpoint | None:
+    """A checkpoint of a run, or None if it has none; damaged ones are passed over and reported.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    store = CheckpointStore(run.checkpoints)
+    found = store.best() if which == "best" else None
+    if found is None:
+        found = store.newest()
+    for message in store.skipped:
+        warn(f"skipped   {message}")
+    if found is None and store.skipped:
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoints} is intact, see above. Train again, or delete "
+            "these folders to let `farreach resume` begin from the beginning."
+        )
+    return found
+
+
+def _require_checkpoint(run: RunDirectory, which: Which) -> Checkpoint:
+    checkpoint = find_checkpoint(run, which)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run.path} has no checkpoint yet. Continue the run with `farreach resume {run.path}`."
+        )
+    return checkpoint
+
+
+def _workload(name: str) -> Workload:
+    return cast(Workload, importlib.import_module(name))
+
+
+def _refuse_fixed_keys(config: Config, changes: Sequence[str]) -> None:
+    """Raise ConfigError for changes outside of the model's `RESUMABLE` keys and sections."""
+    allowed: frozenset[str] = getattr(config, "RESUMABLE", frozenset())
+
+    def may_change(change: str) -> bool:
+        key = change.partition(":")[0]
+        return any(key == entry or key.startswith(f"{entry}.") for entry in allowed)
+
+    fixed = [change for change in changes if not may_change(change)]
+    if fixed:
+        raise ConfigError(
+            "a resumed run keeps these values:\n  "
+            + "\n  ".join(fixed)
+            + f"\nWhat may change: {', '.join(sorted(allowed)) or 'nothing'}. "
+            "Start a new run with `farreach train` for the others."
+        )
+
+
+def _announce(run: RunDirectory, notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"note      {note}")
+    say(f"run       {run.path}")
+    say(f"watch     tensorboard --logdir {run.tensorboard}")
+    say(f"stop      Ctrl-C; continue with farreach resume {run.path}")
+
+
+def _execute(
+    workload: Workload, config: Any, run: RunDirectory, checkpoint: Checkpoint | None
+) -> None:
+    """Run the workload, and write down how that ended."""
+    later = f"continue with farreach resume {run.path}"
+    try:
+        with _failures_explained(run):
+            metrics = workload.run(config, run, checkpoint)
+        run.event("finished")
+        wall_time_s = training_time_s(run.events())
+        versions = installed_versions()
+        run.write_result(metrics, seed=config.seed, wall_time_s=wall_time_s, versions=versions)
+    except Stopped as stop:
+        run.event("stopped", signal=signal.Signals(stop.signum).name)
+        warn(f"stopped with a checkpoint; {later}")
+        raise
+    except KeyboardInterrupt:
+        run.event("aborted")
+        warn(f"aborted without a new checkpoint; {later}")
+        raise
+    except FarreachError as error:
+        with suppress(RunDirectoryError):  # a full disk is the failure, or comes on top of it
+            run.event("failed", error=str(error))
+        warn(f"the run failed, see below; once that is mended, {later}")
+        raise
+    _show_result(run, metrics, wall_time_s)
+
+
+def training_time_s(events: Sequence[Mapping[str, Any]]) -> float:
+    """Wall time of a run in s without its pauses; a killed part counts to its last event."""
+    total_s = begun_s = last_s = 0.0
+    for event in events:
+        if event["event"] in ("started", "resumed"):
+            total_s += last_s - begun_s
+            begun_s = event["time"]
+        last_s = event["time"]
+    return total_s + last_s - begun_s
+
+
+def _show_result(run: RunDirectory, metrics: Mapping[str, float], wall_time_s: float) -> None:
+    width = max((len(name) for name in metrics), default=0)
+    for name in sorted(metrics):
+        say(f"  {name:<{width}}  {metrics[name]:.6g}")
+    say(f"done in {wall_time_s:,.0f} s; result in {run.result_path}")
+
+
+@contextmanager
+def _failures_explained(run: RunDirectory) -> Iterator[None]:
+    """Turn whatever goes wrong into one message, with its trace in the run's `error.log`."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except FarreachError as error:
+        # Ray wraps what a remote call raised, and the wrapper's text is the remote trace.
+        cause = getattr(error, "cause", None)
+        raise (cause if isinstance(cause, FarreachError) else error) from error.__cause__
+    except Exception as error:
+        raise _unforeseen(run, error) from error
+    finally:
+        runtime.disconnect()
+
+
+def _unforeseen(run: RunDirectory, error: Exception) -> FarreachError:
+    """The message for an exception that nobody foresaw."""
+    summary = traceback.format_exception_only(type(error), error)[-1].strip().splitlines()[0]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunDirectoryError(f"the disk is full ({summary}). Free some space.")
+    trace = "".join(traceback.format_exception(error))
+    try:
+        with open(run.error_path, "a") as file:
+            file.write(trace + "\n")
+    except OSError:
+        return FarreachError(f"unforeseen failure:\n{trace}")
+    return FarreachError(f"unforeseen failure: {summary}. The trace is in {run.error_path}")

@@ -1,0 +1,214 @@
+"""Connecting to Ray: an embedded local one, the cluster of a submitted job, or `RAY_ADDRESS`.
+
+Set `FARREACH_DEBUG=1` to see Ray's own log lines and whatever its workers print.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from farreach.errors import ClusterError
+
+PROBE_TIMEOUT_S = 3.0
+MAX_OBJECT_STORE_BYTES = 2 * 2**30
+MIN_OBJECT_STORE_BYTES = 100 * 2**20
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # With Ray's 2 s every `ray.train.report` waits that long.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Several threads per process make small networks slower on busy cores.
+    "OMP_NUM_THREADS": "1",
+}
+PACKAGES = ("farreach", "farreach_workloads")
+# Set by Ray in the driver of a submitted job.
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+_started_here = False
+
+
+def connect(
+    num_cpus_needed: float, *, address: str | None = None, settings: Sequence[str] = ()
+) -> None:
+    """Connect this process to Ray, and check that what was asked for fits.
+
+    Without an address (and without `RAY_ADDRESS`) this starts a Ray of its own, which ends with the
+    process; it never joins one that somebody else has started. A Ray that this process is already
+    connected to is used as it is.
+
+    Args:
+        num_cpus_needed: logical CPUs that the actors reserve together.
+        address: `host:port`, `ray://host:port`, `auto` (the cluster that `ray start` began on this
+            machine) or `local`; by default `RAY_ADDRESS`, or else `local`.
+        settings: dotted names of the settings that decide how much is needed, for the error.
+
+    Raises:
+        ClusterError: the address is malformed, nobody answers there within 3 s, or the cluster has
+            fewer CPUs than needed.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray  # after the variables, which Ray reads when it is imported
+
+    if not ray.is_initialized():
+        where = address or os.environ.get("RAY_ADDRESS") or "local"
+        debug = os.environ.get("FARREACH_DEBUG", "") not in ("", "0")
+        arguments: dict[str, Any] = {
+            "log_to_driver": debug,
+            "logging_level": logging.INFO if debug else logging.ERROR,
+        }
+        if where == "local":
+            _start_local(arguments)
+        else:
+            _join(_resolve(where), arguments)
+    try:
+        _check_cpus(num_cpus_needed, settings)
+    except ClusterError:
+        disconnect()
+        raise
+
+
+def disconnect() -> None:
+    """Leave Ray, if `connect` made the connection; a local Ray ends with it."""
+    global _started_here
+    if _started_here:
+        import ray
+
+        ray.shutdown()
+        _started_here = False
+
+
+def _start_local(arguments: dict[str, Any]) -> None:
+    # Ray's ports are open to the network, so its token authentication stays on; a token of this
+    # process's own spares the user a file in the home directory.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=object_store_bytes(),
+        runtime_env=local_runtime_env(),
+        **arguments,
+    )
+
+
+def _join(address: str, arguments: dict[str, Any]) -> None:
+    # A submitted job brings its code in the job's own runtime environment.
+    if _JOB_VARIABLE not in os.environ:
+        arguments["runtime_env"] = {"py_modules": [str(path) for path in _package_folders()]}
+    try:
+        _init(address=address, **arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} refused the connection: {error}. Ray and Python must "
+            "have the same versions on both sides, and the same RAY_AUTH_MODE and token."
+        ) from error
+
+
+def _init(**arguments: Any) -> None:
+    global _started_here
+    import ray
+
+    with _signal_handlers_kept():
+        ray.init(**arguments)
+    _started_here = True
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Undo what Ray does to SIGTERM: its handler exits at once, without a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _resolve(address: str) -> str:
+    """The address to connect to, once somebody has answered there."""
+    if address == "auto":
+        address = _address_of_ray_start()
+    host, port = _host_and_port(address)
+    try:
+        socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {error}. Start it, correct RAY_ADDRESS, or "
+            "unset RAY_ADDRESS to run on this machine alone."
+        ) from error
+    return address
+
+
+def _address_of_ray_start() -> str:
+    from ray._private.utils import read_ray_address  # ray.init itself takes 40 s if that died
+
+    found = read_ray_address()
+    if not found:
+        raise ClusterError(
+            "RAY_ADDRESS is 'auto', but no Ray cluster was started on this machine. Start one with "
+            "`ray start --head`, or unset RAY_ADDRESS."
+        )
+    return str(found)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ClusterError(
+            f"Ray address {address!r} is neither host:port, ray://host:port, 'auto' nor 'local'. "
+            "Correct RAY_ADDRESS; the usual ports are 6379, and 10001 with ray://."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _check_cpus(needed: float, settings: Sequence[str]) -> None:
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there = resources.get("CPU", 0.0)
+    if there + 1e-6 < needed:
+        lower = ", ".join(settings) or "the number of actors or their CPUs"
+        raise ClusterError(
+            f"the run asks for {needed:g} CPUs and Ray has {there:g}. Lower {lower}, "
+            "or use a larger machine or cluster."
+        )
+
+
+def object_store_bytes() -> int:
+    """Size of a local Ray's object store: a tenth of the memory, and what /dev/shm can hold."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    bound = min(MAX_OBJECT_STORE_BYTES, memory // 10)
+    if os.path.isdir("/dev/shm"):
+        bound = min(bound, shutil.disk_usage("/dev/shm").free * 9 // 10)
+    return max(MIN_OBJECT_STORE_BYTES, bound)
+
+
+def _package_folders() -> list[Path]:
+    """Folders of the two packages, without importing the workloads."""
+    folders = []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            folders.append(Path(spec.origin).resolve().parent)
+    return folders
+
+
+def local_runtime_env() -> dict[str, Any]:
+    """Puts the source roots on the path of the workers, which know installed packages already."""
+    roots = [str(folder.parent) for folder in _package_folders()]
+    roots = [root for root in roots if not root.endswith(("site-packages", "dist-packages"))]
+    known = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*roots, *known]))}}

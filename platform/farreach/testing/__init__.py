@@ -1,0 +1,1 @@
+"""Conformance suites that users can run on what they add."""

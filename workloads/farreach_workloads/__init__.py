@@ -1,0 +1,1 @@
+"""The systems that farreach trains: one package per kind of workload."""

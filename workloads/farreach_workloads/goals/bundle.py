@@ -1,0 +1,134 @@
+"""The bundle: one version of network, memory and graph, immutable, read by every process.
+
+Whoever computes a reward, picks a goal or plans a path pins one bundle and asks it; a new bundle
+never changes an old one. Slot numbers identify nodes together with `born`: an annotation made at
+version v is still about the same node if that node was born at or before v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec, Ints
+from farreach_workloads.goals.features import Features
+from farreach_workloads.goals.reachability import FoldedReachability
+
+if TYPE_CHECKING:
+    from farreach_workloads.goals.config import GoalsRunConfig
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Network, memory nodes and graph of one refresh; n nodes, observations of d dims.
+
+    Attributes:
+        version: number of the refresh.
+        network: reachability network, folded.
+        scale, unit: (d,), see `Features`.
+        nodes: (n, d) observations.
+        embeddings: (n, e).
+        born: (n,) version at which the node in this slot was added.
+        added_at: (n,) environment steps at which it was added.
+        predecessor: (n,) node that was pursued when it was found; -1 for the root.
+        passes: (n,) how often random walks came by.
+        attempts, successes: (n,) pursuits of the node as a goal, and how many ended at it.
+        support: (n, n) int32, transitions seen between two nodes, symmetric.
+        hops, next_hop: (n, n) int16, see `graph.Paths`.
+        connectors: (k, 2) edges without a transition behind them.
+        components: connected components before connecting.
+    """
+
+    version: int
+    network: FoldedReachability
+    scale: Floats
+    unit: Floats
+    nodes: Floats
+    embeddings: Floats
+    born: Ints
+    added_at: Ints
+    predecessor: Ints
+    passes: Floats
+    attempts: Floats
+    successes: Floats
+    support: Ints
+    hops: Ints
+    next_hop: Ints
+    connectors: Ints
+    components: int
+
+    def __len__(self) -> int:
+        """Number of nodes."""
+        return len(self.nodes)
+
+    def features(self, config: GoalsRunConfig, spec: GoalEnvironmentSpec) -> Features:
+        """The transformation of observations that belongs to this bundle."""
+        return Features(spec, config.features, config.reachability, self.scale, self.unit)
+
+    def nearest(self, embeddings: Floats) -> Ints:
+        """The node that each state reaches best: (m, e) → (m,)."""
+        return self.network.nearest(embeddings, self.embeddings)[0]
+
+    def valid(self, slots: Ints, version: Ints) -> np.ndarray:
+        """Whether annotations (slot, version) still mean the node that they meant."""
+        inside = (slots >= 0) & (slots < len(self))
+        return inside & (self.born[np.where(inside, slots, 0)] <= version)
+
+    def subgoal(self, start: Ints, end: Ints, ahead: int) -> Ints:
+        """The node `ahead` hops along the shortest path, or the end if that is nearer."""
+        node = start
+        for _ in range(ahead):
+            node = self.next_hop[node, end].astype(np.int64)
+        return node
+
+    def path(self, start: int, end: int) -> list[int]:
+        """All nodes of the shortest path, both ends included."""
+        nodes = [start]
+        while nodes[-1] != end:
+            nodes.append(int(self.next_hop[nodes[-1], end]))
+        return nodes
+
+    @cached_property
+    def degree(self) -> Ints:
+        """Number of neighbours of each node, (n,)."""
+        return (self.support > 0).sum(axis=1)
+
+    def goal_weights(self, mode: str) -> Floats:
+        """Probability of each node as a goal, (n,).
+
+        uniform: equal. novelty and chained: ∝ 1 / (1 + passes of random walks). frontier:
+        ∝ 1 / (1 + neighbours), times four for nodes of the newest version. success_band: nodes
+        reached in 20 to 80 % of at least four tries count ten times.
+        """
+        if mode == "uniform":
+            weights = np.ones(len(self))
+        elif mode in ("novelty", "chained"):
+            weights = 1.0 / (1.0 + self.passes)
+        elif mode == "frontier":
+            weights = np.where(self.born == self.version, 4.0, 1.0) / (1.0 + self.degree)
+        else:
+            rate = self.successes / np.maximum(self.attempts, 1.0)
+            band = (self.attempts >= 4) & (rate >= 0.2) & (rate <= 0.8)
+            weights = np.where(band, 10.0, 1.0)
+        return weights / weights.sum()
+
+    def arrays(self) -> dict[str, Any]:
+        """Every field as arrays and numbers, for a checkpoint."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        network = content.pop("network")
+        content["encoder"] = [list(layer) for layer in network.encoder]
+        content["comparator"] = [list(layer) for layer in network.comparator]
+        return content
+
+    @classmethod
+    def from_arrays(cls, content: dict[str, Any]) -> Bundle:
+        """The inverse of `arrays`."""
+        content = dict(content)
+        network = FoldedReachability(
+            [(weight, bias) for weight, bias in content.pop("encoder")],
+            [(weight, bias) for weight, bias in content.pop("comparator")],
+        )
+        return cls(network=network, **content)

@@ -1,0 +1,279 @@
+"""Settings of goal reaching: every default is stated here, once.
+
+The defaults are what works best on the mazes; the values of the paper (arXiv:2206.11733) and of the
+code it grew from are in `fidelity.py` and take their place where `fidelity: paper` is set.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from farreach.config import Config
+from farreach_workloads.goals import fidelity
+
+
+class EnvironmentConfig(Config):
+    """Which environment, and how many copies a rollout actor steps."""
+
+    name: str = "maze"
+    """Registered name; see `farreach list environments`."""
+    num_envs: int = Field(32, ge=1)
+    """Copies that one rollout actor steps together."""
+    options: dict[str, Any] = {}
+    """Arguments of the environment's constructor, such as `id` for `name: gymnasium`."""
+
+
+class FeaturesConfig(Config):
+    """How observations become network inputs."""
+
+    dims: Literal["state", "all"] = "state"
+    """What the policy sees: `state` drops velocities that carry nothing and the clock."""
+    angles: Literal["sincos", "raw"] = "sincos"
+    """How raw angles enter the networks."""
+    goal: Literal["masked", "full"] = "masked"
+    """Whether the policy sees only the dims that define a goal, or the goal's whole observation."""
+    relative: bool = True
+    """Add tanh of (goal - state) on the goal dims to the policy's input."""
+    scale: Literal["walk", "none"] = "walk"
+    """Divide inputs by their spread in the first random walks (`walk`), or leave them."""
+
+
+class PhasesConfig(Config):
+    """The two phases of an episode: pursue a goal, then walk randomly from where that ended."""
+
+    policy_steps: int = Field(100, ge=1)
+    random_steps: int = Field(100, ge=1)
+    random_start: Literal["goal", "reset"] = "goal"
+    """`reset` is the negative control: random walks that never profit from the policy."""
+    initial_random_steps: int = Field(10_000, ge=1)
+    planned_frac: float = Field(0.5, ge=0, le=1)
+    """Share of the copies that pursue their goal along the graph while collecting."""
+    lookahead_hops: int = Field(3, ge=1)
+    """How many hops ahead the sub-goal of planned execution lies."""
+    replan_steps: int = Field(4, ge=1)
+    """Policy steps between two choices of a sub-goal."""
+
+
+class ReachabilityConfig(Config):
+    """The reachability network and its training."""
+
+    window: int = Field(10, ge=1)
+    """τ: steps within which a state counts as reachable."""
+    directed: bool = False
+    """Whether only later states count as reachable, or both directions do."""
+    dims: Literal["state", "goal"] = "state"
+    """What the network sees: the environment's reachability dims, or its goal dims."""
+    embedding: int = Field(16, ge=1)
+    hidden: int = Field(64, ge=1)
+    encoder_layers: int = Field(3, ge=1)
+    comparator_layers: int = Field(2, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    batch: int = Field(512, ge=2)
+    negative_frac: float = Field(0.5, gt=0, lt=1)
+    in_trajectory_frac: float = Field(0.5, ge=0, le=1)
+    """Share of the negatives that come from the same trajectory."""
+    first_pairs: int = Field(500_000, ge=1)
+    refresh_pairs: int = Field(150_000, ge=1)
+    refresh_every_steps: int = Field(12_800, ge=1)
+    """Random-walk steps between two refreshes of network, memory and graph."""
+    walk_capacity_steps: int = Field(1_000_000, ge=1)
+
+
+class MemoryConfig(Config):
+    """The goal memory and the graph over it."""
+
+    capacity: int = Field(1_500, ge=2, le=32_000)
+    threshold: float = 0.0
+    """Logit below which no node reaches a state, which makes the state a new node."""
+    stride: int = Field(2, ge=1)
+    """Every stride-th state of a random walk is a candidate."""
+    novelty: Literal["reachability", "oracle"] = "reachability"
+    """`oracle` is the oracle curriculum: novelty by the environment's own distance."""
+    oracle_radius: float = Field(1.5, gt=0)
+    """Oracle distance that makes a state novel, in success thresholds."""
+    replace: Literal["random", "redundant"] = "random"
+    """Which node a full memory gives up: any, or the one that others cover best."""
+    prune: bool = False
+    """Drop the later of two nodes that have become mutually reachable, at each refresh."""
+    min_edge_support: int = Field(1, ge=1)
+    """Transitions that must have been seen before an edge counts."""
+
+
+class GoalsConfig(Config):
+    """Which goals the policy pursues while collecting."""
+
+    source: Literal["memory", "replay", "evaluation"] = "memory"
+    """`replay`: any state visited before; `evaluation`: the evaluation's own distribution."""
+    mode: Literal["uniform", "novelty", "frontier", "success_band", "chained"] = "novelty"
+    """How nodes are drawn from the memory."""
+
+
+class RewardConfig(Config):
+    """The reward, computed per batch from the current bundle and never stored."""
+
+    mode: Literal[
+        "graph_goal", "graph", "graph_node", "reachability", "oracle_dense", "oracle_sparse"
+    ] = "graph_goal"
+    scale: float = Field(0.1, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logit before the sigmoid."""
+
+
+class RelabelConfig(Config):
+    """Shares of the goals that a batch of transitions is trained with."""
+
+    original: float = Field(0.2, ge=0, le=1)
+    future: float = Field(0.3, ge=0, le=1)
+    node: float = Field(0.5, ge=0, le=1)
+    replay: float = Field(0.0, ge=0, le=1)
+    future_mean_steps: float = Field(10.0, gt=0)
+    """Mean of the geometric distribution over how far ahead a future goal lies."""
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> RelabelConfig:
+        total = self.original + self.future + self.node + self.replay
+        if abs(total - 1) > 1e-6:
+            raise ValueError(
+                f"original + future + node + replay is {total:g}; the shares must add up to 1"
+            )
+        return self
+
+
+class AgentConfig(Config):
+    """Goal-conditioned SAC with a fixed entropy weight."""
+
+    network: Literal["concat", "heads"] = "concat"
+    """Plain concatenation of state and goal, or the paper's separate heads."""
+    hidden: int = Field(128, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    lr_decay_frac: float = Field(0.4, ge=0, le=1)
+    """Last share of training over which the learning rate falls linearly to a tenth."""
+    batch: int = Field(256, ge=1)
+    discount: float = Field(0.95, gt=0, lt=1)
+    entropy_weight: float = Field(0.02, ge=0)
+    polyak: float = Field(0.005, gt=0, le=1)
+    replay_steps: int = Field(400_000, ge=1)
+    updates_per_policy_step: float = Field(0.07, gt=0)
+
+
+class EvaluationConfig(Config):
+    """Evaluation on held-out goals, which training never sees."""
+
+    every_steps: int = Field(100_000, ge=1)
+    episodes: int = Field(500, ge=1)
+    last: int = Field(3, ge=1)
+    """How many of the last evaluations the reported mean covers."""
+    stop_success: float | None = Field(None, gt=0, le=1)
+    """Stop early once the mean success_final of the last evaluations reaches this."""
+    stop_worst: float = Field(0.0, ge=0, le=1)
+    """... and no category's mean lies below this."""
+
+
+class TrainingConfig(Config):
+    """How long to train and how often to save."""
+
+    env_steps: int = Field(3_000_000, ge=1)
+    """Environment steps in all, random ones included."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Wall-clock limit of training."""
+    checkpoint_every_s: float = Field(60.0, gt=0)
+    """Seconds between checkpoints in async mode."""
+    checkpoint_every_steps: int = Field(500_000, ge=1)
+    """Environment steps between checkpoints in sync mode, where time must not matter."""
+    keep_checkpoints: int = Field(2, ge=1)
+    figures_every_steps: int = Field(500_000, ge=1)
+
+
+class CpusConfig(Config):
+    """CPUs that each role reserves."""
+
+    learner: float = Field(1.0, ge=0)
+    rollout: float = Field(0.5, ge=0)
+    reachability: float = Field(0.2, ge=0)
+    memory: float = Field(0.2, ge=0)
+    evaluator: float = Field(0.1, ge=0)
+
+
+class RuntimeConfig(Config):
+    """Where the parts run and how tightly they are coupled."""
+
+    mode: Literal["async", "sync"] = "async"
+    """`sync` runs the parts in one fixed order: bit-equal for a seed, slower."""
+    placement: Literal["actor", "inline"] = "actor"
+    """`inline` runs everything in the driver's process."""
+    rollout_actors: int = Field(1, ge=1, le=4096)
+    torch_threads: int = Field(1, ge=1)
+    """Torch threads of each process."""
+    device: str = "cpu"
+    """Device of the learner: cpu or cuda."""
+    learner_chunk: int = Field(32, ge=1)
+    """Updates per call of the learner."""
+    max_restarts: int = Field(20, ge=0)
+    """Deaths per role within ten minutes before the run gives up."""
+    cpus: CpusConfig = CpusConfig()
+
+    @model_validator(mode="after")
+    def _inline_is_sync(self) -> RuntimeConfig:
+        if self.placement == "inline" and self.mode == "async":
+            raise ValueError(
+                "placement: inline has one process and cannot be asynchronous; set mode: sync"
+            )
+        if self.placement == "inline" and self.rollout_actors > 1:
+            raise ValueError(
+                "placement: inline steps one batch; raise environment.num_envs instead of "
+                "runtime.rollout_actors"
+            )
+        return self
+
+
+class GoalsRunConfig(Config):
+    """A run of Walk the Random Walk or of one of its baselines."""
+
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"name", "training", "evaluation", "runtime"}
+    )
+    """Sections that may change when a run is resumed."""
+
+    name: str = "goals"
+    seed: int = Field(0, ge=0)
+    fidelity: Literal["improved", "paper"] = "improved"
+    """`paper`: whatever is not set explicitly takes the paper's value instead of ours."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    phases: PhasesConfig = PhasesConfig()
+    reachability: ReachabilityConfig = ReachabilityConfig()
+    memory: MemoryConfig = MemoryConfig()
+    goals: GoalsConfig = GoalsConfig()
+    reward: RewardConfig = RewardConfig()
+    relabel: RelabelConfig = RelabelConfig()
+    agent: AgentConfig = AgentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    training: TrainingConfig = TrainingConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_paper_values(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("fidelity") == "paper":
+            return fidelity.with_paper_values(raw)
+        return raw
+
+    @model_validator(mode="after")
+    def _combinations(self) -> GoalsRunConfig:
+        walks = self.phases.random_steps
+        if self.reachability.window >= walks:
+            raise ValueError(
+                f"reachability.window {self.reachability.window} leaves no negatives in a random "
+                f"walk of phases.random_steps {walks}; make the walk longer"
+            )
+        if self.agent.replay_steps < self.environment.num_envs * self.phases.policy_steps:
+            raise ValueError(
+                "agent.replay_steps is smaller than one batch of episodes "
+                "(environment.num_envs × phases.policy_steps); raise it"
+            )
+        if self.goals.source == "replay" and self.relabel.node > 0:
+            raise ValueError("relabel.node needs goals.source: memory; set relabel.replay instead")
+        return self

@@ -1,0 +1,146 @@
+"""Evaluation on held-out goals: success at the end and at any step, per category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from farreach import seeding
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironment
+from farreach_workloads.goals.rollout import Planner
+from farreach_workloads.goals.sac import Policy
+
+if TYPE_CHECKING:
+    from farreach_workloads.goals.bundle import Bundle
+    from farreach_workloads.goals.config import GoalsRunConfig
+
+# The goals are the same for every run and every seed, so that runs can be compared goal by goal.
+GOALS_SEED = 20_220_611
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to each of n goals.
+
+    Attributes:
+        goals: (n, d).
+        final_distance: (n,) oracle distance at the last step.
+        least_distance: (n,) the smallest on the way.
+        positions: (n, steps + 1, d) float32, the walked paths.
+    """
+
+    goals: Floats
+    final_distance: Floats
+    least_distance: Floats
+    positions: Floats
+
+
+class Evaluator:
+    """Runs all goals at once: `config.evaluation.episodes` copies of the environment.
+
+    Success is read at the **last** step (`success_final`, the papers' protocol) and at any step
+    (`success_any`, as OGBench and JaxGCRL count). The policy acts with the tanh of its mean.
+    """
+
+    def __init__(self, config: GoalsRunConfig, env: GoalEnvironment) -> None:
+        """`env` must have one copy per evaluation episode."""
+        torch.set_num_threads(config.runtime.torch_threads)
+        self._config, self._env = config, env
+        env.rng = np.random.default_rng(GOALS_SEED + 1)
+        self.goals = env.goals(env.num_envs, np.random.default_rng(GOALS_SEED))
+
+    def evaluate(
+        self, weights: Mapping[str, np.ndarray], bundle: Bundle
+    ) -> tuple[dict[str, float], Outcome]:
+        """Flat and graph-planned success, coverage of the memory; and the flat outcome."""
+        features = bundle.features(self._config, self._env.spec)
+        policy = Policy(self._config.agent, features, self._env.spec.action_dim)
+        policy.load(weights)
+        planner = Planner(bundle, self._config, self._env)
+        flat = self._run(policy, None)
+        planned = self._run(policy, planner)
+        metrics = self._summary("evaluation", flat) | self._summary("evaluation_planned", planned)
+        metrics |= memory_metrics(bundle, self._env, self.goals)
+        return metrics, flat
+
+    def _run(self, policy: Policy, planner: Planner | None) -> Outcome:
+        env, config = self._env, self._config
+        env.rng = np.random.default_rng(seeding.child_seed(GOALS_SEED, "reset"))
+        observations = env.reset()
+        slots = planner.nearest(self.goals) if planner else None
+        least = np.full(env.num_envs, np.inf)
+        walked = [observations]
+        pursued = self.goals
+        for t in range(env.spec.horizon):
+            if planner is not None and slots is not None and t % config.phases.replan_steps == 0:
+                pursued = planner.subgoals(observations, self.goals, slots)
+            actions = policy.act(observations, pursued)
+            for _ in range(env.spec.action_repeat):
+                observations = env.step(actions)
+            distance = env.distance(observations, self.goals)
+            least = np.minimum(least, distance)
+            walked.append(observations)
+        return Outcome(self.goals, distance, least, np.stack(walked, axis=1))
+
+    def _summary(self, group: str, outcome: Outcome) -> dict[str, float]:
+        spec = self._env.spec
+        final = outcome.final_distance < spec.success_threshold
+        metrics = {
+            f"{group}/success_final": float(final.mean()),
+            f"{group}/success_any": float((outcome.least_distance < spec.success_threshold).mean()),
+            f"{group}/within_two_thresholds": float(
+                (outcome.final_distance < 2 * spec.success_threshold).mean()
+            ),
+            f"{group}/final_distance": float(outcome.final_distance.mean()),
+        }
+        if len(spec.categories) > 1:
+            label = self._env.categories(self.goals)
+            for index, name in enumerate(spec.categories):
+                if (label == index).any():
+                    metrics[f"{group}/success_final_{name}"] = float(final[label == index].mean())
+        return metrics
+
+
+def memory_metrics(bundle: Bundle, env: GoalEnvironment, uniform: Floats) -> dict[str, float]:
+    """How the memory covers the environment, in oracle terms (evaluation only).
+
+    Args:
+        bundle: the memory.
+        env: supplies categories and distances.
+        uniform: (n, d) states uniform over what can be reached.
+    """
+    metrics = {}
+    if len(env.spec.categories) > 1:
+        label = env.categories(bundle.nodes)
+        for index, name in enumerate(env.spec.categories):
+            metrics[f"memory/nodes_{name}"] = float((label == index).sum())
+    nearest = np.full(len(uniform), np.inf)
+    for node in bundle.nodes:
+        nearest = np.minimum(nearest, env.distance(uniform, np.broadcast_to(node, uniform.shape)))
+    metrics["memory/distance_to_node"] = float(nearest.mean())
+    i, j = np.nonzero(np.triu(bundle.support, 1))
+    if len(i):
+        length = env.path_distance(bundle.nodes[i], bundle.nodes[j])
+        metrics["graph/shortcut_frac"] = float(
+            (length > 8 * env.spec.success_threshold).mean()
+        )
+    return metrics
+
+
+def outcome_table(metrics: Mapping[str, float], spec_categories: tuple[str, ...]) -> list[list[Any]]:
+    """Rows (category, success_final flat, planned) for the terminal."""
+    rows = []
+    for name in spec_categories if len(spec_categories) > 1 else ():
+        key = f"success_final_{name}"
+        if f"evaluation/{key}" in metrics:
+            rows.append(
+                [name, metrics[f"evaluation/{key}"], metrics[f"evaluation_planned/{key}"]]
+            )
+    rows.append(
+        ["all", metrics["evaluation/success_final"], metrics["evaluation_planned/success_final"]]
+    )
+    return rows

@@ -1,0 +1,100 @@
+"""Walk the Random Walk, online: the workload that `farreach train` runs.
+
+All parts stay live and learn from each other: rollouts pursue goals and walk randomly from where
+that ends, the reachability network learns from the walks, the memory keeps what is new, and the
+policy learns to reach what the memory holds (arXiv:2206.11733).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from farreach import runtime
+from farreach.checkpoint import Checkpoint
+from farreach.launch import StopRequest
+from farreach.rundir import RunDirectory
+from farreach_workloads.goals import fidelity, parts
+from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.config import GoalsRunConfig
+from farreach_workloads.goals.coordinator import Coordinator
+from farreach_workloads.goals.evaluate import Outcome
+from farreach_workloads.goals.report import Reporter, flat
+
+Config = GoalsRunConfig
+
+
+def check(config: GoalsRunConfig) -> list[str]:
+    """Make the environment once; notes on where the run differs from the paper."""
+    parts.check_environment(config)
+    deviations = fidelity.deviations(config)
+    if not deviations:
+        return ["every setting is the paper's"]
+    return ["differs from the paper in:", *(f"  {line}" for line in deviations)]
+
+
+def run(
+    config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint | None
+) -> dict[str, float]:
+    """Train, from a checkpoint if there is one; see `farreach.launch.Workload`."""
+    env = parts.make_environment(config, 1)
+    if config.runtime.placement == "actor":
+        runtime.connect(
+            parts.cpus_needed(config),
+            settings=("runtime.rollout_actors", "runtime.cpus.rollout", "runtime.cpus.learner"),
+        )
+    step = None if checkpoint is None else int(checkpoint.info["env_steps"])
+    reporter = Reporter(config, run, env, purge_step=step)
+    coordinator = None
+    try:
+        with StopRequest() as stop:
+            coordinator = Coordinator(config, run, reporter, stop)
+            if checkpoint is None:
+                coordinator.begin()
+            else:
+                coordinator.restore(checkpoint)
+            metrics = coordinator.run()
+        reporter.hparams(flat(config.model_dump()), metrics)
+        return metrics
+    finally:
+        if coordinator is not None:
+            coordinator.stop()
+        reporter.close()
+        if config.runtime.placement == "actor":
+            runtime.disconnect()
+
+
+def _replay(
+    config: GoalsRunConfig, checkpoint: Checkpoint
+) -> tuple[dict[str, float], Outcome, Bundle]:
+    """Evaluate a checkpoint in this process."""
+    learner: dict[str, Any] = checkpoint.part("learner")
+    bundle = Bundle.from_arrays(learner["bundle"])
+    evaluator = parts.make_evaluator(config)
+    metrics, outcome = evaluator.evaluate(learner["agent"]["actor"], bundle)
+    return metrics, outcome, bundle
+
+
+def evaluate(
+    config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
+) -> dict[str, float]:
+    """Metrics of a checkpoint on the held-out goals."""
+    if episodes is not None:
+        evaluation = config.evaluation.model_copy(update={"episodes": episodes})
+        config = config.model_copy(update={"evaluation": evaluation})
+    return _replay(config, checkpoint)[0]
+
+
+def plot(config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
+    """Draw every picture of a checkpoint again."""
+    from farreach_workloads.goals import pictures
+
+    _, outcome, bundle = _replay(config, checkpoint)
+    visits = np.array(checkpoint.part("coordinator")["visits"])
+    env = parts.make_environment(config, 1)
+    suffix = f"{checkpoint.step:09d}"
+    files = pictures.draw_all(config, env, bundle, outcome, visits, run.figures, suffix)
+    animation = pictures.animate(run.figures, "visits")
+    return [*files.values(), *([animation[0]] if animation else [])]

@@ -1,0 +1,208 @@
+"""Pictures of a run: memory and graph, reachability, visits, success per goal, walked paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
+from farreach_workloads.goals.evaluate import Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from farreach_workloads.goals.config import GoalsRunConfig
+
+DPI = 110
+PATHS_SHOWN = 6
+FRAME_MS = 400
+MAX_FRAMES_SHOWN = 24
+
+
+class _Scene:
+    """What all pictures of one moment draw from."""
+
+    def __init__(
+        self,
+        config: GoalsRunConfig,
+        env: GoalEnvironment,
+        bundle: Bundle,
+        outcome: Outcome,
+        visits: Ints,
+    ) -> None:
+        assert env.spec.plane_dims is not None
+        self.config, self.env, self.bundle = config, env, bundle
+        self.outcome, self.visits = outcome, visits
+        self.plane = list(env.spec.plane_dims)
+        self.nodes = bundle.nodes[:, self.plane]
+
+    def axes(self, title: str) -> tuple[Figure, Axes]:
+        figure = Figure(figsize=(6, 5.4), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        self.env.draw(axes)
+        axes.set_title(title)
+        return figure, axes
+
+
+def _memory(scene: _Scene) -> Figure:
+    bundle = scene.bundle
+    figure, axes = scene.axes(f"{len(bundle)} memory nodes, by the step they were added at")
+    i, j = np.nonzero(np.triu(bundle.support, 1))
+    segments: Any = np.stack([scene.nodes[i], scene.nodes[j]], axis=1)
+    axes.add_collection(LineCollection(segments, colors="0.6", linewidths=0.4, alpha=0.5))
+    points = axes.scatter(*scene.nodes.T, c=bundle.added_at / 1e6, s=12, cmap="viridis", zorder=2)
+    axes.scatter(*scene.nodes[0], marker="*", s=120, color="red", zorder=3, label="start")
+    axes.legend(loc="upper right")
+    figure.colorbar(points, ax=axes, label="million environment steps")
+    return figure
+
+
+def _reachability(scene: _Scene) -> Figure:
+    """Probability that each node is reached from the start node's state within τ steps."""
+    bundle = scene.bundle
+    chosen = _typical_node(bundle)
+    logits = bundle.network.all_pairs(bundle.embeddings[chosen : chosen + 1], bundle.embeddings)[0]
+    figure, axes = scene.axes(
+        f"reachable within {scene.config.reachability.window} random steps from the star"
+    )
+    points = axes.scatter(
+        *scene.nodes.T, c=1 / (1 + np.exp(-logits)), s=16, cmap="magma", vmin=0, vmax=1
+    )
+    axes.scatter(*scene.nodes[chosen], marker="*", s=140, color="tab:cyan", zorder=3)
+    figure.colorbar(points, ax=axes, label="σ(R)")
+    return figure
+
+
+def _typical_node(bundle: Bundle) -> int:
+    """The node in the middle of the graph: smallest mean hop distance."""
+    return int(bundle.hops.mean(axis=1).argmin())
+
+
+def _success(scene: _Scene) -> Figure:
+    threshold = scene.env.spec.success_threshold
+    reached = scene.outcome.final_distance < threshold
+    passed = ~reached & (scene.outcome.least_distance < threshold)
+    figure, axes = scene.axes(f"held-out goals: {reached.mean():.1%} reached at the last step")
+    goals = scene.outcome.goals[:, scene.plane]
+    for mask, colour, label in (
+        (reached, "tab:green", "reached"),
+        (passed, "tab:orange", "passed on the way"),
+        (~reached & ~passed, "tab:red", "missed"),
+    ):
+        axes.scatter(*goals[mask].T, s=12, color=colour, label=f"{label} ({mask.sum()})")
+    axes.legend(loc="upper right", fontsize=8)
+    return figure
+
+
+def _visits(scene: _Scene) -> Figure:
+    figure, axes = scene.axes("visits per cell, logarithmic")
+    low, high = axes.get_xlim(), axes.get_ylim()
+    x, y = np.meshgrid(np.linspace(*low, 240), np.linspace(*high, 240))
+    probe = np.zeros((x.size, scene.env.spec.observation_dim), np.float32)
+    probe[:, scene.plane[0]], probe[:, scene.plane[1]] = x.ravel(), y.ravel()
+    cell, _ = scene.env.cells(probe)
+    density = np.where(cell >= 0, np.log10(1.0 + scene.visits[np.maximum(cell, 0)]), np.nan)
+    picture = axes.imshow(
+        density.reshape(x.shape), origin="lower", extent=(*low, *high), cmap="inferno", vmin=0, vmax=5.5
+    )
+    figure.colorbar(picture, ax=axes, label="log10(1 + visits)")
+    seen = float((scene.visits > 0).mean())
+    axes.set_title(f"visits per cell, logarithmic; {seen:.0%} of the cells seen")
+    return figure
+
+
+def _paths(scene: _Scene) -> Figure:
+    """Shortest path on the graph (dashed) beside the path that was walked, for a few goals."""
+    bundle, outcome = scene.bundle, scene.outcome
+    figure, axes = scene.axes("walked (solid) and shortest path on the graph (dashed)")
+    order = np.argsort(scene.env.path_distance(outcome.positions[:, 0], outcome.goals))
+    chosen = order[np.linspace(0, len(order) - 1, PATHS_SHOWN).astype(int)]
+    features = bundle.features(scene.config, scene.env.spec)
+    ends = np.concatenate([outcome.positions[chosen, 0], outcome.goals[chosen]])
+    nearest = bundle.nearest(bundle.network.embed(features.reachability(ends)))
+    for index, goal in enumerate(chosen):
+        colour = mpl.colormaps["tab10"](index)
+        path = bundle.path(int(nearest[index]), int(nearest[PATHS_SHOWN + index]))
+        axes.plot(*scene.nodes[path].T, "--", color=colour, linewidth=1)
+        axes.plot(*outcome.positions[goal][:, scene.plane].T, color=colour, linewidth=1.5)
+        axes.scatter(*outcome.goals[goal, scene.plane], marker="x", s=60, color=colour, zorder=3)
+    return figure
+
+
+PICTURES: dict[str, Callable[[_Scene], Figure]] = {
+    "memory": _memory,
+    "reachability": _reachability,
+    "success": _success,
+    "visits": _visits,
+    "paths": _paths,
+}
+
+
+def draw_all(
+    config: GoalsRunConfig,
+    env: GoalEnvironment,
+    bundle: Bundle,
+    outcome: Outcome,
+    visits: Ints,
+    folder: Path,
+    suffix: str,
+) -> dict[str, Path]:
+    """Draw everything that the environment allows.
+
+    Args:
+        config: of the run.
+        env: supplies the plane, the walls and the frames.
+        bundle: memory and graph.
+        outcome: of the newest evaluation.
+        visits: (cells,) visited states per coverage cell.
+        folder: where `<name>-<suffix>.png` goes.
+        suffix: tells the pictures of one run apart.
+
+    Returns:
+        Name → file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    if env.spec.plane_dims is not None:
+        scene = _Scene(config, env, bundle, outcome, visits)
+        for name, draw in PICTURES.items():
+            if name == "visits" and not len(visits):
+                continue
+            files[name] = folder / f"{name}-{suffix}.png"
+            draw(scene).savefig(files[name])
+    frames = _reached_frames(env, outcome)
+    if frames is not None:
+        files["frames"] = folder / f"frames-{suffix}.png"
+        Image.fromarray(frames).save(files["frames"])
+    return files
+
+
+def _reached_frames(env: GoalEnvironment, outcome: Outcome) -> np.ndarray | None:
+    """Goals above the states that the policy ended in, side by side, if the env can render."""
+    shown = np.linspace(0, len(outcome.goals) - 1, min(12, len(outcome.goals))).astype(int)
+    goals = env.render(outcome.goals[shown])
+    ends = env.render(np.asarray(outcome.positions[shown, -1], np.float32))
+    if goals is None or ends is None:
+        return None
+    return np.concatenate([np.concatenate(list(goals), 1), np.concatenate(list(ends), 1)], 0)
+
+
+def animate(folder: Path, name: str) -> tuple[Path, Path] | None:
+    """Join `<name>-*.png` into `<name>.gif`; the animation and its last frame, None if empty."""
+    files = sorted(folder.glob(f"{name}-*.png"))
+    if not files:
+        return None
+    keep = np.unique(np.linspace(0, len(files) - 1, min(len(files), MAX_FRAMES_SHOWN)).astype(int))
+    frames = [Image.open(files[i]).convert("RGB").quantize(128) for i in keep]
+    target = folder / f"{name}.gif"
+    frames[0].save(target, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+    return target, files[-1]
+

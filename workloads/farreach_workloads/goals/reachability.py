@@ -1,0 +1,246 @@
+"""The reachability network: can the second state be reached from the first within τ random steps?
+
+`ReachabilityNetwork` is what trains, `FoldedReachability` what everybody else uses: the same
+function in evaluation mode with BatchNorm folded into the linear layers, in NumPy, cheap to send
+and cheap to apply to all pairs of states and memory nodes.
+
+Source: arXiv:2301.02099 and arXiv:2206.11733; architecture and sampling of the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from farreach_workloads.goals.environments.base import Floats, Ints
+
+if TYPE_CHECKING:
+    from farreach_workloads.goals.config import ReachabilityConfig
+
+# Rows of an all-pairs comparison that are worked on together: keeps the block in the cache.
+BLOCK_VALUES = 1 << 16
+
+
+class ReachabilityNetwork(nn.Module):
+    """Encoder φ of each state and a comparator of two embeddings; a logit, positive = reachable."""
+
+    def __init__(self, width: int, config: ReachabilityConfig) -> None:
+        """For inputs of `width` features."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        sizes = [width] + [config.hidden] * (config.encoder_layers - 1)
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.Tanh()]
+        self.encoder = nn.Sequential(*layers, nn.Linear(sizes[-1], config.embedding))
+        blocks: list[nn.Module] = []
+        for index in range(config.comparator_layers - 1):
+            before = config.embedding * (2 if index == 0 else 1)
+            blocks += [
+                nn.Linear(before, config.embedding),
+                nn.BatchNorm1d(config.embedding),
+                nn.ReLU(),
+            ]
+        self.comparator = nn.Sequential(*blocks, nn.Linear(config.embedding, 1))
+
+    def forward(self, start: Tensor, end: Tensor) -> Tensor:
+        """Logits of start → end: (n, width), (n, width) → (n,).
+
+        The encoder runs once per side, so that in training each side is normalised by its own
+        batch, as in the released code.
+        """
+        embeddings = torch.cat([self.encoder(start), self.encoder(end)], dim=1)
+        return self.comparator(embeddings).squeeze(1)
+
+
+def _folded(modules: nn.Sequential) -> list[tuple[Floats, Floats]]:
+    """(weight (in, out), bias (out,)) of each linear layer with the BatchNorm behind it folded in."""
+    layers = []
+    children = list(modules)
+    for index, module in enumerate(children):
+        if not isinstance(module, nn.Linear):
+            continue
+        weight, bias = module.weight.detach().double(), module.bias.detach().double()
+        after = children[index + 1] if index + 1 < len(children) else None
+        if isinstance(after, nn.BatchNorm1d):
+            assert after.running_var is not None
+            assert after.running_mean is not None
+            gain = after.weight.detach().double() / torch.sqrt(after.running_var + after.eps)
+            weight = weight * gain[:, None]
+            bias = (bias - after.running_mean) * gain + after.bias.detach().double()
+        layers.append((weight.T.float().contiguous().numpy(), bias.float().numpy()))
+    return layers
+
+
+@dataclass(frozen=True)
+class FoldedReachability:
+    """The network in evaluation mode, as plain arrays.
+
+    Attributes:
+        encoder: (weight (in, out), bias (out,)) per linear layer, tanh between them.
+        comparator: the same, ReLU between them; the first weight is (2 × embedding, out).
+    """
+
+    encoder: list[tuple[Floats, Floats]]
+    comparator: list[tuple[Floats, Floats]]
+
+    @classmethod
+    def of(cls, network: ReachabilityNetwork) -> FoldedReachability:
+        """Fold a trained network; it need not be in evaluation mode."""
+        return cls(_folded(network.encoder), _folded(network.comparator))
+
+    @property
+    def embedding(self) -> int:
+        """Length of an embedding."""
+        return self.encoder[-1][1].shape[0]
+
+    def embed(self, inputs: Floats) -> Floats:
+        """φ: (n, width) → (n, embedding)."""
+        values = inputs
+        for index, (weight, bias) in enumerate(self.encoder):
+            values = values @ weight
+            values += bias
+            if index < len(self.encoder) - 1:
+                np.tanh(values, out=values)
+        return values
+
+    def _first_halves(self, start: Floats, end: Floats) -> tuple[Floats, Floats]:
+        """The comparator's first layer is linear, so its two halves are computed per state."""
+        weight, bias = self.comparator[0]
+        half = self.embedding
+        return start @ weight[:half] + bias, end @ weight[half:]
+
+    def logits(self, start: Floats, end: Floats) -> Floats:
+        """Row by row: embeddings (n, e), (n, e) → (n,)."""
+        left, right = self._first_halves(start, end)
+        return self._finish(left + right)
+
+    def _finish(self, values: Floats) -> Floats:
+        for weight, bias in self.comparator[1:]:
+            np.maximum(values, 0.0, out=values)
+            values = values @ weight
+            values += bias
+        return values[..., 0]
+
+    def all_pairs(self, start: Floats, end: Floats) -> Floats:
+        """Every start with every end: (n, e), (m, e) → (n, m)."""
+        left, right = self._first_halves(start, end)
+        result = np.empty((len(start), len(end)), np.float32)
+        for rows in _row_blocks(len(start), len(end)):
+            result[rows] = self._block(left[rows], right)
+        return result
+
+    def nearest(self, start: Floats, nodes: Floats, *, incoming: bool = False) -> tuple[Ints, Floats]:
+        """The node that each state reaches best, or (`incoming`) that reaches the state best.
+
+        Args:
+            start: (n, e).
+            nodes: (m, e), m ≥ 1.
+            incoming: look at node → state instead of state → node.
+
+        Returns:
+            Index (n,) int64 and logit (n,) float32.
+        """
+        index = np.empty(len(start), np.int64)
+        best = np.empty(len(start), np.float32)
+        pair = (nodes, start) if incoming else (start, nodes)
+        first, second = self._first_halves(*pair)
+        left, right = (second, first) if incoming else (first, second)
+        for rows in _row_blocks(len(start), len(nodes)):
+            block = self._block(left[rows], right)
+            index[rows] = block.argmax(axis=1)
+            best[rows] = np.take_along_axis(block, index[rows, None], axis=1)[:, 0]
+        return index, best
+
+    def _block(self, left: Floats, right: Floats) -> Floats:
+        """Logits of a block from the halves of its first layer: (r, h), (m, h) → (r, m)."""
+        if len(self.comparator) > 2:
+            return self._finish(left[:, None, :] + right[None, :, :])
+        weight, bias = self.comparator[1]
+        total = np.full((len(left), len(right)), bias[0], np.float32)
+        work = np.empty_like(total)
+        left, right = np.ascontiguousarray(left.T), np.ascontiguousarray(right.T)
+        for unit in range(len(weight)):
+            np.add(left[unit][:, None], right[unit][None, :], out=work)
+            np.maximum(work, 0.0, out=work)
+            work *= weight[unit, 0]
+            total += work
+        return total
+
+
+def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    size = max(1, BLOCK_VALUES // max(1, columns))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
+
+
+@dataclass(frozen=True)
+class PairSampler:
+    """Draws pairs of states with their label from random walks of equal length.
+
+    Positive: the second state lies within `window` steps of the first, in the same walk (a state
+    with itself counts). Negative: elsewhere in the same walk with probability
+    `in_trajectory_frac`, else anywhere in any walk; the latter may by chance be close, and that
+    label noise is part of the method.
+
+    Directed: only later states are positives, so every earlier state of the walk is a negative.
+    """
+
+    window: int
+    directed: bool
+    negative_frac: float
+    in_trajectory_frac: float
+
+    def draw(
+        self, rng: np.random.Generator, trajectories: Ints, steps: int, count: int
+    ) -> tuple[Ints, Ints, Ints, Ints, np.ndarray]:
+        """Draw `count` pairs.
+
+        Args:
+            rng: source of randomness.
+            trajectories: ids to draw from, (k,).
+            steps: index of the last state of each trajectory.
+            count: number of pairs.
+
+        Returns:
+            trajectory and index of the first state, of the second state, and whether the pair is
+            positive; each (count,).
+        """
+        positive = rng.random(count) >= self.negative_frac
+        first = rng.choice(trajectories, count)
+        second = first.copy()
+        i = rng.integers(0, steps + 1, count)
+        low = i if self.directed else np.maximum(i - self.window, 0)
+        size = np.minimum(i + self.window, steps) - low + 1
+        outside = steps + 1 - size
+        within = ~positive & (rng.random(count) < self.in_trajectory_frac) & (outside > 0)
+        j = low + _below(rng, size)  # a uniform state of the window ...
+        elsewhere = _below(rng, np.maximum(outside, 1))
+        elsewhere += np.where(elsewhere >= low, size, 0)  # ... or of its complement
+        j = np.where(within, elsewhere, j)
+        anywhere = ~positive & ~within
+        second[anywhere] = rng.choice(trajectories, int(anywhere.sum()))
+        j[anywhere] = rng.integers(0, steps + 1, int(anywhere.sum()))
+        if not self.directed:
+            swap = rng.random(count) < 0.5
+            first, second = np.where(swap, second, first), np.where(swap, first, second)
+            i, j = np.where(swap, j, i), np.where(swap, i, j)
+        return first, i, second, j, positive
+
+
+def _below(rng: np.random.Generator, bound: Ints) -> Ints:
+    """A uniform integer in [0, bound) for each bound."""
+    return np.minimum((rng.random(len(bound)) * bound).astype(np.int64), bound - 1)
+
+
+def loss_and_accuracy(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy in nats and the share of right answers: (n,), (n,) → (), ()."""
+    loss = F.binary_cross_entropy_with_logits(logits, positive)
+    accuracy = ((logits > 0) == (positive > 0.5)).float().mean()
+    return loss, accuracy

@@ -1,0 +1,198 @@
+"""Trains the reachability network on a ring of random walks, and on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from farreach import messages, seeding
+from farreach.data.replay import Ring
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec, Ints
+from farreach_workloads.goals.features import Features, measure
+from farreach_workloads.goals.reachability import (
+    FoldedReachability,
+    PairSampler,
+    ReachabilityNetwork,
+    loss_and_accuracy,
+)
+
+if TYPE_CHECKING:
+    from farreach_workloads.goals.config import GoalsRunConfig
+
+# Every n-th walk is held out to measure the accuracy on.
+VALIDATION_EVERY = 20
+VALIDATION_PAIRS = 10_000
+# Minibatches that are drawn and transformed together.
+DRAWN_TOGETHER = 40
+
+
+@dataclass(frozen=True)
+class ReachabilityWeights:
+    """What the trainer publishes: the folded network and the measure of the inputs.
+
+    Attributes:
+        version: number of refreshes behind it.
+        network: the folded network.
+        scale: (d,), see `Features`.
+        unit: (d,), see `Features`.
+    """
+
+    version: int
+    network: FoldedReachability
+    scale: Floats
+    unit: Floats
+
+
+class ReachabilityTrainer:
+    """The network, its optimiser and the walks it learns from.
+
+    ```
+    trainer.add(walks)                      # random walks only, never policy steps
+    weights, metrics = trainer.refresh()    # trains on fresh pairs, warm start
+    ```
+    Only random walks may come in: ten steps of a policy reach further than ten random ones, so
+    policy data would change what the label means as the policy improves.
+    """
+
+    def __init__(self, config: GoalsRunConfig, spec: GoalEnvironmentSpec) -> None:
+        """An untrained network; it is built at the first `refresh`, which measures the inputs."""
+        torch.set_num_threads(config.runtime.torch_threads)
+        self._config, self._spec = config, spec
+        self._settings = config.reachability
+        self._walks = Ring(
+            max(1, config.reachability.walk_capacity_steps // config.phases.random_steps)
+        )
+        self._sampler = PairSampler(
+            self._settings.window,
+            self._settings.directed,
+            self._settings.negative_frac,
+            self._settings.in_trajectory_frac,
+        )
+        self._rng = seeding.generator(config.seed, "reachability")
+        self._features: Features | None = None
+        self._version = 0
+
+    def add(self, walks: Mapping[str, Any]) -> None:
+        """Store random walks; `walks["observations"]` is (n, steps + 1, d)."""
+        self._walks.append({"observations": walks["observations"]})
+
+    def refresh(self) -> tuple[ReachabilityWeights, dict[str, float]]:
+        """Train on `first_pairs` (at first) or `refresh_pairs` fresh pairs and publish."""
+        if self._features is None:
+            self._build(*measure(self._walks["observations"], self._settings.window))
+        settings = self._settings
+        pairs = settings.refresh_pairs if self._version else settings.first_pairs
+        ids = np.arange(len(self._walks))
+        held_out = ids % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        loss = self._train(ids[~held_out], max(1, pairs // settings.batch))
+        self._network.eval()
+        validation = self._validate(ids[held_out] if held_out.any() else ids)
+        self._version += 1
+        assert self._features is not None
+        weights = ReachabilityWeights(
+            self._version,
+            FoldedReachability.of(self._network),
+            self._features.scale,
+            self._features.unit,
+        )
+        metrics = {
+            "reachability/loss": loss,
+            "reachability/validation_loss": validation[0],
+            "reachability/validation_accuracy": validation[1],
+            "reachability/walks": float(len(self._walks)),
+        }
+        return weights, metrics
+
+    def _build(self, scale: Floats, unit: Floats) -> None:
+        self._features = Features(
+            self._spec, self._config.features, self._settings, scale, unit
+        )
+        torch.manual_seed(seeding.child_seed(self._config.seed, "reachability/init"))
+        self._network = ReachabilityNetwork(self._features.reachability_width, self._settings)
+        # Coupled L2 decay (Adam, not AdamW), as in the released code.
+        self._optimiser = torch.optim.Adam(
+            self._network.parameters(),
+            lr=self._settings.lr,
+            weight_decay=self._settings.weight_decay,
+            fused=True,
+        )
+
+    def _pairs(self, ids: Ints, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        observations = self._walks["observations"]
+        steps = observations.shape[1] - 1
+        first, i, second, j, positive = self._sampler.draw(self._rng, ids, steps, count)
+        assert self._features is not None
+        start = self._features.reachability(observations[first, i])
+        end = self._features.reachability(observations[second, j])
+        label = torch.from_numpy(positive.astype(np.float32))
+        return torch.from_numpy(start), torch.from_numpy(end), label
+
+    def _train(self, ids: Ints, batches: int) -> float:
+        """Mean training loss over `batches` minibatches."""
+        self._network.train()
+        total, size = 0.0, self._settings.batch
+        for begin in range(0, batches, DRAWN_TOGETHER):
+            count = min(DRAWN_TOGETHER, batches - begin)
+            start, end, label = self._pairs(ids, count * size)
+            for rows in torch.arange(count * size).split(size):
+                batch = slice(int(rows[0]), int(rows[-1]) + 1)
+                loss, _ = loss_and_accuracy(self._network(start[batch], end[batch]), label[batch])
+                self._optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                self._optimiser.step()
+                total += float(loss.detach())
+        return total / batches
+
+    @torch.no_grad()
+    def _validate(self, ids: Ints) -> tuple[float, float]:
+        """Loss and accuracy on held-out walks, in evaluation mode."""
+        assert not self._network.training
+        start, end, label = self._pairs(ids, VALIDATION_PAIRS)
+        loss, accuracy = loss_and_accuracy(self._network(start, end), label)
+        return float(loss), float(accuracy)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs, BatchNorm's buffers and the optimiser included."""
+        state: dict[str, Any] = {
+            "version": self._version,
+            "walks": self._walks.state(),
+            "rng": messages.generator_state(self._rng),
+            "network": None,
+        }
+        if self._features is not None:
+            state |= {
+                "network": self._network.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "scale": self._features.scale,
+                "unit": self._features.unit,
+            }
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state`; the network is left in evaluation mode."""
+        self._version = state["version"]
+        self._walks.restore(state["walks"])
+        messages.restore_generator(self._rng, state["rng"])
+        if state["network"] is not None:
+            self._build(state["scale"], state["unit"])
+            load_arrays(self._network, state["network"])
+            load_optimiser(self._optimiser, state["optimiser"])
+            self._network.eval()
+
+
+def load_arrays(module: torch.nn.Module, arrays: Mapping[str, Any]) -> None:
+    """Copy a state dict of arrays into a module."""
+    module.load_state_dict({name: torch.as_tensor(value) for name, value in arrays.items()})
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore an optimiser from a state dict whose tensors have become arrays."""
+    moments = {
+        index: {name: torch.as_tensor(value) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})

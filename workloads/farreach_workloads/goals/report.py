@@ -1,0 +1,145 @@
+"""What a run shows: terminal progress, TensorBoard, metrics file and pictures, from one process."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from farreach.metrics import MetricsWriter, Rates
+from farreach.progress import Progress
+from farreach_workloads.goals import pictures
+from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
+from farreach_workloads.goals.evaluate import Outcome
+
+if TYPE_CHECKING:
+    from farreach.rundir import RunDirectory
+    from farreach_workloads.goals.config import GoalsRunConfig
+
+FLUSH_EVERY_S = 2.0
+
+
+class Reporter:
+    """Collects what the loops measure and writes it at a bearable rate."""
+
+    def __init__(
+        self,
+        config: GoalsRunConfig,
+        run: RunDirectory,
+        env: GoalEnvironment,
+        purge_step: int | None = None,
+    ) -> None:
+        """Open the files; `env` draws walls and names categories; `purge_step` as in metrics."""
+        self._config, self._run, self._env = config, run, env
+        self._metrics = MetricsWriter(run, purge_step)
+        self._progress = Progress(config.name, config.training.env_steps)
+        self._rates = Rates()
+        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._fields: dict[str, str | float] = {}
+        self._flushed = time.monotonic()
+        self._busy_s, self._busy_since = 0.0, time.monotonic()
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write metrics that come rarely, at once."""
+        self._metrics.scalars(step, metrics)
+
+    def count(self, name: str, amount: int) -> None:
+        """Count towards a rate per second."""
+        self._rates.add(name, amount)
+
+    def rollout(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Average metrics that come with every fragment."""
+        for name, value in metrics.items():
+            self._sums[name].append(value)
+        self._flush_means(step)
+
+    def learner(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Average metrics of the learner, and see how busy it is."""
+        self._busy_s += metrics["learner/busy_s"]
+        self.rollout(step, {k: v for k, v in metrics.items() if k != "learner/busy_s"})
+
+    def _flush_means(self, step: int) -> None:
+        now = time.monotonic()
+        if now - self._flushed < FLUSH_EVERY_S:
+            return
+        rates = self._rates.rates()
+        values = {name: float(np.mean(v)) for name, v in self._sums.items()}
+        values |= {f"throughput/{name}_per_s": rate for name, rate in rates.items()}
+        values["throughput/learner_busy_share"] = self._busy_s / (now - self._busy_since)
+        self._fields["env steps/s"] = f"{rates.get('env_steps', 0):,.0f}"
+        self._fields["updates/s"] = f"{rates.get('updates', 0):,.0f}"
+        self._metrics.scalars(step, values)
+        self._sums.clear()
+        self._flushed = self._busy_since = now
+        self._busy_s = 0.0
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the newest evaluation."""
+        self._fields["success"] = f"{metrics['evaluation/success_final']:.2f}"
+        self._fields["planned"] = f"{metrics['evaluation_planned/success_final']:.2f}"
+
+    def progress(self, step: int, fraction: float) -> None:
+        """Show how far the run is."""
+        self._progress.update(step, self._fields, fraction)
+
+    def figures(self, step: int, bundle: Bundle, outcome: Outcome, visits: Ints) -> None:
+        """Draw the pictures into files and TensorBoard, and the nodes into its projector."""
+        for name, path in self.draw(bundle, outcome, visits, f"{step:09d}").items():
+            self._metrics.figure(step, f"pictures/{name}", path)
+        self._metrics.histogram(step, "memory/passes", np.log1p(bundle.passes))
+        self._metrics.histogram(step, "graph/hops", bundle.hops.astype(np.float32).ravel())
+        labels = self._env.categories(bundle.nodes)
+        names = [self._env.spec.categories[i] if i >= 0 else "none" for i in labels]
+        self._metrics.embedding(step, "memory/nodes", bundle.embeddings, names)
+
+    def draw(
+        self, bundle: Bundle, outcome: Outcome, visits: Ints, suffix: str
+    ) -> dict[str, Path]:
+        """Every picture that the environment allows, as `figures/<name>-<suffix>.png`."""
+        return pictures.draw_all(
+            self._config, self._env, bundle, outcome, visits, self._run.figures, suffix
+        )
+
+    def restored(self, step: int, bundle: Bundle, visits: Ints) -> None:
+        """Say where a resumed run continues."""
+        self.log(f"continuing at {step:,} environment steps with {len(bundle)} memory nodes")
+
+    def final(self, step: int, bundle: Bundle, visits: Ints) -> None:
+        """The last state of the memory, and the animation of the visits."""
+        animation = pictures.animate(self._run.figures, "visits")
+        if animation is not None:
+            self._metrics.figure(step, "pictures/visits_last", animation[1])
+
+    def hparams(self, config: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+        """Write TensorBoard's table of settings and results."""
+        self._metrics.hparams(config, metrics)
+
+    def log(self, message: str) -> None:
+        """A line that stays in the terminal."""
+        self._progress.log(message)
+
+    def flush(self) -> None:
+        """Put everything on the disk."""
+        self._metrics.flush()
+
+    def close(self) -> None:
+        """Close the files and the progress bar."""
+        self._progress.close()
+        self._metrics.close()
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, object]:
+    """A nested config as dotted keys."""
+    result: dict[str, object] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{name}.")
+        else:
+            result[name] = value
+    return result

@@ -1,0 +1,239 @@
+"""Rollouts: pursue a goal with the policy, then walk randomly from where that ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from farreach import messages, seeding
+from farreach.data.replay import Ring
+from farreach.errors import EnvironmentFault
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
+from farreach_workloads.goals.sac import Policy
+
+if TYPE_CHECKING:
+    from farreach_workloads.goals.bundle import Bundle
+    from farreach_workloads.goals.config import GoalsRunConfig
+
+Message = dict[str, Any]
+
+
+class Planner:
+    """Graph-planned execution: what to pursue now on the way to a goal.
+
+    Every `every` steps the node `ahead` hops along the shortest path becomes the sub-goal; the
+    goal itself takes over once it is that near.
+    """
+
+    def __init__(self, bundle: Bundle, config: GoalsRunConfig, env: GoalEnvironment) -> None:
+        """Plan on this bundle."""
+        self._bundle = bundle
+        self._features = bundle.features(config, env.spec)
+        self._ahead = config.phases.lookahead_hops
+
+    def nearest(self, observations: Floats) -> Ints:
+        """The node of each observation, (n,)."""
+        embeddings = self._bundle.network.embed(self._features.reachability(observations))
+        return self._bundle.nearest(embeddings)
+
+    def subgoals(self, observations: Floats, goals: Floats, goal_slots: Ints) -> Floats:
+        """What to pursue from each observation: (n, d) observations of nodes or the goals."""
+        node = self._bundle.subgoal(self.nearest(observations), goal_slots, self._ahead)
+        there = (node == goal_slots)[:, None]
+        return np.where(there, goals, self._bundle.nodes[node])
+
+
+class Rollout:
+    """A batch of environments with a copy of the policy.
+
+    ```
+    walks, info = rollout.first_walks(10_000)
+    episodes, walks, info = rollout.collect(weights, bundle, env_steps=0)
+    ```
+    Messages carry `producer` and `seq`, so that a receiver can drop what it has had.
+    """
+
+    def __init__(
+        self, config: GoalsRunConfig, env: GoalEnvironment, index: int, incarnation: int = 0
+    ) -> None:
+        """Rollout number `index`; a replacement after a death gets the next `incarnation`."""
+        torch.set_num_threads(config.runtime.torch_threads)
+        self._config, self._env = config, env
+        self._producer = index + 1_000_000 * incarnation
+        self._seq = 0
+        self._rng = seeding.generator(config.seed, f"rollout/{incarnation}", index)
+        env.rng = seeding.generator(config.seed, f"environment/{incarnation}", index)
+        self._seen = Ring(max(1, config.agent.replay_steps // config.phases.policy_steps))
+        phases, goals = config.phases, config.goals
+        planned = int(round(phases.planned_frac * config.environment.num_envs))
+        self._planned = planned if goals.source == "memory" else 0
+
+    def first_walks(self, steps: int) -> tuple[Message, Message]:
+        """At least `steps` random steps in walks from the reset state; (walks, info)."""
+        rounds = -(-steps // (self._env.num_envs * self._config.phases.random_steps))
+        walked = [self._random_walk(self._reset()) for _ in range(rounds)]
+        observations = np.concatenate(walked)
+        nobody = np.full(len(observations), -1)
+        walks = self._walks(observations, nobody, 0, np.zeros(len(observations), bool), 0)
+        return walks, self._info(observations[:, 1:], 0, observations.shape[1] - 1, {})
+
+    def collect(
+        self, weights: Mapping[str, np.ndarray], bundle: Bundle, env_steps: int
+    ) -> tuple[Message, Message, Message]:
+        """One policy phase and one random phase in every copy.
+
+        Args:
+            weights: the policy's, from `GoalSac.export_policy`.
+            bundle: newest bundle.
+            env_steps: steps that all rollouts had taken before.
+
+        Returns:
+            Episodes for the learner, random walks for reachability and memory, and a small
+            message of counters and metrics.
+        """
+        config, env = self._config, self._env
+        policy = self._load(weights, bundle)
+        planner = Planner(bundle, config, env)
+        goals, slots = self._choose_goals(bundle)
+        observations, actions = self._pursue(policy, planner, bundle, goals, slots)
+        final = observations[:, -1]
+        start = self._reset() if config.phases.random_start == "reset" else final
+        walked = self._random_walk(start)
+        flat = observations.reshape(-1, observations.shape[-1])
+        nearest = planner.nearest(flat).reshape(observations.shape[:2]).astype(np.int32)
+        reached = nearest[:, -1] == slots
+        count = len(goals)
+        episodes = {
+            "observations": observations,
+            "actions": actions,
+            "goals": goals,
+            "goal_slot": slots,
+            "nearest": nearest,
+            "version": np.full(count, bundle.version),
+            "producer": self._producer,
+            "seq": self._seq,
+        }
+        self._seq += 1
+        if config.goals.source == "replay":
+            self._seen.append({"observations": observations})
+        walks = self._walks(walked, slots, bundle.version, reached, env_steps)
+        metrics = {}
+        if config.goals.source == "memory":
+            direct = reached[self._planned :] if self._planned < count else reached
+            metrics = {
+                "rollout/reached_node": float(reached.mean()),
+                "rollout/reached_node_direct": float(direct.mean()),
+            }
+            chosen = bundle.goal_weights(config.goals.mode)
+            entropy = -(chosen * np.log(np.maximum(chosen, 1e-300))).sum()
+            metrics["rollout/goal_entropy_frac"] = float(entropy / max(np.log(len(bundle)), 1e-9))
+        visited = np.concatenate([observations[:, 1:], walked[:, 1:]], axis=1)
+        return episodes, walks, self._info(visited, actions.shape[1], walked.shape[1] - 1, metrics)
+
+    def _load(self, weights: Mapping[str, np.ndarray], bundle: Bundle) -> Policy:
+        features = bundle.features(self._config, self._env.spec)
+        policy = Policy(self._config.agent, features, self._env.spec.action_dim)
+        policy.load(weights)
+        return policy
+
+    def _choose_goals(self, bundle: Bundle) -> tuple[Floats, Ints]:
+        """A goal observation (n, d) and its node (n,), -1 if it is none, for every copy."""
+        count, source = self._env.num_envs, self._config.goals.source
+        if source == "evaluation":
+            return self._env.goals(count, self._rng), np.full(count, -1)
+        if source == "replay" and len(self._seen):
+            seen = self._seen["observations"]
+            rows = self._rng.integers(0, len(seen), count)
+            return seen[rows, self._rng.integers(0, seen.shape[1], count)], np.full(count, -1)
+        weights = bundle.goal_weights(self._config.goals.mode)
+        slots = self._rng.choice(len(bundle), count, p=weights)
+        return bundle.nodes[slots], slots
+
+    def _pursue(
+        self, policy: Policy, planner: Planner, bundle: Bundle, goals: Floats, slots: Ints
+    ) -> tuple[Floats, Floats]:
+        """The policy phase: observations (n, steps + 1, d) and actions (n, steps, a)."""
+        phases, env = self._config.phases, self._env
+        chained = self._config.goals.mode == "chained" and self._config.goals.source == "memory"
+        current = self._reset()
+        observations = np.empty((env.num_envs, phases.policy_steps + 1, current.shape[1]), np.float32)
+        actions = np.empty((env.num_envs, phases.policy_steps, env.spec.action_dim), np.float32)
+        observations[:, 0] = current
+        planned = slice(0, self._planned)
+        pursued = goals.copy()
+        for t in range(phases.policy_steps):
+            if chained:
+                before = bundle.predecessor[slots]
+                via = (before >= 0) & (t < phases.policy_steps // 2)
+                pursued = np.where(via[:, None], bundle.nodes[before], goals)
+            if self._planned and t % phases.replan_steps == 0:
+                pursued[planned] = planner.subgoals(current[planned], goals[planned], slots[planned])
+            actions[:, t] = policy.act(current, pursued, self._rng)
+            current = env.step(actions[:, t])
+            observations[:, t + 1] = current
+        self._expect_finite(observations)
+        return observations, actions
+
+    def _reset(self) -> Floats:
+        return self._env.reset()
+
+    def _random_walk(self, start: Floats) -> Floats:
+        """Uniform random actions from where the copies are: (n, steps + 1, d)."""
+        steps = self._config.phases.random_steps
+        shape = (steps, self._env.num_envs, self._env.spec.action_dim)
+        walked = self._env.walk(self._rng.uniform(-1.0, 1.0, shape).astype(np.float32))
+        observations = np.concatenate([start[None], walked]).swapaxes(0, 1)
+        self._expect_finite(observations)
+        return np.ascontiguousarray(observations)
+
+    def _expect_finite(self, observations: Floats) -> None:
+        if not np.isfinite(observations).all():
+            row, step, dim = np.argwhere(~np.isfinite(observations))[0]
+            raise EnvironmentFault(
+                f"environment {self._env.spec.name!r} returned {observations[row, step, dim]} in "
+                f"dim {dim} at step {step} of copy {row}. Mend the environment, or bound its "
+                "actions or state so that it stays finite."
+            )
+
+    def _walks(
+        self, observations: Floats, slots: Ints, version: int, reached: np.ndarray, env_steps: int
+    ) -> Message:
+        return {
+            "observations": observations,
+            "goal_slot": slots,
+            "goal_version": np.full(len(slots), version),
+            "reached": reached,
+            "env_steps": env_steps,
+        }
+
+    def _info(
+        self, visited: Floats, policy_steps: int, random_steps: int, metrics: dict[str, float]
+    ) -> Message:
+        """Counters; `visits` (cells,) counts the visited states per coverage cell."""
+        cell, count = self._env.cells(visited.reshape(-1, visited.shape[-1]))
+        return {
+            "policy_steps": policy_steps * self._env.num_envs,
+            "walk_steps": len(visited) * random_steps,
+            "visits": np.bincount(cell[cell >= 0], minlength=count) if count else np.zeros(0, int),
+            "metrics": metrics,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs; between two calls of `collect` no episode is open."""
+        return {
+            "seq": self._seq,
+            "producer": self._producer,
+            "rng": messages.generator_state(self._rng),
+            "environment_rng": messages.generator_state(self._env.rng),
+            "seen": self._seen.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state`."""
+        self._seq, self._producer = state["seq"], state["producer"]
+        messages.restore_generator(self._rng, state["rng"])
+        messages.restore_generator(self._env.rng, state["environment_rng"])
+        self._seen.restore(state["seen"])
