@@ -30,7 +30,7 @@ class CheckpointError(FarreachError):
     """A checkpoint is missing, truncated, altered or written by something else."""
 
 
-class EnvironmentFault(FarreachError):
+class EnvironmentFault(FarreachError):  # noqa: N818 (EnvironmentError is OSError)
     """An environment broke its contract: wrong shape, NaN, or no Box observation."""
 
 

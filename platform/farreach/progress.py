@@ -5,16 +5,28 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 RATE_WINDOW_S = 60.0
+
+
+class _Bar(Bar):
+    """A bar with a line of fields below it, so that a narrow terminal cuts neither."""
+
+    fields_text = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the fields, each on a line of its own."""
+        yield from super().get_renderables()
+        if self.fields_text:
+            yield Text(f"  {self.fields_text}", no_wrap=True, overflow="ellipsis")
 
 
 class Progress:
@@ -61,9 +73,9 @@ class Progress:
         self._last_line = ""
         self._closed = False
         console = Console(file=self._stream)
-        self._bar: Bar | None = None
+        self._bar: _Bar | None = None
         if console.is_terminal and not console.is_dumb_terminal:
-            self._bar = Bar(
+            self._bar = _Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
                 TextColumn("{task.fields[state]}", markup=False),
@@ -95,6 +107,7 @@ class Progress:
         while len(self._seen) > 2 and now - self._seen[0][0] > RATE_WINDOW_S:
             self._seen.popleft()
         if self._bar is not None:
+            self._bar.fields_text = self._fields_text()
             self._bar.update(self._task, completed=self._fraction, state=self._state())
         elif now - self._last_line_s >= self._interval_s:
             self._write_line()
@@ -146,15 +159,17 @@ class Progress:
         eta_s = self.eta_s()
         if eta_s is not None and self._fraction < 1.0:
             parts.append(f"ETA {_duration(eta_s)}")
-        parts += [
+        return "  ".join(parts)
+
+    def _fields_text(self) -> str:
+        return "  ".join(
             f"{name} {value if isinstance(value, str) else _number(value)}"
             for name, value in self._fields.items()
-        ]
-        return "  ".join(parts)
+        )
 
     def _write_line(self) -> None:
         self._last_line_s = self._clock()
-        line = f"{self._label} {self._state()}"
+        line = f"{self._label} {self._state()}  {self._fields_text()}".rstrip()
         if line != self._last_line:
             self._last_line = line
             self._write(line)

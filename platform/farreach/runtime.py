@@ -177,7 +177,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 def _check_cpus(needed: float, settings: Sequence[str]) -> None:
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     there = resources.get("CPU", 0.0)
     if there + 1e-6 < needed:
         lower = ", ".join(settings) or "the number of actors or their CPUs"

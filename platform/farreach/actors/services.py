@@ -37,7 +37,7 @@ class Host:
             self._busy_s += time.monotonic() - begin
 
     def facts(self) -> dict[str, float]:
-        """Process id, and the share of the time since the last call that was spent in the object."""
+        """Process id, and the share of the time since the last call spent in the object."""
         now = time.monotonic()
         share = self._busy_s / max(now - self._since, 1e-9)
         self._busy_s, self._since = 0.0, now
@@ -85,7 +85,7 @@ class ActorService:
         # A half-done update must not be repeated, and an object that comes back empty is worse
         # than one that stays away: restarts are the coordinator's business.
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
-        self._actor = ray.remote(Host).options(**options).remote(factory, list(arguments))
+        self._actor: Any = ray.remote(Host).options(**options).remote(factory, list(arguments))
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         """A reference to the method's result, or `returns` of them for a tuple."""

@@ -37,7 +37,7 @@ class Ring:
         return min(self.total, self.capacity)
 
     def __getitem__(self, column: str) -> Array:
-        """View of a column, (len(self), ...); row i is not in order of age once the ring wrapped."""
+        """View of a column, (len(self), ...); not in order of age once the ring has wrapped."""
         return self._columns[column][: len(self)]
 
     def append(self, records: Mapping[str, Array]) -> NDArray[np.int64]:

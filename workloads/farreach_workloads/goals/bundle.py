@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec, Ints
+from farreach_workloads.goals.environments.base import (
+    Floats,
+    GoalEnvironment,
+    GoalEnvironmentSpec,
+    Ints,
+)
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.reachability import FoldedReachability
 
@@ -104,7 +109,7 @@ class Bundle:
         reached in 20 to 80 % of at least four tries count ten times.
         """
         if mode == "uniform":
-            weights = np.ones(len(self))
+            weights: Floats = np.ones(len(self))
         elif mode in ("novelty", "chained"):
             weights = 1.0 / (1.0 + self.passes)
         elif mode == "frontier":
@@ -132,3 +137,12 @@ class Bundle:
             [(weight, bias) for weight, bias in content.pop("comparator")],
         )
         return cls(network=network, **content)
+
+
+def nodes_per_category(bundle: Bundle, env: GoalEnvironment) -> dict[str, float]:
+    """`memory/nodes_<category>` for each category of the environment, {} if there is only one."""
+    names = env.spec.categories
+    if len(names) == 1:
+        return {}
+    label = env.categories(bundle.nodes)
+    return {f"memory/nodes_{name}": float((label == i).sum()) for i, name in enumerate(names)}

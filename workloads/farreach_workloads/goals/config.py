@@ -21,7 +21,7 @@ class EnvironmentConfig(Config):
     """Registered name; see `farreach list environments`."""
     num_envs: int = Field(32, ge=1)
     """Copies that one rollout actor steps together."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     """Arguments of the environment's constructor, such as `id` for `name: gymnasium`."""
 
 
@@ -232,9 +232,7 @@ class RuntimeConfig(Config):
 class GoalsRunConfig(Config):
     """A run of Walk the Random Walk or of one of its baselines."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
-        {"name", "training", "evaluation", "runtime"}
-    )
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "evaluation", "runtime"})
     """Sections that may change when a run is resumed."""
 
     name: str = "goals"

@@ -1,15 +1,14 @@
 """The coordinator: owns the parts, the counters and the clock of a run.
 
-Two loops over the same parts. `run_sync` calls them in one fixed order, so a run is bit-equal for
-a seed wherever the parts live. `run_async` lets all of them work at the same time: rollouts
-collect while the learner updates, network and memory refresh while both go on, and the only
-coupling is the ratio of updates to steps and the bundle that everybody reads.
+Two loops over the same parts: `lockstep.py` calls them in one fixed order, `overlapped.py` lets all
+of them work at the same time. What they have in common is here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import ray
 
 from farreach.actors.ratio import RatioController
-from farreach.actors.services import ActorService, Service, death_cause, fetch, user_error
+from farreach.actors.services import Service, death_cause, fetch
 from farreach.actors.supervisor import RestartPolicy
 from farreach.actors.weights import WeightBoard
 from farreach.checkpoint import Checkpoint, CheckpointStore
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
     from farreach.rundir import RunDirectory
     from farreach_workloads.goals.config import GoalsRunConfig
 
-LEARNER_CALLS_IN_FLIGHT = 2  # the second one waits in the actor, so the learner never idles
-POLL_S = 0.2
 SUCCESS = "evaluation/success_final"
+NODES = "memory/nodes_"
 
 
 @dataclass
@@ -74,7 +72,7 @@ class PartDied(Exception):  # noqa: N818 (a message to the loop, not to the user
         self.role, self.cause = role, cause
 
 
-class Coordinator:
+class Coordinator(ABC):
     """Runs the parts until training is done, the user stops it, or too much has died."""
 
     def __init__(
@@ -85,6 +83,7 @@ class Coordinator:
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self._policy = RestartPolicy(config.runtime.max_restarts)
         self._incarnations = 0
+        self._begun = time.monotonic()
         self._fragment = config.environment.num_envs * config.phases.policy_steps
         self._start_parts()
 
@@ -95,8 +94,6 @@ class Coordinator:
         self._board = WeightBoard()
         self._counters = Counters()
         self._visits = np.zeros(0, np.int64)
-        # Result → what to do when it arrives; None while calls are answered one by one.
-        self._flight: dict[Any, Callable[[Any], Any]] | None = None
         self._saved_time = time.monotonic()
         actors = self._config.runtime.rollout_actors
         self._ratio = RatioController(
@@ -165,12 +162,12 @@ class Coordinator:
             raise PartDied(role, death_cause(error)) from error
 
     def _tell(self, part: Service, method: str, *arguments: Any) -> None:
-        """Call a method for its effect; what it raises is raised here, at once or on arrival."""
-        result = part.call(method, *arguments)
-        if self._flight is None:
-            self._fetch(part.role, result)
-        else:
-            self._flight[result] = lambda reference: self._fetch(part.role, reference)
+        """Call a method for its effect, and raise what it raises."""
+        self._fetch(part.role, part.call(method, *arguments))
+
+    @abstractmethod
+    def _loop(self) -> None:
+        """Train until `_finished`, evaluate a last time; raises PartDied and Stopped."""
 
     # ---------------------------------------------------------------- what both loops do
 
@@ -183,11 +180,10 @@ class Coordinator:
         """
         while True:
             try:
-                loop = self._run_sync if self._config.runtime.mode == "sync" else self._run_async
-                loop()
+                self._loop()
                 self.save()
                 return self._final_metrics()
-            except PartDied as death:
+            except PartDied as death:  # noqa: PERF203 (once per death)
                 self._recover(death)
 
     def _recover(self, death: PartDied) -> None:
@@ -261,7 +257,12 @@ class Coordinator:
     def _new_bundle(self, bundle: Any, metrics: Any) -> None:
         """Publish a bundle to everybody who reads one."""
         self._counters.refreshes += 1
-        self._report(self._fetch("memory", metrics))
+        found = self._fetch("memory", metrics)
+        self._report(found)
+        for name, value in found.items():
+            if name.startswith(NODES) and value > 0:
+                first = self._counters.first_steps_with_nodes
+                first.setdefault(name.removeprefix(NODES), self._counters.env_steps)
         self._board.publish("bundle", bundle)
         self._tell(self._parts.learner, "set_bundle", bundle)
 
@@ -274,9 +275,6 @@ class Coordinator:
         counters = self._counters
         counters.evaluations.append(metrics)
         del counters.evaluations[: -max(self._config.evaluation.last, 3)]
-        for name, value in metrics.items():
-            if name.startswith("memory/nodes_") and value > 0:
-                counters.first_steps_with_nodes.setdefault(name.removeprefix("memory/nodes_"), at)
         self._report(metrics, at)
         self._reporter.evaluated(at, metrics)
         if at - counters.drawn_at >= self._config.training.figures_every_steps:
@@ -309,184 +307,11 @@ class Coordinator:
             totals[f"memory/first_env_steps_{name}"] = at
         return final | {name: float(value) for name, value in totals.items()}
 
-    # ---------------------------------------------------------------- sync
-
-    def _run_sync(self) -> None:
-        """Everything in one fixed order; time decides nothing but `training.max_minutes`."""
-        self._begun = time.monotonic()
-        parts, config, counters = self._parts, self._config, self._counters
-        while not self._finished():
-            self._stop_if_asked()
-            newest = (self._board.newest("policy").value, self._board.newest("bundle").value)
-            before = counters.env_steps
-            collected = [r.call("collect", *newest, before, returns=3) for r in parts.rollouts]
-            for rollout, (episodes, walks, info) in zip(parts.rollouts, collected, strict=True):
-                self._tell(parts.learner, "add", episodes)
-                self._take_walks(walks, self._fetch(rollout.role, info))
-                self._ratio.request(self._fragment)
-                self._ratio.collected(self._fragment)
-            if self._refresh_due():
-                counters.walk_steps_at_refresh = counters.walk_steps
-                weights, metrics = parts.reachability.call("refresh", returns=2)
-                self._report(self._fetch("reachability", metrics))
-                self._new_bundle(*parts.memory.call("integrate", weights, returns=2))
-            while (count := min(self._ratio.due, config.runtime.learner_chunk)) > 0:
-                result = parts.learner.call("update", count, self._progress, returns=2)
-                self._ratio.hand_out(count)
-                self._updated(self._fetch("learner", result[0]), result[1], count)
-            if counters.env_steps - counters.evaluated_at >= config.evaluation.every_steps:
-                self._evaluate_now()
-            if counters.env_steps - counters.saved_at >= config.training.checkpoint_every_steps:
-                self.save()
-            self._reporter.progress(counters.env_steps, self._progress)
-        if counters.evaluated_at < counters.env_steps:
-            self._evaluate_now()
-        counters.train_s = self._elapsed()
-
     def _evaluate_now(self) -> None:
         at = self._counters.evaluated_at = self._counters.env_steps
         newest = (self._board.newest("policy").value, self._board.newest("bundle").value)
         metrics, outcome = self._parts.evaluator.call("evaluate", *newest, returns=2)
         self._evaluated(at, self._fetch("evaluator", metrics), outcome)
-
-    # ---------------------------------------------------------------- async
-
-    def _run_async(self) -> None:
-        """All parts at once; this loop only hands out work and takes in small messages."""
-        self._begun = time.monotonic()
-        self._flight = {}
-        self._idle = list(range(len(self._parts.rollouts)))
-        self._busy: dict[str, int] = {"learner": 0, "refresh": 0, "evaluator": 0}
-        while not self._finished():
-            if self._stop.signum is not None or self._save_due():
-                self._drain()
-                self._stop_if_asked()
-                self._counters.train_s, self._begun = self._elapsed(), time.monotonic()
-                self.save()
-            self._dispatch()
-            self._take_in(POLL_S)
-            self._reporter.progress(self._counters.env_steps, self._progress)
-        self._drain()
-        self._flight = None
-        if self._counters.evaluated_at < self._counters.env_steps:
-            self._evaluate_now()
-        self._counters.train_s = self._elapsed()
-
-    def _save_due(self) -> bool:
-        """Time for a checkpoint, and nothing long is running that it would have to wait for."""
-        due = time.monotonic() - self._saved_time >= self._config.training.checkpoint_every_s
-        return due and not self._busy["refresh"] and not self._busy["evaluator"]
-
-    def _drain(self) -> None:
-        """Hand out nothing and wait until everything in flight has arrived."""
-        while self._flight:
-            self._take_in(POLL_S)
-
-    def _dispatch(self) -> None:
-        parts, config, counters = self._parts, self._config, self._counters
-        policy, bundle = (self._board.newest(name).value for name in ("policy", "bundle"))
-        while self._idle and self._ratio.may_collect:
-            self._collect(self._idle.pop(0), policy, bundle)
-        while self._busy["learner"] < LEARNER_CALLS_IN_FLIGHT:
-            count = min(self._ratio.due, config.runtime.learner_chunk)
-            if count < config.runtime.learner_chunk:
-                break
-            self._ratio.hand_out(count)
-            self._busy["learner"] += 1
-            metrics, weights = parts.learner.call("update", count, self._progress, returns=2)
-            self._flight[metrics] = self._on_update(weights, count)
-        if self._refresh_due() and not self._busy["refresh"]:
-            counters.walk_steps_at_refresh = counters.walk_steps
-            self._busy["refresh"] = 1
-            weights, metrics = parts.reachability.call("refresh", returns=2)
-            self._flight[metrics] = self._on_network(weights)
-        evaluation_due = counters.env_steps - counters.evaluated_at >= config.evaluation.every_steps
-        if evaluation_due and not self._busy["evaluator"]:
-            at = counters.evaluated_at = counters.env_steps
-            self._busy["evaluator"] = 1
-            metrics, outcome = parts.evaluator.call("evaluate", policy, bundle, returns=2)
-            self._flight[metrics] = self._on_evaluation(at, outcome)
-
-    def _collect(self, index: int, policy: Any, bundle: Any) -> None:
-        rollout = self._parts.rollouts[index]
-        self._ratio.request(self._fragment)
-        result = rollout.call("collect", policy, bundle, self._counters.env_steps, returns=3)
-        self._flight[result[2]] = self._on_fragment(index, result[0], result[1])
-
-    def _take_in(self, timeout_s: float) -> None:
-        """Wait for the first result and act on all that are there."""
-        if not self._flight:
-            time.sleep(timeout_s / 10)
-            return
-        pending = list(self._flight)
-        ready, _ = ray.wait(pending, num_returns=1, timeout=timeout_s)
-        more, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
-        for reference in dict.fromkeys([*ready, *more]):
-            self._flight.pop(reference)(reference)
-
-    def _on_fragment(self, index: int, episodes: Any, walks: Any) -> Callable[[Any], None]:
-        def arrived(reference: Any) -> None:
-            self._idle.append(index)
-            try:
-                info = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                self._replace_rollout(index, death_cause(error))
-                return
-            except ray.exceptions.RayTaskError as error:
-                raise user_error(error) from error
-            self._tell(self._parts.learner, "add", episodes)
-            self._take_walks(walks, info)
-            self._ratio.collected(self._fragment)
-
-        return arrived
-
-    def _on_update(self, weights: Any, count: int) -> Callable[[Any], None]:
-        def arrived(reference: Any) -> None:
-            self._busy["learner"] -= 1
-            self._updated(self._fetch("learner", reference), weights, count)
-
-        return arrived
-
-    def _on_network(self, weights: Any) -> Callable[[Any], None]:
-        def arrived(reference: Any) -> None:
-            self._report(self._fetch("reachability", reference))
-            bundle, metrics = self._parts.memory.call("integrate", weights, returns=2)
-            self._flight[metrics] = self._on_bundle(bundle)
-
-        return arrived
-
-    def _on_bundle(self, bundle: Any) -> Callable[[Any], None]:
-        def arrived(reference: Any) -> None:
-            self._busy["refresh"] = 0
-            self._new_bundle(bundle, reference)
-
-        return arrived
-
-    def _on_evaluation(self, at: int, outcome: Any) -> Callable[[Any], None]:
-        def arrived(reference: Any) -> None:
-            self._busy["evaluator"] = 0
-            try:
-                metrics = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                self._died("evaluator", death_cause(error))
-                self._parts.evaluator = self._parts.start_evaluator()
-                return
-            except ray.exceptions.RayTaskError as error:
-                raise user_error(error) from error
-            self._evaluated(at, metrics, outcome)
-
-        return arrived
-
-    def _replace_rollout(self, index: int, cause: str) -> None:
-        """A rollout holds nothing that matters: its running episodes are lost, and that is all."""
-        self._ratio.lost(self._fragment)
-        self._died(self._parts.rollouts[index].role, cause)
-        self._incarnations += 1
-        incarnation = self._incarnations + 1000 * self._counters.refreshes
-        rollout: Service = self._parts.start_rollout(index, incarnation)
-        self._parts.rollouts[index] = rollout
-        assert isinstance(rollout, ActorService)
-        self._run.event("actors", pids={rollout.role: rollout.wait_until_ready()})
 
     def stop(self) -> None:
         """End all parts."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from farreach import seeding
+from farreach_workloads.goals.bundle import nodes_per_category
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment
 from farreach_workloads.goals.rollout import Planner
 from farreach_workloads.goals.sac import Policy
@@ -113,11 +114,7 @@ def memory_metrics(bundle: Bundle, env: GoalEnvironment, uniform: Floats) -> dic
         env: supplies categories and distances.
         uniform: (n, d) states uniform over what can be reached.
     """
-    metrics = {}
-    if len(env.spec.categories) > 1:
-        label = env.categories(bundle.nodes)
-        for index, name in enumerate(env.spec.categories):
-            metrics[f"memory/nodes_{name}"] = float((label == index).sum())
+    metrics = nodes_per_category(bundle, env)
     nearest = np.full(len(uniform), np.inf)
     for node in bundle.nodes:
         nearest = np.minimum(nearest, env.distance(uniform, np.broadcast_to(node, uniform.shape)))
@@ -125,22 +122,5 @@ def memory_metrics(bundle: Bundle, env: GoalEnvironment, uniform: Floats) -> dic
     i, j = np.nonzero(np.triu(bundle.support, 1))
     if len(i):
         length = env.path_distance(bundle.nodes[i], bundle.nodes[j])
-        metrics["graph/shortcut_frac"] = float(
-            (length > 8 * env.spec.success_threshold).mean()
-        )
+        metrics["graph/shortcut_frac"] = float((length > 8 * env.spec.success_threshold).mean())
     return metrics
-
-
-def outcome_table(metrics: Mapping[str, float], spec_categories: tuple[str, ...]) -> list[list[Any]]:
-    """Rows (category, success_final flat, planned) for the terminal."""
-    rows = []
-    for name in spec_categories if len(spec_categories) > 1 else ():
-        key = f"success_final_{name}"
-        if f"evaluation/{key}" in metrics:
-            rows.append(
-                [name, metrics[f"evaluation/{key}"], metrics[f"evaluation_planned/{key}"]]
-            )
-    rows.append(
-        ["all", metrics["evaluation/success_final"], metrics["evaluation_planned/success_final"]]
-    )
-    return rows

@@ -86,7 +86,9 @@ class Learner:
                 self._config.runtime.device,
             )
         if len(self._ring):
-            rows = self._rng.integers(0, len(self._ring), min(REANNOTATED_EPISODES, len(self._ring)))
+            rows = self._rng.integers(
+                0, len(self._ring), min(REANNOTATED_EPISODES, len(self._ring))
+            )
             observations = self._ring["observations"][rows]
             flat = observations.reshape(-1, observations.shape[-1])
             nearest = bundle.nearest(bundle.network.embed(self._features.reachability(flat)))
@@ -118,7 +120,9 @@ class Learner:
             reward_sum += reward * together
             for index in range(together):
                 rows = slice(index * size, (index + 1) * size)
-                sums += torch.stack(self._agent.update({k: v[rows] for k, v in batch.items()})).cpu()
+                sums += torch.stack(
+                    self._agent.update({k: v[rows] for k, v in batch.items()})
+                ).cpu()
             done += together
         self._updates += count
         critic_loss, q_value, entropy = (sums / count).tolist()
@@ -137,9 +141,7 @@ class Learner:
         assert self._bundle is not None
         assert self._features is not None
         assert self._agent is not None
-        sample = self._relabeller.sample(
-            self._ring, self._bundle, self._features, count, self._rng
-        )
+        sample = self._relabeller.sample(self._ring, self._bundle, self._features, count, self._rng)
         reward = self._relabeller.reward(sample, self._bundle, self._features)
         arrays = {
             "pair": self._features.pair(sample.observation, sample.goal),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farreach import messages, seeding
-from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.bundle import Bundle, nodes_per_category
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.graph import shortest_paths
@@ -109,7 +109,7 @@ class GoalMemory:
             "graph/diameter_hops": float(bundle.hops.max()),
             "graph/mean_hops": float(bundle.hops.mean()),
         }
-        return bundle, metrics
+        return bundle, metrics | nodes_per_category(bundle, self._env)
 
     def _count_pursuits(self, walks: Mapping[str, Any]) -> None:
         """Book which goals were tried and which were reached."""
@@ -306,4 +306,3 @@ class GoalMemory:
         self._support[:n, :n] = state["support"]
         self._waiting = [dict(walks) for walks in state["waiting"]]
         messages.restore_generator(self._rng, state["rng"])
-

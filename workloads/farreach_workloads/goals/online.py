@@ -21,6 +21,8 @@ from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator
 from farreach_workloads.goals.evaluate import Outcome
+from farreach_workloads.goals.lockstep import Lockstep
+from farreach_workloads.goals.overlapped import Overlapped
 from farreach_workloads.goals.report import Reporter, flat
 
 Config = GoalsRunConfig
@@ -47,10 +49,11 @@ def run(
         )
     step = None if checkpoint is None else int(checkpoint.info["env_steps"])
     reporter = Reporter(config, run, env, purge_step=step)
-    coordinator = None
+    coordinator: Coordinator | None = None
     try:
         with StopRequest() as stop:
-            coordinator = Coordinator(config, run, reporter, stop)
+            kind = Lockstep if config.runtime.mode == "sync" else Overlapped
+            coordinator = kind(config, run, reporter, stop)
             if checkpoint is None:
                 coordinator.begin()
             else:

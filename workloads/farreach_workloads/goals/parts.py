@@ -11,8 +11,8 @@ from farreach import registry
 from farreach.actors.services import ActorService, InlineService, Service
 from farreach.errors import ConfigError, EnvironmentFault
 from farreach_workloads.goals import environments as _registers_environments  # noqa: F401
-from farreach_workloads.goals.evaluate import Evaluator
 from farreach_workloads.goals.environments.base import GoalEnvironment
+from farreach_workloads.goals.evaluate import Evaluator
 from farreach_workloads.goals.learner import Learner
 from farreach_workloads.goals.memory import GoalMemory
 from farreach_workloads.goals.reachability_trainer import ReachabilityTrainer
@@ -42,7 +42,10 @@ def check_environment(config: GoalsRunConfig) -> None:
     """Make the environment once and see that it keeps its contract, before any actor starts."""
     env = make_environment(config, 1)
     spec = env.spec
-    for what, observations in (("reset", env.reset()), ("step", env.step(np.zeros((1, spec.action_dim))))):
+    for what, observations in (
+        ("reset", env.reset()),
+        ("step", env.step(np.zeros((1, spec.action_dim)))),
+    ):
         if observations.shape != (1, spec.observation_dim):
             raise EnvironmentFault(
                 f"environment {spec.name!r}: {what} returned shape {observations.shape}, its spec "

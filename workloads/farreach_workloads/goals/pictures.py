@@ -58,8 +58,23 @@ def _memory(scene: _Scene) -> Figure:
     i, j = np.nonzero(np.triu(bundle.support, 1))
     segments: Any = np.stack([scene.nodes[i], scene.nodes[j]], axis=1)
     axes.add_collection(LineCollection(segments, colors="0.6", linewidths=0.4, alpha=0.5))
-    points = axes.scatter(*scene.nodes.T, c=bundle.added_at / 1e6, s=12, cmap="viridis", zorder=2)
-    axes.scatter(*scene.nodes[0], marker="*", s=120, color="red", zorder=3, label="start")
+    points = axes.scatter(
+        scene.nodes[:, 0],
+        scene.nodes[:, 1],
+        c=bundle.added_at / 1e6,
+        s=12,
+        cmap="viridis",
+        zorder=2,
+    )
+    axes.scatter(
+        scene.nodes[0, 0],
+        scene.nodes[0, 1],
+        marker="*",
+        s=120,
+        color="red",
+        zorder=3,
+        label="start",
+    )
     axes.legend(loc="upper right")
     figure.colorbar(points, ax=axes, label="million environment steps")
     return figure
@@ -74,9 +89,22 @@ def _reachability(scene: _Scene) -> Figure:
         f"reachable within {scene.config.reachability.window} random steps from the star"
     )
     points = axes.scatter(
-        *scene.nodes.T, c=1 / (1 + np.exp(-logits)), s=16, cmap="magma", vmin=0, vmax=1
+        scene.nodes[:, 0],
+        scene.nodes[:, 1],
+        c=1 / (1 + np.exp(-logits)),
+        s=16,
+        cmap="magma",
+        vmin=0,
+        vmax=1,
     )
-    axes.scatter(*scene.nodes[chosen], marker="*", s=140, color="tab:cyan", zorder=3)
+    axes.scatter(
+        scene.nodes[chosen, 0],
+        scene.nodes[chosen, 1],
+        marker="*",
+        s=140,
+        color="tab:cyan",
+        zorder=3,
+    )
     figure.colorbar(points, ax=axes, label="σ(R)")
     return figure
 
@@ -97,7 +125,9 @@ def _success(scene: _Scene) -> Figure:
         (passed, "tab:orange", "passed on the way"),
         (~reached & ~passed, "tab:red", "missed"),
     ):
-        axes.scatter(*goals[mask].T, s=12, color=colour, label=f"{label} ({mask.sum()})")
+        axes.scatter(
+            goals[mask, 0], goals[mask, 1], s=12, color=colour, label=f"{label} ({mask.sum()})"
+        )
     axes.legend(loc="upper right", fontsize=8)
     return figure
 
@@ -111,7 +141,12 @@ def _visits(scene: _Scene) -> Figure:
     cell, _ = scene.env.cells(probe)
     density = np.where(cell >= 0, np.log10(1.0 + scene.visits[np.maximum(cell, 0)]), np.nan)
     picture = axes.imshow(
-        density.reshape(x.shape), origin="lower", extent=(*low, *high), cmap="inferno", vmin=0, vmax=5.5
+        density.reshape(x.shape),
+        origin="lower",
+        extent=(*low, *high),
+        cmap="inferno",
+        vmin=0,
+        vmax=5.5,
     )
     figure.colorbar(picture, ax=axes, label="log10(1 + visits)")
     seen = float((scene.visits > 0).mean())
@@ -133,7 +168,8 @@ def _paths(scene: _Scene) -> Figure:
         path = bundle.path(int(nearest[index]), int(nearest[PATHS_SHOWN + index]))
         axes.plot(*scene.nodes[path].T, "--", color=colour, linewidth=1)
         axes.plot(*outcome.positions[goal][:, scene.plane].T, color=colour, linewidth=1.5)
-        axes.scatter(*outcome.goals[goal, scene.plane], marker="x", s=60, color=colour, zorder=3)
+        x, y = outcome.goals[goal, scene.plane]
+        axes.scatter(x, y, marker="x", s=60, color=colour, zorder=3)
     return figure
 
 
@@ -205,4 +241,3 @@ def animate(folder: Path, name: str) -> tuple[Path, Path] | None:
     target = folder / f"{name}.gif"
     frames[0].save(target, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
     return target, files[-1]
-

@@ -60,7 +60,7 @@ class ReachabilityNetwork(nn.Module):
 
 
 def _folded(modules: nn.Sequential) -> list[tuple[Floats, Floats]]:
-    """(weight (in, out), bias (out,)) of each linear layer with the BatchNorm behind it folded in."""
+    """(weight (in, out), bias (out,)) per linear layer, with the BatchNorm behind it folded in."""
     layers = []
     children = list(modules)
     for index, module in enumerate(children):
@@ -136,7 +136,9 @@ class FoldedReachability:
             result[rows] = self._block(left[rows], right)
         return result
 
-    def nearest(self, start: Floats, nodes: Floats, *, incoming: bool = False) -> tuple[Ints, Floats]:
+    def nearest(
+        self, start: Floats, nodes: Floats, *, incoming: bool = False
+    ) -> tuple[Ints, Floats]:
         """The node that each state reaches best, or (`incoming`) that reaches the state best.
 
         Args:

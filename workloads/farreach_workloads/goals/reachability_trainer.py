@@ -108,9 +108,7 @@ class ReachabilityTrainer:
         return weights, metrics
 
     def _build(self, scale: Floats, unit: Floats) -> None:
-        self._features = Features(
-            self._spec, self._config.features, self._settings, scale, unit
-        )
+        self._features = Features(self._spec, self._config.features, self._settings, scale, unit)
         torch.manual_seed(seeding.child_seed(self._config.seed, "reachability/init"))
         self._network = ReachabilityNetwork(self._features.reachability_width, self._settings)
         # Coupled L2 decay (Adam, not AdamW), as in the released code.

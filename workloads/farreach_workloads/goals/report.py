@@ -97,9 +97,7 @@ class Reporter:
         names = [self._env.spec.categories[i] if i >= 0 else "none" for i in labels]
         self._metrics.embedding(step, "memory/nodes", bundle.embeddings, names)
 
-    def draw(
-        self, bundle: Bundle, outcome: Outcome, visits: Ints, suffix: str
-    ) -> dict[str, Path]:
+    def draw(self, bundle: Bundle, outcome: Outcome, visits: Ints, suffix: str) -> dict[str, Path]:
         """Every picture that the environment allows, as `figures/<name>-<suffix>.png`."""
         return pictures.draw_all(
             self._config, self._env, bundle, outcome, visits, self._run.figures, suffix

@@ -19,7 +19,7 @@ def sigmoid(logits: Floats) -> Floats:
 def graph_reward(
     hops: Ints, logits: Floats | None, scale: float, temperature: float = 1.0
 ) -> Floats:
-    """scale × (-hops + σ(R / temperature) - 1); without the second term if `logits` is None.
+    """Scale × (-hops + σ(R / temperature) - 1); without the second term if `logits` is None.
 
     Args:
         hops: (n,) from the node of s' to the node of the goal.
@@ -35,7 +35,7 @@ def graph_reward(
 
 
 def reachability_reward(logits: Floats, scale: float, temperature: float = 1.0) -> Floats:
-    """scale × (σ(R(s' → g) / temperature) - 1): (n,) → (n,) float32."""
+    """Scale × (σ(R(s' → g) / temperature) - 1): (n,) → (n,) float32."""
     return (scale * (sigmoid(logits / temperature) - 1.0)).astype(np.float32)
 
 

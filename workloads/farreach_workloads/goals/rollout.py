@@ -68,7 +68,7 @@ class Rollout:
         env.rng = seeding.generator(config.seed, f"environment/{incarnation}", index)
         self._seen = Ring(max(1, config.agent.replay_steps // config.phases.policy_steps))
         phases, goals = config.phases, config.goals
-        planned = int(round(phases.planned_frac * config.environment.num_envs))
+        planned = round(phases.planned_frac * config.environment.num_envs)
         self._planned = planned if goals.source == "memory" else 0
 
     def first_walks(self, steps: int) -> tuple[Message, Message]:
@@ -159,7 +159,9 @@ class Rollout:
         phases, env = self._config.phases, self._env
         chained = self._config.goals.mode == "chained" and self._config.goals.source == "memory"
         current = self._reset()
-        observations = np.empty((env.num_envs, phases.policy_steps + 1, current.shape[1]), np.float32)
+        observations = np.empty(
+            (env.num_envs, phases.policy_steps + 1, current.shape[1]), np.float32
+        )
         actions = np.empty((env.num_envs, phases.policy_steps, env.spec.action_dim), np.float32)
         observations[:, 0] = current
         planned = slice(0, self._planned)
@@ -170,7 +172,9 @@ class Rollout:
                 via = (before >= 0) & (t < phases.policy_steps // 2)
                 pursued = np.where(via[:, None], bundle.nodes[before], goals)
             if self._planned and t % phases.replan_steps == 0:
-                pursued[planned] = planner.subgoals(current[planned], goals[planned], slots[planned])
+                pursued[planned] = planner.subgoals(
+                    current[planned], goals[planned], slots[planned]
+                )
             actions[:, t] = policy.act(current, pursued, self._rng)
             current = env.step(actions[:, t])
             observations[:, t + 1] = current

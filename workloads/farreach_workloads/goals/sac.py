@@ -35,7 +35,11 @@ def _linear(before: int, after: int) -> nn.Linear:
 
 def _trunk(before: int, hidden: int, after: int) -> nn.Sequential:
     return nn.Sequential(
-        _linear(before, hidden), nn.ReLU(), _linear(hidden, hidden), nn.ReLU(), _linear(hidden, after)
+        _linear(before, hidden),
+        nn.ReLU(),
+        _linear(hidden, hidden),
+        nn.ReLU(),
+        _linear(hidden, after),
     )
 
 
@@ -136,9 +140,9 @@ class GoalSac:
         self.target = TwinCritic(*sizes).to(self.device)
         self.target.load_state_dict(self.critic.state_dict())
         self.target.requires_grad_(False)
-        self._actor_parameters = list(self.actor.parameters())
-        self._critic_parameters = list(self.critic.parameters())
-        self._target_parameters = list(self.target.parameters())
+        self._actor_parameters: list[Tensor] = list(self.actor.parameters())
+        self._critic_parameters: list[Tensor] = list(self.critic.parameters())
+        self._target_parameters: list[Tensor] = list(self.target.parameters())
         self._actor_optimiser = torch.optim.Adam(self._actor_parameters, lr=config.lr, fused=True)
         self._critic_optimiser = torch.optim.Adam(self._critic_parameters, lr=config.lr, fused=True)
         self._noise = torch.Generator().manual_seed(seeding.child_seed(seed, "agent/noise"))
@@ -203,7 +207,7 @@ class GoalSac:
         self._noise.set_state(torch.as_tensor(state["noise"]))
 
 
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor]) -> None:
     gradients = torch.autograd.grad(loss, parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
@@ -233,4 +237,3 @@ class Policy:
             noise = torch.from_numpy(rng.standard_normal(mean.shape, np.float32))
             mean = mean + log_std.exp() * noise
         return torch.tanh(mean).numpy()
-

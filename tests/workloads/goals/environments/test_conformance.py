@@ -65,6 +65,11 @@ class WalksElsewhere(Maze):
         return super().walk(actions[::-1])
 
 
+class HasGoalsOutsideOfAllRooms(Maze):
+    def categories(self, observations):
+        return np.full(len(observations), -1)
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
@@ -72,6 +77,7 @@ class WalksElsewhere(Maze):
         (DrawsFromAnotherGenerator, "check_same_seed_same_trajectory"),
         (DoesNotClip, "check_actions_are_clipped"),
         (MeasuresTheHeading, "check_distance"),
+        (HasGoalsOutsideOfAllRooms, "check_goals"),
         (WalksElsewhere, "check_walk_equals_steps"),
     ],
 )

@@ -1,5 +1,8 @@
-"""Batched goal environments; importing the package registers all of them."""
+"""Batched goal environments; importing the package registers all of them, with gymnasium too."""
 
-from farreach_workloads.goals.environments import maze
+from farreach_workloads.goals.environments import gymnasium_goals, maze, pusher, walker
+from farreach_workloads.goals.environments.export import register
 
-__all__ = ["maze"]
+__all__ = ["gymnasium_goals", "maze", "pusher", "walker"]
+
+register()

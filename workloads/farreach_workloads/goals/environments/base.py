@@ -113,7 +113,11 @@ class GoalEnvironment(ABC):
 
     @abstractmethod
     def distance(self, observations: Floats, goals: Floats) -> Floats:
-        """Oracle distance that decides success: (n, d), (n, d) → (n,)."""
+        """Oracle distance that decides success: (n, d), (n, d) → (n,).
+
+        It may read no more of `goals` than `spec.goal_dims`, which is all that goal environments
+        of gymnasium hand over.
+        """
 
     def path_distance(self, observations: Floats, goals: Floats) -> Floats:
         """Oracle length of the shortest free path, (n,); `distance` where nothing is in the way."""
@@ -130,12 +134,12 @@ class GoalEnvironment(ABC):
         """
         return np.full(len(observations), -1), 0
 
-    def draw(self, axes: Axes) -> None:
+    def draw(self, axes: Axes) -> None:  # noqa: B027 (not every environment has walls)
         """Draw what is fixed (walls) into the plane of `spec.plane_dims`."""
 
     def render(self, observations: Floats) -> NDArray[np.uint8] | None:
         """A picture of each observation, (n, height, width, 3), or None if there is none."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (not every environment holds something)
         """Free what the environment holds."""

@@ -29,7 +29,7 @@ class FrameRenderer:
         """A renderer for `model`, whose quality settings are changed.
 
         Raises:
-            Exception: of whatever kind the platform's OpenGL binding raises if it is missing.
+            Exception: whatever kind the platform's binding raises where OpenGL is missing.
         """
         model.vis.quality.shadowsize = 0
         model.vis.quality.offsamples = 0
@@ -91,7 +91,9 @@ class LazyFrames:
         if self._renderer is None and not self._is_missing:
             try:
                 self._renderer = FrameRenderer(self._model, self._camera)
-            # Each platform's binding has exceptions of its own, AttributeError among them.
+            # The platforms raise AttributeError, ImportError, OSError, FatalError and exceptions of
+            # PyOpenGL, which must not be imported before the platform is chosen. A picture is an
+            # extra, so its absence is logged and the run goes on.
             except Exception as error:
                 self._is_missing = True
                 _log.warning(

@@ -114,7 +114,7 @@ class GymnasiumGoals(GoalEnvironment):
                 as reached; the environment's own if it has one, else 0.25.
             make: further arguments of `gymnasium.make`.
             reset_cell: row and column where copies start, for mazes; the first free cell if None.
-            num_threads: threads that step the copies of a PointMaze.
+            num_threads: threads that step the copies of a PointMaze, 0 for one per CPU.
 
         Raises:
             RegistryError: unknown id.

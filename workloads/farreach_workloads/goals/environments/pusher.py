@@ -93,7 +93,8 @@ class Pusher(GoalEnvironment):
         Args:
             num_envs: number of copies.
             rng: kept for the contract; nothing here is random but the goals.
-            num_threads: threads that share the physics; the result does not depend on it.
+            num_threads: threads that share the physics, 0 for one per CPU; the result does not
+                depend on it.
         """
         super().__init__(num_envs, rng)
         model = mujoco.MjModel.from_xml_string(MODEL)

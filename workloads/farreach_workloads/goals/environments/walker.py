@@ -151,7 +151,8 @@ class Walker(GoalEnvironment):
         Args:
             num_envs: number of copies.
             rng: source of all randomness.
-            num_threads: threads that share the physics; the result does not depend on it.
+            num_threads: threads that share the physics, 0 for one per CPU; the result does not
+                depend on it.
         """
         super().__init__(num_envs, rng)
         model = walker_model()

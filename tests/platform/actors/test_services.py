@@ -1,0 +1,62 @@
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import ray
+
+from farreach.actors.services import ActorService, InlineService, death_cause, fetch
+from farreach.errors import CheckpointError
+
+
+class Adder:
+    def __init__(self, start):
+        self.total = np.array(start)
+
+    def add(self, value):
+        self.total = self.total + value
+        return self.total
+
+    def both(self):
+        return self.total, {"pid": os.getpid()}
+
+    def fail(self):
+        raise CheckpointError("the part is truncated")
+
+
+def test_an_inline_service_answers_at_once():
+    service = InlineService("adder", Adder, (1,))
+    assert fetch(service.call("add", 2)) == 3
+    total, _ = service.call("both", returns=2)
+    assert total == 3
+    with pytest.raises(CheckpointError):
+        service.call("fail")
+
+
+@pytest.mark.ray
+def test_an_actor_service_gives_the_same_answers_from_another_process(ray_local):
+    service = ActorService("adder", Adder, (1,), num_cpus=0.1)
+    pid = service.wait_until_ready()
+    first = service.call("add", 2)
+    second = service.call("add", first)  # a reference is resolved on the way
+    total, facts = service.call("both", returns=2)
+    assert fetch(second) == fetch(total) == 6
+    assert fetch(facts)["pid"] == pid != os.getpid()
+    with pytest.raises(CheckpointError, match="the part is truncated"):
+        fetch(service.call("fail"))
+    service.stop()
+
+
+@pytest.mark.ray
+def test_what_a_killed_actor_has_returned_stays_readable_and_its_death_is_reported(ray_local):
+    service = ActorService("adder", Adder, (np.zeros(100_000),), num_cpus=0.1)
+    pid = service.wait_until_ready()
+    returned = service.call("add", 1.0)
+    ray.wait([returned])
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.5)
+    with pytest.raises(ray.exceptions.RayActorError) as death:
+        fetch(service.call("add", 1.0))
+    assert death_cause(death.value)
+    assert fetch(returned).sum() == 100_000

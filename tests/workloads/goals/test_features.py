@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from farreach_workloads.goals.config import FeaturesConfig, ReachabilityConfig
+from farreach_workloads.goals.environments.maze import Maze
+from farreach_workloads.goals.features import Features, measure
+
+SCALE = np.array([2, 4, 1, 1, 1, 1, 1], np.float32)
+UNIT = np.array([1, 2, 1, 1, 1, 1, 1], np.float32)
+STATE = np.array([[2.0, -4.0, np.pi / 2, 9, 9, 9, 9]], np.float32)
+GOAL = np.array([[4.0, -8.0, 0.0, 0, 0, 0, 0]], np.float32)
+
+
+def features(**settings):
+    return Features(Maze.spec, FeaturesConfig(**settings), ReachabilityConfig(), SCALE, UNIT)
+
+
+def test_the_default_input_is_scaled_masked_and_relative():
+    pair = features().pair(STATE, GOAL)[0]
+    # x/2, y/4, sin, cos | goal x/2, y/4 | tanh(2/1), tanh(-4/2)
+    expected = [1, -1, 1, 0, 2, -2, np.tanh(2), np.tanh(-2)]
+    np.testing.assert_allclose(pair, expected, atol=1e-6)
+    np.testing.assert_allclose(features().reachability(STATE)[0], [1, -1, 1, 0], atol=1e-6)
+
+
+def test_the_paper_sees_everything_raw():
+    paper = features(dims="all", angles="raw", goal="full", relative=False, scale="none")
+    np.testing.assert_array_equal(paper.pair(STATE, GOAL)[0], np.concatenate([STATE[0], GOAL[0]]))
+    np.testing.assert_array_equal(paper.reachability(STATE)[0], STATE[0, :3])
+
+
+def test_widths_are_what_comes_out():
+    for settings in ({}, {"goal": "full"}, {"dims": "all", "relative": False}):
+        each = features(**settings)
+        assert each.pair(STATE, GOAL).shape[1] == each.pair_width
+
+
+def test_measure_gives_spread_and_displacement_over_the_window():
+    t = np.arange(11.0)
+    walks = np.stack([np.stack([t, np.zeros(11)], 1), np.stack([-t, np.zeros(11)], 1)])
+    scale, unit = measure(walks.astype(np.float32), window=4)
+    assert scale[0] == pytest.approx(np.sqrt(np.mean(t**2)), rel=1e-6)
+    assert unit[0] == pytest.approx(4.0)  # 4 steps of 1 each, either way
+    assert scale[1] > 0  # a dim that never moves cannot divide by zero

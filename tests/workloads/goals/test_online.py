@@ -1,0 +1,181 @@
+"""The whole system on small settings: the same numbers wherever it runs, whatever dies."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from farreach import config as configs
+from farreach import launch
+from farreach.checkpoint import CheckpointStore
+from farreach.rundir import RunDirectory
+from farreach_workloads.goals import online
+from farreach_workloads.goals.coordinator import Coordinator
+
+SMALL = ["training.env_steps=9600", "training.checkpoint_every_steps=3200"]
+ACTORS = ["runtime.placement=actor", "runtime.cpus.learner=0.5"]
+
+
+def train(tmp_path, name, *overrides):
+    launch.train(
+        "goals/walk_maze_debug", [*SMALL, *overrides], run_dir=tmp_path / name, root=tmp_path
+    )
+    return RunDirectory.open(tmp_path / name)
+
+
+def final_state(run):
+    checkpoint = CheckpointStore(run.checkpoints).newest()
+    assert checkpoint is not None
+    return checkpoint.parts()
+
+
+def leaves(tree, path=""):
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{path}/{index}")
+    else:
+        yield path, tree
+
+
+def expect_equal_states(one, other):
+    left, right = dict(leaves(one)), dict(leaves(other))
+    assert left.keys() == right.keys()
+    for path, value in left.items():
+        if path.endswith("/train_s"):
+            continue
+        np.testing.assert_array_equal(value, right[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs"), "uninterrupted")
+
+
+def test_a_run_leaves_everything_that_others_rely_on(uninterrupted):
+    result = uninterrupted.read_result()
+    assert result["seed"] == 0
+    assert result["training/env_steps"] >= 9600
+    assert 0 <= result["evaluation/success_final"] <= 1
+    assert result["memory/nodes_room1"] > 5
+    assert "memory/nodes_room4" in result
+    assert (uninterrupted.tensorboard).is_dir()
+    names = {path.name.split("-")[0] for path in uninterrupted.figures.glob("*.png")}
+    assert {"memory", "reachability", "success", "visits", "paths"} <= names
+    assert (uninterrupted.figures / "visits.gif").exists()
+
+
+def test_another_seed_gives_another_run(uninterrupted, tmp_path):
+    other = train(tmp_path, "other", "seed=1")
+    weights = [final_state(run)["learner"]["agent"]["actor"] for run in (uninterrupted, other)]
+    assert any((weights[0][k] != weights[1][k]).any() for k in weights[0])
+
+
+def test_a_run_killed_after_any_checkpoint_continues_bit_for_bit(
+    uninterrupted, tmp_path, monkeypatch
+):
+    """The process is gone in the middle of the work: nothing after the checkpoint is kept."""
+
+    class Killed(BaseException):
+        pass
+
+    saves, save = [], Coordinator.save
+
+    def save_then_die(self):
+        save(self)
+        saves.append(self._counters.env_steps)
+        if len(saves) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Coordinator, "save", save_then_die)
+        with pytest.raises(Killed):
+            train(tmp_path, "killed")
+    assert 0 < saves[1] < 9600
+    launch.resume(tmp_path / "killed")
+    run = RunDirectory.open(tmp_path / "killed")
+    expect_equal_states(final_state(uninterrupted), final_state(run))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_give_the_same_numbers_as_one_process(uninterrupted, tmp_path, ray_local):
+    run = train(tmp_path, "actors", *ACTORS)
+    expect_equal_states(final_state(uninterrupted), final_state(run))
+
+
+def actor_pid(run, role):
+    for event in reversed(run.events()):
+        if event.get("event", event.get("kind")) == "actors" and role in event["pids"]:
+            return event["pids"][role]
+    return None
+
+
+def kill_when_running(path, role, kills):
+    """Kill the role's process a while after the first checkpoint is there."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        if not (path / "events.jsonl").exists():
+            continue
+        run = RunDirectory(path)
+        if any("checkpoint" in str(event) for event in run.events()):
+            time.sleep(0.3)
+            pid = actor_pid(run, role)
+            os.kill(pid, signal.SIGKILL)
+            kills.append(pid)
+            return
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["rollout-0", "learner", "reachability", "memory"])
+def test_the_death_of_any_actor_is_survived(role, tmp_path, ray_local):
+    kills = []
+    killer = threading.Thread(target=kill_when_running, args=(tmp_path / "run", role, kills))
+    killer.start()
+    run = train(
+        tmp_path, "run", *ACTORS, "runtime.mode=async", "training.env_steps=60000",
+        "training.checkpoint_every_s=1", "evaluation.every_steps=20000",
+    )  # fmt: skip
+    killer.join()
+    assert kills
+    events = run.events()
+    died = [event for event in events if "cause" in event]
+    assert died
+    assert died[0]["role"] == role
+    result = run.read_result()
+    assert result["training/env_steps"] >= 60_000
+    # Updates follow the steps whatever has died: 0.07 per policy step, half of the steps.
+    assert result["training/updates"] == pytest.approx(0.07 * 30_000, rel=0.25)
+
+
+def test_check_names_what_differs_from_the_paper():
+    loaded = configs.load(configs.find("goals/walk_maze"))
+    notes = online.check(loaded.config)
+    assert any("features.goal: masked (paper: full)" in note for note in notes)
+    paper = configs.load(configs.find("goals/walk_maze"), ["fidelity=paper"])
+    assert online.check(paper.config) == ["every setting is the paper's"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("relabel.future=0.9", "add up to 1"),
+        ("runtime.mode=async", "cannot be asynchronous"),
+        ("environment.name=mase", "Did you mean 'maze'"),
+        ("environment.options={wals: 3}", "environment.options"),
+        ("reachability.window=100", "leaves no negatives"),
+        ("goals.source=replay", "relabel.node needs"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_starts(override, message):
+    from farreach.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=message):
+        online.check(configs.load(configs.find("goals/walk_maze_debug"), [override]).config)

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from farreach_workloads.goals.config import ReachabilityConfig
+from farreach_workloads.goals.reachability import (
+    FoldedReachability,
+    PairSampler,
+    ReachabilityNetwork,
+)
+
+
+def trained_looking_network(config, width=4):
+    """A network whose BatchNorm statistics and weights are not the initial ones."""
+    torch.manual_seed(0)
+    network = ReachabilityNetwork(width, config)
+    for _ in range(20):
+        network(torch.randn(64, width) * 2 + 1, torch.randn(64, width))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+    return network.eval()
+
+
+@pytest.mark.parametrize("comparator_layers", [2, 4])
+def test_the_folded_network_equals_the_network_in_evaluation_mode(comparator_layers):
+    network = trained_looking_network(ReachabilityConfig(comparator_layers=comparator_layers))
+    folded = FoldedReachability.of(network)
+    start, end = torch.randn(30, 4), torch.randn(20, 4)
+    e_start, e_end = folded.embed(start.numpy()), folded.embed(end.numpy())
+    with torch.no_grad():
+        rows = network(start[:20], end).numpy()
+        pairs = network(start.repeat_interleave(20, 0), end.repeat(30, 1)).view(30, 20).numpy()
+    np.testing.assert_allclose(folded.logits(e_start[:20], e_end), rows, atol=2e-5)
+    np.testing.assert_allclose(folded.all_pairs(e_start, e_end), pairs, atol=2e-5)
+    index, best = folded.nearest(e_start, e_end)
+    np.testing.assert_array_equal(index, pairs.argmax(1))
+    np.testing.assert_allclose(best, pairs.max(1), atol=2e-5)
+    index, _ = folded.nearest(e_end, e_start, incoming=True)
+    np.testing.assert_array_equal(index, pairs.argmax(0))
+
+
+def test_the_maze_network_has_the_published_number_of_parameters():
+    # 6,307 with the released code's second, unused output channel (17 parameters) and its scalar
+    # bias (1), on 3 raw inputs.
+    network = ReachabilityNetwork(3, ReachabilityConfig())
+    assert sum(p.numel() for p in network.parameters()) == 6307 - 17 - 1
+
+
+def draw(directed, count=200_000, steps=50, window=5):
+    sampler = PairSampler(window, directed, 0.5, 0.5)
+    return sampler.draw(np.random.default_rng(0), np.arange(40), steps, count)
+
+
+def test_kinds_of_pairs_come_in_the_stated_shares():
+    first, _, second, _, positive = draw(directed=True)
+    # Half positive; of the negatives half in the trajectory, and 1/40 of the others by chance.
+    same = first == second
+    counts = [positive.sum(), (~positive & same).sum(), (~positive & ~same).sum()]
+    expected = np.array([0.5, 0.25 + 0.25 / 40, 0.25 * 39 / 40]) * len(first)
+    assert stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_positives_are_uniform_over_the_directed_window_with_the_state_itself():
+    first, i, second, j, positive = draw(directed=True)
+    assert (first[positive] == second[positive]).all()
+    inner = positive & (i <= 45)  # the window is cut short at the end of the walk
+    counts = np.bincount(j[inner] - i[inner])
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_every_earlier_state_of_the_walk_is_a_directed_negative():
+    first, i, second, j, positive = draw(directed=True)
+    inside = ~positive & (first == second) & (i == 20)
+    seen = set(j[inside])
+    assert set(range(20)) <= seen
+    # States of the window appear only through the draw over all trajectories: 1/40 of them.
+    counts = np.bincount(j[inside], minlength=51)
+    assert counts[21:26].mean() < 0.2 * counts[:20].mean()
+
+
+def test_undirected_pairs_look_both_ways():
+    _, i, _, j, positive = draw(directed=False)
+    assert (np.abs(i - j)[positive] <= 5).all()
+    assert (
+        stats.binomtest(int((i < j)[positive].sum()), int((i != j)[positive].sum())).pvalue > 1e-3
+    )
+
+
+def test_a_window_as_long_as_the_walk_leaves_negatives_from_other_walks_only():
+    sampler = PairSampler(50, True, 0.5, 1.0)
+    _, i, _, _, positive = sampler.draw(np.random.default_rng(0), np.arange(4), 10, 1000)
+    assert (~positive & (i == 0)).any()

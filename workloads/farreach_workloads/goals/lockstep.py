@@ -1,0 +1,43 @@
+"""The lockstep loop: one fixed order, bit-equal for a seed wherever the parts live."""
+
+from __future__ import annotations
+
+import time
+
+from farreach_workloads.goals.coordinator import Coordinator
+
+
+class Lockstep(Coordinator):
+    """Runs the parts one after the other; see `Coordinator`."""
+
+    def _loop(self) -> None:
+        """Everything in one fixed order; time decides nothing but `training.max_minutes`."""
+        self._begun = time.monotonic()
+        parts, config, counters = self._parts, self._config, self._counters
+        while not self._finished():
+            self._stop_if_asked()
+            newest = (self._board.newest("policy").value, self._board.newest("bundle").value)
+            before = counters.env_steps
+            collected = [r.call("collect", *newest, before, returns=3) for r in parts.rollouts]
+            for rollout, (episodes, walks, info) in zip(parts.rollouts, collected, strict=True):
+                self._tell(parts.learner, "add", episodes)
+                self._take_walks(walks, self._fetch(rollout.role, info))
+                self._ratio.request(self._fragment)
+                self._ratio.collected(self._fragment)
+            if self._refresh_due():
+                counters.walk_steps_at_refresh = counters.walk_steps
+                weights, metrics = parts.reachability.call("refresh", returns=2)
+                self._report(self._fetch("reachability", metrics))
+                self._new_bundle(*parts.memory.call("integrate", weights, returns=2))
+            while (count := min(self._ratio.due, config.runtime.learner_chunk)) > 0:
+                result = parts.learner.call("update", count, self._progress, returns=2)
+                self._ratio.hand_out(count)
+                self._updated(self._fetch("learner", result[0]), result[1], count)
+            if counters.env_steps - counters.evaluated_at >= config.evaluation.every_steps:
+                self._evaluate_now()
+            if counters.env_steps - counters.saved_at >= config.training.checkpoint_every_steps:
+                self.save()
+            self._reporter.progress(counters.env_steps, self._progress)
+        if counters.evaluated_at < counters.env_steps:
+            self._evaluate_now()
+        counters.train_s = self._elapsed()
