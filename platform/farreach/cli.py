@@ -1,4 +1,4 @@
-"""The command line: `farreach train | resume | evaluate | check | list | plot`.
+"""The command line: `farreach train | resume | evaluate | check | list | plot | export`.
 
 Exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 75 stopped by SIGTERM with a
 checkpoint, 130 Ctrl-C.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CTRL_C_EXIT_CODE = 130
 ENVIRONMENTS_MODULE = "farreach_workloads.goals.environments"
 LISTS = ("configs", "environments", "workloads", "settings")
+FORMATS = ("rllib",)
 
 EPILOG = """\
 examples:
@@ -157,6 +158,12 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="whose settings to list")
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--format", choices=FORMATS, required=True, help="for what software")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"should be a whole number above 0 (got {text!r})")
@@ -203,6 +210,15 @@ def _plot(options: argparse.Namespace) -> None:
 
     for path in launch.plot(options.run):
         say(str(path))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from farreach import launch
+
+    # Importing other software prints what it likes: stdout gets the folder alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        folder = launch.export(options.run, options.out, options.format)
+    say(str(folder))
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -316,5 +332,12 @@ _COMMANDS: tuple[_Command, ...] = (
         "draw the figures of a run",
         "  farreach plot latest",
         _add_run,
+    ),
+    (
+        "export",
+        _export,
+        "write the model of a run for other software",
+        "  farreach export latest --format rllib --out policy",
+        _export_arguments,
     ),
 )

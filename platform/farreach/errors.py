@@ -30,6 +30,10 @@ class CheckpointError(FarreachError):
     """A checkpoint is missing, truncated, altered or written by something else."""
 
 
+class DataError(FarreachError):
+    """Recorded data are missing, malformed or of another shape than what reads them expects."""
+
+
 class EnvironmentFault(FarreachError):  # noqa: N818 (EnvironmentError is OSError)
     """An environment broke its contract: wrong shape, NaN, or no Box observation."""
 

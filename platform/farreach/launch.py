@@ -29,6 +29,7 @@ from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory, flat_result
 
 Which = Literal["best", "newest"]
+Format = Literal["rllib"]
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: trying again, with `farreach resume`, is useful
 CTRL_C_EXIT_CODE = 130
@@ -38,6 +39,9 @@ class Workload(Protocol):
     """What a module must have to be named by a configuration.
 
     Its `Config` has at least the fields `name` and `seed`. Metrics are called `group/name`.
+
+    A workload whose models other software can use also has `export(config, run, checkpoint, out,
+    fmt)`: it makes the folder `out`, whole or not at all, and returns its path.
     """
 
     Config: type[Config]
@@ -241,6 +245,35 @@ def plot(path: Path | str) -> list[Path]:
     checkpoint = _require_checkpoint(run, "best")
     with _failures_explained(run):
         return _workload(loaded.workload).plot(loaded.config, run, checkpoint)
+
+
+def export(path: Path | str, out: Path, fmt: Format) -> Path:
+    """Export the best checkpoint of a run (the newest if none has a score) to other software.
+
+    Args:
+        path: the run directory, or `latest`.
+        out: the folder to make.
+        fmt: for what software.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the run's workload exports nothing.
+        FarreachError: no such run or checkpoint, or exporting failed.
+    """
+    run = RunDirectory.open(path)
+    loaded = configs.load(run.config_path)
+    checkpoint = _require_checkpoint(run, "best")
+    with _failures_explained(run):
+        exporter = getattr(_workload(loaded.workload), "export", None)
+        if exporter is None:
+            raise ConfigError(
+                f"{run.path}: its workload {loaded.workload} has no export. Give the workload a "
+                "function `export`, or name a run of another workload."
+            )
+        exported: Path = exporter(loaded.config, run, checkpoint, out, fmt)
+        return exported
 
 
 def find_checkpoint(run: RunDirectory, which: Which) -> Checkpoint | None:

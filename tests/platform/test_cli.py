@@ -41,7 +41,7 @@ def kinds(run):
 def test_help_has_examples_for_each_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("train", "resume", "evaluate", "check", "list", "plot"):
+    for command in ("train", "resume", "evaluate", "check", "list", "plot", "export"):
         assert re.search(rf"^    {command} ", shown, re.MULTILINE)
         assert main([command, "--help"]) == 0
         assert f"examples:\n  farreach {command}" in capsys.readouterr().out
@@ -73,6 +73,8 @@ def test_version_is_the_packages(capsys):
         (["list", "configs", "x"], "`farreach list configs` takes no CONFIG."),
         (["evaluate", "latest", "--episodes", "0"], "should be a whole number above 0 (got '0')"),
         (["train"], "required: CONFIG"),
+        (["export", "latest", "--out", "x"], "required: --format"),
+        (["export", "latest", "--out", "x", "--format", "onnx"], "invalid choice: 'onnx'"),
         (["train", "none.yaml"], "none.yaml"),
     ],
 )
@@ -250,10 +252,11 @@ def test_a_failed_evaluation_is_one_message(config_path, capsys):
     assert "unforeseen failure: ValueError: no. The trace is in" in shown.err
 
 
-def test_a_run_without_checkpoint_cannot_be_evaluated_or_plotted(config_path, capsys):
+def test_a_run_without_checkpoint_cannot_be_evaluated_plotted_or_exported(config_path, capsys):
     assert main(["train", config_path, "steps=0"]) == 0
-    for command in ("evaluate", "plot"):
-        assert main([command, "latest"]) == 1
+    export = ["export", "--format", "rllib", "--out", "policy"]
+    for command in (["evaluate"], ["plot"], export):
+        assert main([*command, "latest"]) == 1
         assert "has no checkpoint yet" in capsys.readouterr().err
 
 
@@ -262,6 +265,32 @@ def test_plot_prints_its_files(config_path, capsys):
     capsys.readouterr()
     assert main(["plot", "latest"]) == 0
     assert capsys.readouterr().out == f"{the_run().figures / '1.png'}\n"
+
+
+def test_export_makes_the_folder_and_prints_it(config_path, monkeypatch, capsys):
+    def export(config, run, checkpoint, out, fmt):
+        sys.stdout.write("exporting\n")
+        out.mkdir()
+        (out / f"{fmt}-{checkpoint.step}-{config.seed}").touch()
+        return out.absolute()
+
+    monkeypatch.setattr(sys.modules["counting_workload"], "export", export, raising=False)
+    assert main(["train", config_path]) == 0
+    capsys.readouterr()
+    assert main(["export", "latest", "--format", "rllib", "--out", "policy"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (f"{Path('policy').absolute()}\n", "exporting\n")
+    # The first checkpoint is the best one.
+    assert [path.name for path in Path("policy").iterdir()] == ["rllib-1-7"]
+    assert kinds(the_run()) == ["started", "finished"]
+
+
+def test_a_workload_without_export_says_so(config_path, capsys):
+    assert main(["train", config_path]) == 0
+    assert main(["export", "latest", "--format", "rllib", "--out", "policy"]) == 2
+    shown = capsys.readouterr().err
+    assert f"{the_run().path}: its workload counting_workload has no export." in shown
+    assert not Path("policy").exists()
 
 
 def test_settings_are_listed_with_type_default_and_help(config_path, capsys):

@@ -184,7 +184,8 @@ class TrainingConfig(Config):
     checkpoint_every_steps: int = Field(500_000, ge=1)
     """Environment steps between checkpoints in sync mode, where time must not matter."""
     keep_checkpoints: int = Field(2, ge=1)
-    figures_every_steps: int = Field(500_000, ge=1)
+    figures_every_steps: int = Field(200_000, ge=1)
+    """Environment steps between two sets of pictures; the last evaluation gets one besides."""
 
 
 class CpusConfig(Config):

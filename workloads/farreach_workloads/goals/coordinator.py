@@ -134,7 +134,7 @@ class Coordinator(ABC):
         self._board.publish("bundle", self._shared(bundle))
         self._board.publish("policy", parts.learner.call("policy"))
         self._saved_time = time.monotonic()
-        self._reporter.restored(self._counters.env_steps, bundle, self._visits)
+        self._reporter.restored(self._counters.env_steps, bundle)
 
     def save(self) -> None:
         """Write a checkpoint of everything; nothing may be in flight."""
@@ -277,7 +277,8 @@ class Coordinator(ABC):
         del counters.evaluations[: -max(self._config.evaluation.last, 3)]
         self._report(metrics, at)
         self._reporter.evaluated(at, metrics)
-        if at - counters.drawn_at >= self._config.training.figures_every_steps:
+        due = at - counters.drawn_at >= self._config.training.figures_every_steps
+        if due or self._finished():
             counters.drawn_at = at
             bundle = fetch(self._board.newest("bundle").value)
             self._reporter.figures(at, bundle, fetch(outcome), self._visits)
@@ -295,7 +296,7 @@ class Coordinator(ABC):
         counters = self._counters
         final = mean_metrics(counters.evaluations[-self._config.evaluation.last :])
         bundle = fetch(self._board.newest("bundle").value)
-        self._reporter.final(counters.env_steps, bundle, self._visits)
+        self._reporter.final()
         totals = {
             "training/env_steps": counters.env_steps,
             "training/updates": self._ratio.updates,

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 GOALS_SEED = 20_220_611
 
 
+def success_table(metrics: Mapping[str, float], categories: tuple[str, ...]) -> list[str]:
+    """Lines for the terminal: success at the last step per category, flat and graph-planned."""
+    lines = ["goals        success   planned along the graph"]
+    names = [*(f"_{name}" for name in categories if len(categories) > 1), ""]
+    for name in names:
+        flat = metrics.get(f"evaluation/success_final{name}")
+        planned = metrics.get(f"evaluation_planned/success_final{name}")
+        if flat is not None and planned is not None:
+            lines.append(f"{name.strip('_') or 'all':<12} {flat:7.3f}   {planned:7.3f}")
+    return lines
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What happened to each of n goals.

@@ -94,6 +94,7 @@ class GoalMemory:
         added, candidates = 0, 0
         for walks in self._waiting:
             self._count_pursuits(walks)
+        for walks in self._waiting:
             new, tested = self._filter_and_link(walks, network, features)
             added, candidates = added + new, candidates + tested
         self._waiting.clear()
@@ -112,12 +113,13 @@ class GoalMemory:
         return bundle, metrics | nodes_per_category(bundle, self._env)
 
     def _count_pursuits(self, walks: Mapping[str, Any]) -> None:
-        """Book which goals were tried and which were reached."""
+        """Book which goals were tried and which were reached; goals that are gone become -1."""
         slot = walks["goal_slot"]
         mine = (slot >= 0) & (slot < self._count)
         mine &= self._columns["born"][np.where(mine, slot, 0)] <= walks["goal_version"]
         np.add.at(self._columns["attempts"], slot[mine], 1.0)
         np.add.at(self._columns["successes"], slot[mine], walks["reached"][mine].astype(float))
+        slot[~mine] = -1
 
     def _filter_and_link(
         self, walks: Mapping[str, Any], network: FoldedReachability, features: Features
@@ -128,9 +130,10 @@ class GoalMemory:
         candidates = observations.reshape(-1, d)
         embeddings = network.embed(features.reachability(candidates))
         walk = np.repeat(np.arange(walk_count), per_walk)
+        position = -1
         if self._count == 0:
             self._place(0, candidates[0], embeddings[0], -1, walks)
-            self._count = 1
+            self._count, position = 1, 0  # a node already, so no candidate any more
         node_embeddings = self._columns["embeddings"]
 
         def outgoing(rows: Ints, slots: Ints) -> Floats:
@@ -142,7 +145,7 @@ class GoalMemory:
         if cover is not outgoing:
             covered = BestNode(cover, len(candidates), self._count)
         alive = np.ones(len(candidates), bool)
-        added, position = 0, -1
+        added = 0
         while (position := covered.next_below(threshold, position)) >= 0:
             slot = self._slot_for_new(network)
             alive[:position] &= nearest.slot[:position] != slot
@@ -212,6 +215,9 @@ class GoalMemory:
             slot = 1 + int(scores.max(axis=0)[1:].argmax())
         predecessor = self._columns["predecessor"]
         predecessor[predecessor == slot] = predecessor[slot]
+        for walks in self._waiting:
+            goal = walks["goal_slot"]
+            goal[goal == slot] = predecessor[slot]
         self._support[slot, :] = 0
         self._support[:, slot] = 0
         return slot
@@ -224,8 +230,7 @@ class GoalMemory:
         column["embeddings"][slot] = embedding
         column["born"][slot] = self._version
         column["added_at"][slot] = int(walks["env_steps"])
-        # The pursued node may itself just have been overwritten by this one.
-        column["predecessor"][slot] = column["predecessor"][slot] if goal == slot else goal
+        column["predecessor"][slot] = goal
         for name in ("passes", "attempts", "successes"):
             column[name][slot] = 0.0
 
@@ -304,5 +309,7 @@ class GoalMemory:
             self._columns[name][:n] = state["columns"][name]
         self._support[:] = 0
         self._support[:n, :n] = state["support"]
-        self._waiting = [dict(walks) for walks in state["waiting"]]
+        self._waiting.clear()
+        for walks in state["waiting"]:
+            self.add(walks)
         messages.restore_generator(self._rng, state["rng"])

@@ -8,7 +8,7 @@ policy learns to reach what the memory holds (arXiv:2206.11733).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from farreach_workloads.goals import fidelity, parts
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator
-from farreach_workloads.goals.evaluate import Outcome
+from farreach_workloads.goals.evaluate import Outcome, success_table
 from farreach_workloads.goals.lockstep import Lockstep
 from farreach_workloads.goals.overlapped import Overlapped
 from farreach_workloads.goals.report import Reporter, flat
@@ -60,6 +60,11 @@ def run(
                 coordinator.restore(checkpoint)
             metrics = coordinator.run()
         reporter.hparams(flat(config.model_dump()), metrics)
+        for line in success_table(metrics, env.spec.categories):
+            reporter.log(line)
+        reporter.log(f"pictures     {run.figures}")
+        reporter.log(f"tensorboard  {run.tensorboard}")
+        reporter.log(f"checkpoints  {run.checkpoints}")
         return metrics
     finally:
         if coordinator is not None:
@@ -100,4 +105,17 @@ def plot(config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> l
     suffix = f"{checkpoint.step:09d}"
     files = pictures.draw_all(config, env, bundle, outcome, visits, run.figures, suffix)
     animation = pictures.animate(run.figures, "visits")
-    return [*files.values(), *([animation[0]] if animation else [])]
+    return [*files.values(), *([animation] if animation else [])]
+
+
+def export(
+    config: GoalsRunConfig,
+    run: RunDirectory,
+    checkpoint: Checkpoint,
+    out: Path,
+    fmt: Literal["rllib"],
+) -> Path:
+    """Write the policy of a checkpoint for other software; see `export_policy`."""
+    from farreach_workloads.goals.export_policy import export_policy
+
+    return export_policy(config, run, checkpoint, out, fmt)

@@ -15,6 +15,7 @@ from PIL import Image
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.evaluate import Outcome
+from farreach_workloads.goals.rewards import sigmoid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 DPI = 110
 PATHS_SHOWN = 6
+STATES_SHOWN = 6000
 FRAME_MS = 400
 MAX_FRAMES_SHOWN = 24
 
@@ -81,30 +83,21 @@ def _memory(scene: _Scene) -> Figure:
 
 
 def _reachability(scene: _Scene) -> Figure:
-    """Probability that each node is reached from the start node's state within τ steps."""
-    bundle = scene.bundle
+    """Probability that a state is reached within τ steps from the middle of the graph."""
+    bundle, positions = scene.bundle, scene.outcome.positions
+    states = positions.reshape(-1, positions.shape[-1])
+    states = states[:: max(1, len(states) // STATES_SHOWN)]
     chosen = _typical_node(bundle)
-    logits = bundle.network.all_pairs(bundle.embeddings[chosen : chosen + 1], bundle.embeddings)[0]
+    features = bundle.features(scene.config, scene.env.spec)
+    embeddings = bundle.network.embed(features.reachability(states))
+    logits = bundle.network.all_pairs(bundle.embeddings[chosen : chosen + 1], embeddings)[0]
+    order = np.argsort(logits)  # the reachable ones on top
     figure, axes = scene.axes(
         f"reachable within {scene.config.reachability.window} random steps from the star"
     )
-    points = axes.scatter(
-        scene.nodes[:, 0],
-        scene.nodes[:, 1],
-        c=1 / (1 + np.exp(-logits)),
-        s=16,
-        cmap="magma",
-        vmin=0,
-        vmax=1,
-    )
-    axes.scatter(
-        scene.nodes[chosen, 0],
-        scene.nodes[chosen, 1],
-        marker="*",
-        s=140,
-        color="tab:cyan",
-        zorder=3,
-    )
+    x, y = states[order][:, scene.plane].T
+    points = axes.scatter(x, y, c=sigmoid(logits[order]), s=6, cmap="viridis", vmin=0, vmax=1)
+    axes.scatter(scene.nodes[chosen, 0], scene.nodes[chosen, 1], marker="*", s=140, color="red")
     figure.colorbar(points, ax=axes, label="σ(R)")
     return figure
 
@@ -231,8 +224,8 @@ def _reached_frames(env: GoalEnvironment, outcome: Outcome) -> np.ndarray | None
     return np.concatenate([np.concatenate(list(goals), 1), np.concatenate(list(ends), 1)], 0)
 
 
-def animate(folder: Path, name: str) -> tuple[Path, Path] | None:
-    """Join `<name>-*.png` into `<name>.gif`; the animation and its last frame, None if empty."""
+def animate(folder: Path, name: str) -> Path | None:
+    """Join `<name>-*.png` into `<name>.gif`; None if there are none."""
     files = sorted(folder.glob(f"{name}-*.png"))
     if not files:
         return None
@@ -240,4 +233,4 @@ def animate(folder: Path, name: str) -> tuple[Path, Path] | None:
     frames = [Image.open(files[i]).convert("RGB").quantize(128) for i in keep]
     target = folder / f"{name}.gif"
     frames[0].save(target, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
-    return target, files[-1]
+    return target

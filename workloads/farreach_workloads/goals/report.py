@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ class Reporter:
         self._fields: dict[str, str | float] = {}
         self._flushed = time.monotonic()
         self._busy_s, self._busy_since = 0.0, time.monotonic()
+        # Drawing takes seconds; the loop must not wait for it.
+        self._drawing = ThreadPoolExecutor(1)
+        self._drawn: list[tuple[int, Future[dict[str, Path]]]] = []
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics that come rarely, at once."""
@@ -86,32 +90,34 @@ class Reporter:
     def progress(self, step: int, fraction: float) -> None:
         """Show how far the run is."""
         self._progress.update(step, self._fields, fraction)
+        self._log_pictures(wait=False)
+
+    def _log_pictures(self, *, wait: bool) -> None:
+        """Put finished pictures into TensorBoard; raises what drawing raised."""
+        while self._drawn and (wait or self._drawn[0][1].done()):
+            step, files = self._drawn.pop(0)
+            for name, path in files.result().items():
+                self._metrics.figure(step, f"pictures/{name}", path)
 
     def figures(self, step: int, bundle: Bundle, outcome: Outcome, visits: Ints) -> None:
         """Draw the pictures into files and TensorBoard, and the nodes into its projector."""
-        for name, path in self.draw(bundle, outcome, visits, f"{step:09d}").items():
-            self._metrics.figure(step, f"pictures/{name}", path)
+        suffix = f"{step:09d}"
+        scene = (self._config, self._env, bundle, outcome, visits.copy(), self._run.figures, suffix)
+        self._drawn.append((step, self._drawing.submit(pictures.draw_all, *scene)))
         self._metrics.histogram(step, "memory/passes", np.log1p(bundle.passes))
         self._metrics.histogram(step, "graph/hops", bundle.hops.astype(np.float32).ravel())
         labels = self._env.categories(bundle.nodes)
         names = [self._env.spec.categories[i] if i >= 0 else "none" for i in labels]
         self._metrics.embedding(step, "memory/nodes", bundle.embeddings, names)
 
-    def draw(self, bundle: Bundle, outcome: Outcome, visits: Ints, suffix: str) -> dict[str, Path]:
-        """Every picture that the environment allows, as `figures/<name>-<suffix>.png`."""
-        return pictures.draw_all(
-            self._config, self._env, bundle, outcome, visits, self._run.figures, suffix
-        )
-
-    def restored(self, step: int, bundle: Bundle, visits: Ints) -> None:
+    def restored(self, step: int, bundle: Bundle) -> None:
         """Say where a resumed run continues."""
         self.log(f"continuing at {step:,} environment steps with {len(bundle)} memory nodes")
 
-    def final(self, step: int, bundle: Bundle, visits: Ints) -> None:
-        """The last state of the memory, and the animation of the visits."""
-        animation = pictures.animate(self._run.figures, "visits")
-        if animation is not None:
-            self._metrics.figure(step, "pictures/visits_last", animation[1])
+    def final(self) -> None:
+        """Wait for the pictures and animate the visits."""
+        self._log_pictures(wait=True)
+        pictures.animate(self._run.figures, "visits")
 
     def hparams(self, config: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Write TensorBoard's table of settings and results."""
@@ -127,6 +133,7 @@ class Reporter:
 
     def close(self) -> None:
         """Close the files and the progress bar."""
+        self._drawing.shutdown(wait=True)
         self._progress.close()
         self._metrics.close()
 
