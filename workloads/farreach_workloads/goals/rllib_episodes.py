@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import pyarrow
+import pyarrow  # type: ignore[import-untyped]
 from pyarrow import parquet
 
 from farreach.errors import DataError
@@ -38,7 +38,8 @@ def read_rllib_episodes(path: Path) -> dict[str, Floats]:
     """All recorded episodes of a file, or of all Parquet files below a folder.
 
     Pieces of an episode, as RLlib writes them unless it samples complete episodes, are joined.
-    Of Dict observations the entry `observation` is taken.
+    What is there several times counts once: unless `output_max_rows_per_file` is set, RLlib writes
+    everything again with every sample. Of Dict observations the entry `observation` is taken.
 
     Args:
         path: a file, or the folder given to RLlib as `output`.
@@ -112,9 +113,7 @@ def _array(content: dict[Any, Any]) -> Any:
     """Undo the encoding of one array or number; None for an array of Python objects."""
     # The keys are bytes or text, depending on how the packer was set.
     plain = {key.decode() if isinstance(key, bytes) else key: content[key] for key in content}
-    if plain.keys() < {"nd", "type", "data"}:
-        return content
-    if "nd" not in plain:
+    if not {"nd", "type", "data"} <= plain.keys():
         return content
     if plain.get("kind") in (b"O", "O") or plain["type"] in (b"|O", "|O", b"O", "O"):
         return None
@@ -134,9 +133,23 @@ def _steps(buffer: Mapping[str, Any]) -> Floats:
     return steps.reshape(len(steps), -1)
 
 
+def _equal(one: _Piece, other: _Piece) -> bool:
+    return np.array_equal(one.observations, other.observations) and np.array_equal(
+        one.actions, other.actions
+    )
+
+
 def _joined(pieces: list[_Piece]) -> _Piece:
-    """The whole episode; raises DataError if a piece is missing."""
-    ordered = sorted(pieces, key=lambda piece: piece.start)
+    """The whole episode; raises DataError if a piece is missing or there in two versions."""
+    by_start: dict[int, _Piece] = {}
+    for piece in pieces:
+        known = by_start.setdefault(piece.start, piece)
+        if not _equal(piece, known):
+            raise DataError(
+                f"{piece.where}: episode {piece.episode}: step {piece.start} and what follows is "
+                f"not what {known.where} says. Remove one of the two."
+            )
+    ordered = [by_start[start] for start in sorted(by_start)]
     first, reached = ordered[0], 0
     for piece in ordered:
         if piece.start != reached:

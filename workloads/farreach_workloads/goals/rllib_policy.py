@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ from farreach_workloads.goals import parts
 from farreach_workloads.goals.config import AgentConfig, FeaturesConfig, ReachabilityConfig
 from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
 from farreach_workloads.goals.features import Features
+from farreach_workloads.goals.networks import Actor, sample_squashed
 from farreach_workloads.goals.reachability_trainer import load_arrays
-from farreach_workloads.goals.sac import Actor, sample_squashed
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
@@ -63,7 +63,7 @@ class GoalPolicyModule(TorchRLModule):
 
     def setup(self) -> None:
         """Build features and actor; called by RLlib's constructor."""
-        settings: dict[str, Any] = self.model_config
+        settings = cast("dict[str, Any]", self.model_config)
         # JSON has no tuples, and RLlib may have taken the settings through it.
         spec = GoalEnvironmentSpec(**{k: _tupled(v) for k, v in settings["spec"].items()})
         features = FeaturesConfig(**settings["features"])

@@ -164,13 +164,14 @@ class Rollout:
         )
         actions = np.empty((env.num_envs, phases.policy_steps, env.spec.action_dim), np.float32)
         observations[:, 0] = current
-        planned = slice(0, self._planned)
+        planned, direct = slice(0, self._planned), slice(self._planned, None)
         pursued = goals.copy()
         for t in range(phases.policy_steps):
             if chained:
                 before = bundle.predecessor[slots]
                 via = (before >= 0) & (t < phases.policy_steps // 2)
-                pursued = np.where(via[:, None], bundle.nodes[before], goals)
+                towards = np.where(via[:, None], bundle.nodes[before], goals)
+                pursued[direct] = towards[direct]
             if self._planned and t % phases.replan_steps == 0:
                 pursued[planned] = planner.subgoals(
                     current[planned], goals[planned], slots[planned]

@@ -1,4 +1,4 @@
-"""Goal-conditioned SAC with a fixed entropy weight: networks, losses and one update.
+"""Goal-conditioned SAC with a fixed entropy weight: losses, gradients and one update.
 
 Source: arXiv:2301.02099 and the code arXiv:2206.11733 grew from: twin critics, no gradient
 clipping, target network after every step, nothing is terminal.
@@ -6,122 +6,21 @@ clipping, target network after every step, nothing is terminal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from farreach import seeding
+from farreach_workloads.goals.backward import Chain, Heads, flatten
+from farreach_workloads.goals.networks import LOG_STD_RANGE, Actor, TwinCritic, sample_squashed
 from farreach_workloads.goals.reachability_trainer import load_arrays, load_optimiser
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.config import AgentConfig
     from farreach_workloads.goals.features import Features
-
-LOG_STD_RANGE = (-20.0, 2.0)
-HEAD_HIDDEN, HEAD_WIDTH = 64, 16
-
-
-def _linear(before: int, after: int) -> nn.Linear:
-    layer = nn.Linear(before, after)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _trunk(before: int, hidden: int, after: int) -> nn.Sequential:
-    return nn.Sequential(
-        _linear(before, hidden),
-        nn.ReLU(),
-        _linear(hidden, hidden),
-        nn.ReLU(),
-        _linear(hidden, after),
-    )
-
-
-class PairHeads(nn.Module):
-    """The paper's input: one small tanh network for the state, another for the goal."""
-
-    def __init__(self, observation: int, goal: int) -> None:
-        """For inputs that are `observation` state features followed by `goal` goal features."""
-        super().__init__()
-        self.sizes = [observation, goal]
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                _linear(size, HEAD_HIDDEN),
-                nn.Tanh(),
-                _linear(HEAD_HIDDEN, HEAD_HIDDEN),
-                nn.Tanh(),
-                _linear(HEAD_HIDDEN, HEAD_WIDTH),
-            )
-            for size in self.sizes
-        )
-
-    def forward(self, pair: Tensor) -> Tensor:
-        """(n, observation + goal) → (n, 2 × head width)."""
-        parts = zip(self.heads, pair.split(self.sizes, dim=1), strict=True)
-        return torch.cat([head(part) for head, part in parts], dim=1)
-
-
-def _input(network: str, features: Features) -> tuple[nn.Module, int]:
-    if network == "heads":
-        goal = features.pair_width - features.observation_width
-        return PairHeads(features.observation_width, goal), 2 * HEAD_WIDTH
-    return nn.Identity(), features.pair_width
-
-
-class Actor(nn.Module):
-    """Squashed Gaussian policy over (state, goal) features."""
-
-    def __init__(self, features: Features, action_dim: int, network: str, hidden: int) -> None:
-        """`network` is `concat` or `heads`, see `AgentConfig`."""
-        super().__init__()
-        self.heads, width = _input(network, features)
-        self.trunk = _trunk(width, hidden, 2 * action_dim)
-
-    def forward(self, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, pair width) → mean and log standard deviation before squashing, (n, actions)."""
-        mean, log_std = self.trunk(self.heads(pair)).chunk(2, dim=1)
-        return mean, log_std.clamp(*LOG_STD_RANGE)
-
-
-def sample_squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Action tanh(u) with u = mean + std × noise, and its log-probability.
-
-    log π = Σ [log N(u) - log(1 - tanh(u)² + 1e-6)].
-
-    Args:
-        mean: (n, a).
-        log_std: (n, a).
-        noise: (n, a), standard normal.
-
-    Returns:
-        (n, a) in (-1, 1), and (n,) in nats.
-    """
-    action = torch.tanh(mean + log_std.exp() * noise)
-    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    log_prob = (log_normal - torch.log(1 - action.square() + 1e-6)).sum(dim=1)
-    return action, log_prob
-
-
-class TwinCritic(nn.Module):
-    """Two Q functions; they share the heads, if there are any, as in the paper's code."""
-
-    def __init__(self, features: Features, action_dim: int, network: str, hidden: int) -> None:
-        """See `Actor`."""
-        super().__init__()
-        self.heads, width = _input(network, features)
-        self.first = _trunk(width + action_dim, hidden, 1)
-        self.second = _trunk(width + action_dim, hidden, 1)
-
-    def forward(self, pair: Tensor, action: Tensor) -> Tensor:
-        """(n, pair width), (n, actions) → both values (2, n)."""
-        inputs = torch.cat([self.heads(pair), action], dim=1)
-        return torch.stack([self.first(inputs)[:, 0], self.second(inputs)[:, 0]])
 
 
 class GoalSac:
@@ -139,12 +38,13 @@ class GoalSac:
         self.critic = TwinCritic(*sizes).to(self.device)
         self.target = TwinCritic(*sizes).to(self.device)
         self.target.load_state_dict(self.critic.state_dict())
+        _, self._actor_optimiser = flatten(self.actor, config.lr)
+        self._critic_flat, self._critic_optimiser = flatten(self.critic, config.lr)
+        self._target_flat, _ = flatten(self.target, config.lr)
         self.target.requires_grad_(False)
-        self._actor_parameters: list[Tensor] = list(self.actor.parameters())
-        self._critic_parameters: list[Tensor] = list(self.critic.parameters())
-        self._target_parameters: list[Tensor] = list(self.target.parameters())
-        self._actor_optimiser = torch.optim.Adam(self._actor_parameters, lr=config.lr, fused=True)
-        self._critic_optimiser = torch.optim.Adam(self._critic_parameters, lr=config.lr, fused=True)
+        self._actor_heads, self._actor_trunk = Heads(self.actor.heads), Chain(self.actor.trunk)
+        self._critic_heads, self._critics = _twin(self.critic)
+        self._target_heads, self._targets = _twin(self.target)
         self._noise = torch.Generator().manual_seed(seeding.child_seed(seed, "agent/noise"))
 
     def set_lr(self, lr: float) -> None:
@@ -153,6 +53,7 @@ class GoalSac:
             for group in optimiser.param_groups:
                 group["lr"] = lr
 
+    @torch.no_grad()
     def update(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """One step of critic, actor and target.
 
@@ -161,27 +62,60 @@ class GoalSac:
                 (n, a), `reward` (n,).
 
         Returns:
-            Critic loss, mean Q and policy entropy, each () and detached.
+            Critic loss, mean Q and policy entropy, each ().
         """
-        pair, action = batch["pair"], batch["action"]
-        count = len(pair)
+        pair, next_pair, count = batch["pair"], batch["next_pair"], len(batch["pair"])
         # One pass of the actor serves both the target action and the actor's own loss.
-        mean, log_std = self.actor(torch.cat([batch["next_pair"], pair]))
+        kept = self._actor_trunk.forward(self._actor_heads.forward(torch.cat([next_pair, pair])))
+        mean, raw = kept[-1].chunk(2, dim=1)
+        log_std = raw.clamp(*LOG_STD_RANGE)
         noise = torch.randn(2 * count, self.action_dim, generator=self._noise).to(self.device)
         sampled, log_prob = sample_squashed(mean, log_std, noise)
         alpha, discount = self.config.entropy_weight, self.config.discount
-        with torch.no_grad():
-            following = self.target(batch["next_pair"], sampled[:count]).amin(dim=0)
-            goal = batch["reward"] + discount * (following - alpha * log_prob[:count])
-        values = self.critic(pair, action)
-        critic_loss = F.mse_loss(values, goal.expand_as(values), reduction="sum") / count
-        _step(self._critic_optimiser, critic_loss, self._critic_parameters)
-        # Gradients of the actor's parameters only: the critic's would be computed for nothing.
-        best = self.critic(pair, sampled[count:]).amin(dim=0)
-        actor_loss = (alpha * log_prob[count:] - best).mean()
-        _step(self._actor_optimiser, actor_loss, self._actor_parameters)
-        torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.polyak)
-        return critic_loss.detach(), values.detach().mean(), -log_prob[count:].detach().mean()
+        first, second = _values(self._target_heads, self._targets, next_pair, sampled[:count])
+        following = torch.minimum(first[-1], second[-1])[:, 0]
+        goal = batch["reward"] + discount * (following - alpha * log_prob[:count])
+        loss, value = self._critic_step(pair, batch["action"], goal)
+        action, own = sampled[count:], slice(count, None)
+        # Of the actor's loss, mean of α log π - min Q, by the action and by its two parameters.
+        slope = 1 - action.square()
+        by_action = 2 * alpha * action / (slope + 1e-6) - self._best_by_action(pair, action)
+        by_mean = by_action * slope / count
+        by_log_std = by_mean * log_std[own].exp() * noise[own] - alpha / count
+        by_log_std *= raw[own] == log_std[own]  # a clamped value has no influence
+        gradient = torch.cat([by_mean, by_log_std], dim=1)
+        gradient = self._actor_trunk.backward([layer[own] for layer in kept], gradient)
+        self._actor_heads.backward(own, [(self._actor_trunk, gradient)])
+        self._actor_optimiser.step()
+        self._target_flat.lerp_(self._critic_flat, self.config.polyak)
+        return loss, value, -log_prob[own].mean()
+
+    def _critic_step(self, pair: Tensor, action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on the squared error to `goal` (n,); the loss and the mean value, each ()."""
+        both = _values(self._critic_heads, self._critics, pair, action)
+        value = torch.stack([kept[-1][:, 0] for kept in both])
+        gap = value - goal
+        by_value = (2 / len(goal)) * gap
+        flows = [
+            (critic, critic.backward(kept, gradient[:, None]))
+            for critic, kept, gradient in zip(self._critics, both, by_value, strict=True)
+        ]
+        self._critic_heads.backward(slice(None), flows)
+        self._critic_optimiser.step()
+        return gap.square().sum() / len(goal), value.mean()
+
+    def _best_by_action(self, pair: Tensor, action: Tensor) -> Tensor:
+        """Gradient of the smaller value by the action, (n, a)."""
+        first, second = _values(self._critic_heads, self._critics, pair, action)
+        smaller = (first[-1] <= second[-1]).float()
+        columns = slice(-self.action_dim, None)
+        by_first, by_second = (
+            critic.inputs(critic.backward(kept, chosen, parameters=False), columns)
+            for critic, kept, chosen in zip(
+                self._critics, (first, second), (smaller, 1 - smaller), strict=True
+            )
+        )
+        return by_first + by_second
 
     def export_policy(self) -> dict[str, np.ndarray]:
         """The actor's parameters as arrays that nobody else writes to."""
@@ -207,11 +141,17 @@ class GoalSac:
         self._noise.set_state(torch.as_tensor(state["noise"]))
 
 
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor]) -> None:
-    gradients = torch.autograd.grad(loss, parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    optimiser.step()
+def _twin(critic: TwinCritic) -> tuple[Heads, list[Chain]]:
+    return Heads(critic.heads), [Chain(critic.first), Chain(critic.second)]
+
+
+def _values(
+    heads: Heads, critics: list[Chain], pair: Tensor, action: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What both critics keep; see `Chain.forward`."""
+    inputs = torch.cat([heads.forward(pair), action], dim=1)
+    first, second = critics
+    return first.forward(inputs), second.forward(inputs)
 
 
 class Policy:
