@@ -50,10 +50,15 @@ def test_every_stride_th_state_is_a_candidate(make, toy):
     assert metrics["memory/candidates"] == 6
 
 
-def test_the_root_is_its_own_nearest_even_if_the_network_denies_it(make, feed):
-    bundle = feed(make(), [[0.0, 1.0, 2.0]], reach=-1.0)
+def test_a_new_node_is_its_own_nearest_even_if_the_network_denies_it(make, toy):
+    memory = make()
+    memory.add(toy.walks([[0, 1, 2]]))
+    # R(s → g) = -100 + |g - s|: nothing is reached, and a state itself least of all.
+    network = toy.network(-100.0, forwards=-1.0, backwards=-1.0)
+    bundle, _ = memory.integrate(toy.weights(network))
     assert positions(bundle) == [0, 1, 2]
     assert bundle.passes.tolist() == [1, 1, 1]
+    assert bundle.support.tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
 
 
 def test_the_threshold_is_a_logit(make, feed):
@@ -129,7 +134,7 @@ def test_redundant_replacement_gives_up_the_best_covered_node_but_the_root(make,
 
 @pytest.fixture
 def full(make, feed):
-    """Four nodes, slot 2 next to the root and hence the next to go; 2 was found from 1, 3 from 2."""
+    """Slot 2 lies next to the root, so it goes first; 2 was found from 1, and 3 from 2."""
     memory = make(capacity=4, replace="redundant")
     feed(memory, [[0, 10]])
     feed(memory, [[10, 1]], goal_slot=1, goal_version=1)
@@ -266,8 +271,9 @@ def test_filter_links_and_predecessors_equal_a_memory_that_goes_one_by_one(make,
     memory, twin = make(capacity=8, replace="redundant"), Sequential(8)
     replaced = 0
     for version in range(15):
-        walks = rng.integers(0, 8192, (5, 1)) + np.cumsum(rng.integers(-512, 512, (5, 30)), 1)
-        walks = walks / 1024  # exact in float32
+        steps = rng.integers(-(2**19), 2**19, (5, 30))
+        walks = (rng.integers(0, 2**23, (5, 1)) + steps.cumsum(axis=1)) / 2**20
+        assert (walks == walks.astype(np.float32)).all()  # so gaps are exact and never tie
         slots = rng.integers(0, len(twin.nodes), 5) if twin.nodes else np.full(5, -1)
         goals = [twin.nodes[s] if s >= 0 else None for s in slots]
         old = list(twin.nodes)
@@ -327,7 +333,8 @@ def test_a_pursuit_from_before_pruning_gives_no_predecessor(prunable, toy):
     # Slot 3 is gone and reused, slot 1 means another node.
     assert positions(bundle) == [0, 10, 20, 40, 60]
     assert bundle.predecessor.tolist() == [-1, -1, 1, -1, -1]
-    assert bundle.attempts.tolist() == [0, 0, 0, 0, 0]
+    assert bundle.attempts.tolist() == [0, 1, 0, 0, 0]  # the one that was booked before pruning
+    assert bundle.successes.tolist() == [0, 0, 0, 0, 0]
 
 
 # ------------------------------------------------------------------------------------ restore

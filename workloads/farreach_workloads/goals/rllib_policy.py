@@ -2,11 +2,16 @@
 
 ```
 module = RLModule.from_checkpoint(out)         # out: what `farreach export` wrote
+register_for_rllib()                           # of rllib_environments
 config = (
     PPOConfig()
-    .environment("farreach/UFourRoomsGoal-v0")  # after rllib_environments.register_for_rllib()
+    .environment("farreach/UFourRoomsGoal-v0")
+    .env_runners(num_env_runners=0)
     .rl_module(rl_module_spec=RLModuleSpec.from_module(module))
 )
+runner = SingleAgentEnvRunner(config=config)
+runner.module.set_state(module.get_state())    # a spec brings no weights
+runner.sample(num_episodes=10, explore=False)
 ```
 RLlib keeps the constructor's arguments of a module as a pickle: load only folders that you trust.
 """

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+
+from farreach_workloads.goals import evaluate
+from farreach_workloads.goals.evaluate import Evaluator, memory_metrics
+
+THRESHOLD = 0.5
+HORIZON = 6  # goals lie within 4 units of the start in each dim, a step is one unit
+
+
+class Scripted:
+    """Stands in for the policy: `script` maps states and goals to actions."""
+
+    def __init__(self, script):
+        self.script, self.goals = script, []
+
+    def __call__(self, config, features, action_dim):
+        return self
+
+    def load(self, weights):
+        pass
+
+    def act(self, observations, goals):
+        self.goals.append(goals.copy())
+        return self.script(observations, goals)
+
+
+def straight(observations, goals):
+    return np.clip(goals[:, :2] - observations[:, :2], -1, 1)
+
+
+def still(observations, goals):
+    return np.zeros((len(observations), 2), np.float32)
+
+
+def pass_by(observations, goals):
+    """Straight to the goal and two steps beyond, by steps that the action's clip bounds."""
+    return np.clip(2 * goals[:, :2] - observations[:, :2], -1, 1)
+
+
+@pytest.fixture
+def run(toy, monkeypatch):
+    def evaluated(script, bundle=None, env=None, **sections):
+        policy = Scripted(script)
+        monkeypatch.setattr(evaluate, "Policy", policy)
+        config = toy.config(**sections)
+        evaluator = Evaluator(config, env or toy.env(40))
+        metrics, outcome = evaluator.evaluate({}, bundle or toy.line(2))
+        return metrics, outcome, policy
+
+    return evaluated
+
+
+def test_a_perfect_policy_scores_one_everywhere(run):
+    metrics, outcome, _ = run(straight)
+    assert metrics["evaluation/success_final"] == metrics["evaluation/success_any"] == 1
+    assert metrics["evaluation/success_final_left"] == 1
+    assert metrics["evaluation/success_final_right"] == 1
+    assert metrics["evaluation/final_distance"] == pytest.approx(0, abs=1e-5)
+    assert outcome.positions.shape == (40, HORIZON + 1, 3)
+    np.testing.assert_allclose(outcome.positions[:, -1, :2], outcome.goals[:, :2], atol=1e-5)
+
+
+def test_a_policy_that_stands_still_reaches_only_goals_at_the_start(run, toy):
+    class Near(toy.Plane):
+        def goals(self, count, rng):
+            return super().goals(count, rng) / 4
+
+    metrics, outcome, _ = run(still, env=Near(40, np.random.default_rng(0)))
+    distance = np.hypot(*outcome.goals[:, :2].T)
+    near = distance < THRESHOLD
+    assert 3 < near.sum() < 20
+    assert metrics["evaluation/success_final"] == metrics["evaluation/success_any"] == near.mean()
+    assert metrics["evaluation/within_two_thresholds"] == (distance < 2 * THRESHOLD).mean()
+    assert metrics["evaluation/final_distance"] == pytest.approx(distance.mean())
+    np.testing.assert_allclose(outcome.final_distance, distance, rtol=1e-6)
+    np.testing.assert_array_equal(outcome.final_distance, outcome.least_distance)
+
+
+def test_success_is_read_at_the_last_step_and_passing_by_counts_apart(run):
+    metrics, outcome, _ = run(pass_by)
+    path = np.linalg.norm(outcome.positions[:, 1:, :2] - outcome.goals[:, None, :2], axis=2)
+    assert metrics["evaluation/success_final"] == (path[:, -1] < THRESHOLD).mean()
+    assert metrics["evaluation/success_any"] == (path.min(axis=1) < THRESHOLD).mean()
+    assert metrics["evaluation/success_any"] > metrics["evaluation/success_final"]
+
+
+def test_the_whole_is_the_mean_of_the_categories_weighted_by_their_goals(run):
+    def right_only(observations, goals):
+        return straight(observations, goals) * (goals[:, :1] >= 0)
+
+    metrics, outcome, _ = run(right_only)
+    right = outcome.goals[:, 0] >= 0
+    near = np.hypot(*outcome.goals[:, :2].T) < THRESHOLD
+    assert metrics["evaluation/success_final_right"] == 1
+    assert metrics["evaluation/success_final_left"] == near[~right].mean()
+    weighted = right.sum() * 1 + (~right).sum() * metrics["evaluation/success_final_left"]
+    assert metrics["evaluation/success_final"] == pytest.approx(weighted / 40)
+    assert right.sum() not in (0, 20, 40)
+
+
+def test_goals_are_the_same_whatever_the_seed_of_the_run(run):
+    goals = [run(still, seed=seed)[1].goals for seed in (0, 1)]
+    np.testing.assert_array_equal(*goals)
+
+
+def test_every_evaluation_starts_alike(toy, monkeypatch):
+    monkeypatch.setattr(evaluate, "Policy", Scripted(straight))
+    evaluator = Evaluator(toy.config(), toy.env(40))
+    first, second = (evaluator.evaluate({}, toy.line(2))[1].positions for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_planned_evaluation_goes_by_the_nodes_and_flat_does_not(run, toy):
+    bundle = toy.line(2, apart=1000.0)  # every state and goal falls to node 0: the goal at once
+    _, outcome, policy = run(straight, bundle)
+    assert len(policy.goals) == 2 * HORIZON
+    for goals in policy.goals:
+        np.testing.assert_array_equal(goals, outcome.goals)
+
+    phases = {"lookahead_hops": 1, "replan_steps": 100}
+    bundle = toy.bundle([-3, 0, 3, 0.5, -0.5], [(0, 4), (4, 1), (1, 3), (3, 2)])
+    metrics, outcome, policy = run(straight, bundle, phases=phases)
+    xs = np.array([-3, 0, 3, 0.5, -0.5])
+    nearest = np.abs(outcome.goals[:, :1] - xs).argmin(axis=1)
+    via = {0: -0.5, 2: 0.5}  # the ends lie two hops away, behind these
+    far = np.isin(nearest, [0, 2])
+    expected = np.where(far, [via.get(n, 0) for n in nearest], outcome.goals[:, 0])
+    for goals in policy.goals[:HORIZON]:
+        np.testing.assert_array_equal(goals, outcome.goals)
+    for goals in policy.goals[HORIZON:]:  # never chosen anew within the horizon
+        np.testing.assert_allclose(goals[:, 0], expected)
+    assert metrics["evaluation/success_final"] == 1
+    assert metrics["evaluation_planned/success_final"] < 1
+
+
+def test_each_decision_is_held_for_the_environment_s_repeat(run, toy):
+    from dataclasses import replace
+
+    class Repeating(toy.Plane):
+        spec = replace(toy.Plane.spec, action_repeat=3, horizon=2)
+
+    env = Repeating(40, np.random.default_rng(0))
+    _, outcome, policy = run(lambda o, g: np.full((len(o), 2), 0.25, np.float32), env=env)
+    assert outcome.positions.shape == (40, 3, 3)
+    np.testing.assert_allclose(outcome.positions[0, :, 0], [0, 0.75, 1.5])
+    assert len(policy.goals) == 4
+
+
+def test_memory_metrics_measure_the_cover_by_the_oracle(toy):
+    bundle = toy.bundle([-2.0, 1.0, 3.0, 30.0], [(0, 1), (1, 2), (2, 3)])
+    uniform = toy.points([-2.0, 2.5, 5.0])
+    metrics = memory_metrics(bundle, toy.env(), uniform)
+    assert metrics["memory/nodes_left"] == 1
+    assert metrics["memory/nodes_right"] == 3
+    assert metrics["memory/distance_to_node"] == pytest.approx((0 + 0.5 + 2) / 3)
+    assert metrics["graph/shortcut_frac"] == pytest.approx(1 / 3)  # longer than 8 × 0.5
