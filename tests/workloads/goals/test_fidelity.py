@@ -13,7 +13,7 @@ def test_paper_values_fill_only_what_is_not_set():
     assert filled["agent"]["lr"] == 0.5
     assert filled["agent"]["batch"] == 7
     assert filled["agent"]["discount"] == 0.99
-    assert filled["goals"] == {"mode": "uniform"}
+    assert filled["goals"] == {"source": "memory", "mode": "uniform"}
     assert filled["memory"]["capacity"] == 500
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
+from farreach.rundir import atomic_write
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.evaluate import Outcome
@@ -206,11 +208,15 @@ def draw_all(
             if name == "visits" and not len(visits):
                 continue
             files[name] = folder / f"{name}-{suffix}.png"
-            draw(scene).savefig(files[name])
+            picture = io.BytesIO()
+            draw(scene).savefig(picture, format="png")
+            atomic_write(files[name], picture.getvalue())
     frames = _reached_frames(env, outcome)
     if frames is not None:
         files["frames"] = folder / f"frames-{suffix}.png"
-        Image.fromarray(frames).save(files["frames"])
+        picture = io.BytesIO()
+        Image.fromarray(frames).save(picture, format="png")
+        atomic_write(files["frames"], picture.getvalue())
     return files
 
 
@@ -232,5 +238,7 @@ def animate(folder: Path, name: str) -> Path | None:
     keep = np.unique(np.linspace(0, len(files) - 1, min(len(files), MAX_FRAMES_SHOWN)).astype(int))
     frames = [Image.open(files[i]).convert("RGB").quantize(128) for i in keep]
     target = folder / f"{name}.gif"
-    frames[0].save(target, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+    movie, rest = io.BytesIO(), frames[1:]
+    frames[0].save(movie, "gif", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    atomic_write(target, movie.getvalue())
     return target
