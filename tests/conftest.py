@@ -7,6 +7,10 @@ import tempfile
 import pytest
 import torch
 
+# The first optimiser loads torch's compiler and its native library, which takes seconds and has
+# crashed when Ray's threads were running; load it before anything else starts.
+import torch._dynamo
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)

@@ -61,9 +61,11 @@ class Chain:
                 torch.mul(gradient, self._weights[layer], out=flow)
             else:
                 torch.mm(gradient, self._weights[layer], out=flow)
-            output = kept[layer]
-            slope = output.square().neg_().add_(1) if self._tanh else output.sign()
-            gradient = flow.mul_(slope)
+            if self._tanh:
+                flow.mul_(1 - kept[layer].square())
+            else:
+                torch.ops.aten.threshold_backward.grad_input(flow, kept[layer], 0, grad_input=flow)
+            gradient = flow
         if parameters:
             self._write(0, kept[0], gradient)
         return gradient
