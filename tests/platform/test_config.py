@@ -60,8 +60,8 @@ def configs(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / f"{name}.yaml").write_text("seed: 1\n")
     monkeypatch.setattr(config_module, "_shipped_folder", lambda: folder)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "user").mkdir()
+    monkeypatch.chdir(tmp_path / "user")
     return folder
 
 
@@ -298,9 +298,9 @@ def test_shipped_configurations_are_found_by_any_of_their_names(configs, name, f
 
 
 def test_a_file_of_the_user_comes_before_a_shipped_one(configs, tmp_path):
-    (tmp_path / "work" / "maze.yaml").write_text("seed: 2\n")
+    (tmp_path / "user" / "maze.yaml").write_text("seed: 2\n")
     assert find("maze.yaml").read_text() == "seed: 2\n"
-    assert find(str(tmp_path / "work" / "maze.yaml")).read_text() == "seed: 2\n"
+    assert find(str(tmp_path / "user" / "maze.yaml")).read_text() == "seed: 2\n"
 
 
 @pytest.mark.parametrize(
@@ -314,13 +314,13 @@ def test_a_file_of_the_user_comes_before_a_shipped_one(configs, tmp_path):
         ),
         ("mzae.yaml", "Did you mean 'maze'?"),
         ("my_rnu.yaml", "Did you mean 'my_run.yaml'?"),
-        ("../work/my_rnu.yaml", "Did you mean '../work/my_run.yaml'?"),
+        ("../user/my_rnu.yaml", "Did you mean '../user/my_run.yaml'?"),
         ("zzz", "Shipped: goals/maze, goals/walker, top, vision/walker."),
         ("", "no configuration ''"),
     ],
 )
 def test_an_unknown_configuration_is_named_with_a_near_match(configs, tmp_path, name, message):
-    (tmp_path / "work" / "my_run.yaml").write_text("seed: 2\n")
+    (tmp_path / "user" / "my_run.yaml").write_text("seed: 2\n")
     with pytest.raises(ConfigError, match=re.escape(message)):
         find(name)
 

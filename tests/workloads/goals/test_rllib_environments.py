@@ -43,7 +43,8 @@ def test_whole_goals_are_observations_and_leave_the_reward_as_it_is():
 def test_a_worker_that_never_imported_us_can_make_our_ids(ray_local):
     register_for_rllib()
 
-    @ray_local.remote
+    # A runtime environment of its own gets a worker that no other test has used.
+    @ray_local.remote(runtime_env={"env_vars": {"FARREACH_TEST": "fresh"}})
     def reset_in_worker():
         import sys
 
