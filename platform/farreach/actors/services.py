@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from farreach.errors import ClusterError, FarreachError
+from farreach.errors import ActorError, ClusterError, FarreachError
 
 START_TIMEOUT_S = 120.0
 
@@ -96,6 +96,7 @@ class ActorService:
 
         Raises:
             ClusterError: the cluster has not found room for the actor in time.
+            ActorError: it died before the object was built.
         """
         try:
             return int(ray.get(self._actor.facts.remote(), timeout=timeout_s)["pid"])
@@ -104,6 +105,11 @@ class ActorService:
                 f"the {self.role} actor did not start within {timeout_s:g} s. The cluster has no "
                 "room for it or is still adding nodes; see `ray status`."
             ) from None
+        except ray.exceptions.RayActorError as error:
+            raise ActorError(
+                f"the {self.role} actor died while it started: {death_cause(error)}. Look at its "
+                "log with FARREACH_DEBUG=1; if it ran out of memory, start fewer actors."
+            ) from error
         except ray.exceptions.RayTaskError as error:
             raise user_error(error) from error
 

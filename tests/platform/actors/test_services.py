@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from farreach.actors.services import ActorService, InlineService, death_cause, fetch
-from farreach.errors import CheckpointError
+from farreach.errors import ActorError, CheckpointError
 
 
 class Adder:
@@ -46,6 +46,18 @@ def test_an_actor_service_gives_the_same_answers_from_another_process(ray_local)
     with pytest.raises(CheckpointError, match="the part is truncated"):
         fetch(service.call("fail"))
     service.stop()
+
+
+class DiesAtOnce:
+    def __init__(self):
+        os._exit(1)
+
+
+@pytest.mark.ray
+def test_an_actor_that_dies_while_it_starts_is_named(ray_local):
+    service = ActorService("learner", DiesAtOnce, (), num_cpus=0.1)
+    with pytest.raises(ActorError, match="the learner actor died while it started"):
+        service.wait_until_ready()
 
 
 @pytest.mark.ray

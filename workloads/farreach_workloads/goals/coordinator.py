@@ -103,14 +103,24 @@ class Coordinator(ABC):
     # ---------------------------------------------------------------- start, save, restore
 
     def begin(self) -> None:
-        """First random walks, first network, first memory, first checkpoint."""
+        """First random walks, first network, first memory, first checkpoint.
+
+        Raises:
+            ActorError: a part died, and there is nothing to go back to.
+        """
+        try:
+            self._begin()
+        except PartDied as death:
+            raise ActorError(_nothing_to_go_back_to(death)) from death
+
+    def _begin(self) -> None:
         parts = self._parts
         share = -(-self._config.phases.initial_random_steps // len(parts.rollouts))
         firsts = [rollout.call("first_walks", share, returns=2) for rollout in parts.rollouts]
-        for walks, info in firsts:
-            self._take_walks(walks, fetch(info))
+        for rollout, (walks, info) in zip(parts.rollouts, firsts, strict=True):
+            self._take_walks(walks, self._fetch(rollout.role, info))
         weights, metrics = parts.reachability.call("refresh", returns=2)
-        self._report(fetch(metrics))
+        self._report(self._fetch("reachability", metrics))
         self._new_bundle(*parts.memory.call("integrate", weights, returns=2))
         self._board.publish("policy", parts.learner.call("policy"))
         self.save()
@@ -123,13 +133,12 @@ class Coordinator(ABC):
         self._counters = Counters(**mine["counters"])
         self._ratio.steps, self._ratio.updates = self._counters.ratio
         self._visits = np.array(mine["visits"])
-        fetch(parts.learner.call("restore", content["learner"]))
-        fetch(parts.reachability.call("restore", content["reachability"]))
-        fetch(parts.memory.call("restore", content["memory"]))
+        for part in (parts.learner, parts.reachability, parts.memory):
+            self._tell(part, "restore", content[part.role])
         for rollout in parts.rollouts:
             # A run that continues with more actors gives the new ones a fresh start.
             if rollout.role in content:
-                fetch(rollout.call("restore", content[rollout.role]))
+                self._tell(rollout, "restore", content[rollout.role])
         bundle = Bundle.from_arrays(content["learner"]["bundle"])
         self._board.publish("bundle", self._shared(bundle))
         self._board.publish("policy", parts.learner.call("policy"))
@@ -187,18 +196,21 @@ class Coordinator(ABC):
                 self._recover(death)
 
     def _recover(self, death: PartDied) -> None:
-        """Go on from the newest checkpoint with new parts."""
-        self._died(death.role, death.cause)
-        checkpoint = self._store.newest()
-        if checkpoint is None:
-            raise ActorError(
-                f"{death.role} died before the first checkpoint: {death.cause}. "
-                "Start the run again; if it dies again, look at its log with FARREACH_DEBUG=1."
-            )
-        lost = self._counters.env_steps - int(checkpoint.info["env_steps"])
-        self._parts.stop()
-        self._start_parts()
-        self.restore(checkpoint)
+        """Go on from the newest checkpoint with new parts; they too may die meanwhile."""
+        reached, pending = self._counters.env_steps, [death]
+        while pending:
+            death = pending.pop()
+            self._died(death.role, death.cause)
+            checkpoint = self._store.newest()
+            if checkpoint is None:
+                raise ActorError(_nothing_to_go_back_to(death))
+            self._parts.stop()
+            self._start_parts()
+            try:
+                self.restore(checkpoint)
+            except PartDied as again:
+                pending.append(again)
+        lost = reached - self._counters.env_steps
         self._run.event("recovered", role=death.role, lost_env_steps=lost)
         self._reporter.log(f"{death.role} is back; {lost:,} environment steps are done again")
 
@@ -317,6 +329,13 @@ class Coordinator(ABC):
     def stop(self) -> None:
         """End all parts."""
         self._parts.stop()
+
+
+def _nothing_to_go_back_to(death: PartDied) -> str:
+    return (
+        f"{death.role} died before the first checkpoint: {death.cause}. "
+        "Start the run again; if it dies again, look at its log with FARREACH_DEBUG=1."
+    )
 
 
 def mean_metrics(evaluations: list[dict[str, float]]) -> dict[str, float]:

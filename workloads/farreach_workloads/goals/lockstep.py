@@ -36,6 +36,7 @@ class Lockstep(Coordinator):
             if counters.env_steps - counters.evaluated_at >= config.evaluation.every_steps:
                 self._evaluate_now()
             if counters.env_steps - counters.saved_at >= config.training.checkpoint_every_steps:
+                counters.train_s, self._begun = self._elapsed(), time.monotonic()
                 self.save()
             self._reporter.progress(counters.env_steps, self._progress)
         if counters.evaluated_at < counters.env_steps:
