@@ -93,25 +93,9 @@ def test_the_scheduled_learning_rate_is_what_the_optimisers_use(make, toy):
         assert group["lr"] == pytest.approx(1e-3)
 
 
-def leaves(tree, path=""):
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from leaves(value, f"{path}/{key}")
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            yield from leaves(value, f"{path}/{index}")
-    else:
-        yield path, tree
-
-
-def expect_equal_states(one, other):
-    left, right = dict(leaves(one)), dict(leaves(other))
-    assert left.keys() == right.keys()
-    for path, value in left.items():
-        np.testing.assert_array_equal(value, right[path], err_msg=path)
-
-
-def test_a_restored_learner_updates_bit_for_bit_like_one_that_never_stopped(make, toy):
+def test_a_restored_learner_updates_bit_for_bit_like_one_that_never_stopped(
+    make, toy, expect_equal_states
+):
     learner = make()
     learner.add(episodes(toy))
     learner.update(5, progress=0.1)

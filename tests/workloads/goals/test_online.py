@@ -5,15 +5,15 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from farreach import config as configs
 from farreach import launch
 from farreach.checkpoint import CheckpointStore
+from farreach.errors import ActorError, ConfigError
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import online
-from farreach_workloads.goals.coordinator import Coordinator
+from farreach_workloads.goals.coordinator import Coordinator, PartDied
 
 SMALL = ["training.env_steps=9600", "training.checkpoint_every_steps=3200"]
 ACTORS = ["runtime.placement=actor", "runtime.cpus.learner=0.5"]
@@ -30,26 +30,6 @@ def final_state(run):
     checkpoint = CheckpointStore(run.checkpoints).newest()
     assert checkpoint is not None
     return checkpoint.parts()
-
-
-def leaves(tree, path=""):
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from leaves(value, f"{path}/{key}")
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from leaves(value, f"{path}/{index}")
-    else:
-        yield path, tree
-
-
-def expect_equal_states(one, other):
-    left, right = dict(leaves(one)), dict(leaves(other))
-    assert left.keys() == right.keys()
-    for path, value in left.items():
-        if path.endswith("/train_s"):
-            continue
-        np.testing.assert_array_equal(value, right[path], err_msg=path)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +57,7 @@ def test_another_seed_gives_another_run(uninterrupted, tmp_path):
 
 
 def test_a_run_interrupted_between_checkpoints_continues_bit_for_bit(
-    uninterrupted, tmp_path, monkeypatch
+    uninterrupted, tmp_path, monkeypatch, expect_equal_states
 ):
     """Whatever was done after the checkpoint is lost, and is done again in the same way."""
 
@@ -105,7 +85,9 @@ def test_a_run_interrupted_between_checkpoints_continues_bit_for_bit(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_actors_give_the_same_numbers_as_one_process(uninterrupted, tmp_path, ray_local):
+def test_actors_give_the_same_numbers_as_one_process(
+    uninterrupted, tmp_path, ray_local, expect_equal_states
+):
     run = train(tmp_path, "actors", *ACTORS)
     expect_equal_states(final_state(uninterrupted), final_state(run))
 
@@ -156,6 +138,15 @@ def test_the_death_of_any_actor_is_survived(role, tmp_path, ray_local):
     assert result["training/updates"] == pytest.approx(0.07 * 30_000, rel=0.25)
 
 
+def test_a_death_before_the_first_checkpoint_says_what_to_do(tmp_path, monkeypatch):
+    def die(self):
+        raise PartDied("memory", "killed")
+
+    monkeypatch.setattr(Coordinator, "_begin", die)
+    with pytest.raises(ActorError, match="memory died before the first checkpoint: killed"):
+        train(tmp_path, "run")
+
+
 def test_check_names_what_differs_from_the_paper():
     loaded = configs.load(configs.find("goals/walk_maze"))
     notes = online.check(loaded.config)
@@ -176,7 +167,5 @@ def test_check_names_what_differs_from_the_paper():
     ],
 )
 def test_impossible_settings_are_refused_before_anything_starts(override, message):
-    from farreach.errors import ConfigError
-
     with pytest.raises(ConfigError, match=message):
         online.check(configs.load(configs.find("goals/walk_maze_debug"), [override]).config)
