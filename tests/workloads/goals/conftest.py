@@ -123,11 +123,11 @@ class Toy:
         """Nodes on the x axis, joined by `edges`; `columns` replaces what is there else."""
         n = len(xs)
         network = columns.pop("network", self.network(reach))
-        support = np.zeros((n, n), np.int32)
+        adjacency = np.zeros((n, n), np.bool_)
         for i, j in edges:
-            support[i, j] = support[j, i] = 1
+            adjacency[i, j] = adjacency[j, i] = True
         nodes = self.points(xs)
-        paths = shortest_paths(support > 0, lambda i, j: -np.abs(i[:, None] - j[None, :]))
+        paths = shortest_paths(adjacency, lambda i, j: -np.abs(i[:, None] - j[None, :]))
         values = {
             "version": 1,
             "network": network,
@@ -141,7 +141,7 @@ class Toy:
             "passes": np.zeros(n),
             "attempts": np.zeros(n),
             "successes": np.zeros(n),
-            "support": support,
+            "edges": adjacency,
             "hops": paths.hops,
             "next_hop": paths.next_hop,
             "connectors": paths.connectors,

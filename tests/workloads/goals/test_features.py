@@ -17,8 +17,8 @@ def features(**settings):
 
 def test_the_default_input_is_scaled_masked_and_relative():
     pair = features().pair(STATE, GOAL)[0]
-    # x/2, y/4, sin, cos | goal x/2, y/4 | tanh(2/1), tanh(-4/2)
-    expected = [1, -1, 1, 0, 2, -2, np.tanh(2), np.tanh(-2)]
+    # x/2, y/4, sin, cos | goal x/2, y/4 | arsinh(2/1), arsinh(-4/2)
+    expected = [1, -1, 1, 0, 2, -2, np.log(2 + np.sqrt(5)), -np.log(2 + np.sqrt(5))]
     np.testing.assert_allclose(pair, expected, atol=1e-6)
     np.testing.assert_allclose(features().reachability(STATE)[0], [1, -1, 1, 0], atol=1e-6)
 

@@ -12,6 +12,8 @@ SMALL_REACH = 0.5  # covers points less than half a unit away
 @pytest.fixture
 def make(toy):
     def make_memory(directed=False, seed=0, **memory):
+        # Whatever a walk crosses is an edge, unless a test says otherwise.
+        memory = {"min_edge_share": 0, "min_edge_probability": 0, **memory}
         reachability = {"directed": directed}
         config = toy.config(seed=seed, memory=memory, reachability=reachability)
         return GoalMemory(config, toy.env())
@@ -32,6 +34,10 @@ def feed(toy):
 
 def positions(bundle):
     return bundle.nodes[:, 0].tolist()
+
+
+def support(memory):
+    return memory.state()["support"]
 
 
 # ------------------------------------------------------------------------ what becomes a node
@@ -58,7 +64,7 @@ def test_a_new_node_is_its_own_nearest_even_if_the_network_denies_it(make, toy):
     bundle, _ = memory.integrate(toy.weights(network))
     assert positions(bundle) == [0, 1, 2]
     assert bundle.passes.tolist() == [1, 1, 1]
-    assert bundle.support.tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert bundle.edges.tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
 
 
 def test_the_threshold_is_a_logit(make, feed):
@@ -182,11 +188,11 @@ def test_a_pursuit_of_a_node_that_is_gone_since_gives_no_predecessor(full, feed)
 
 def test_overwriting_clears_the_node_s_counts_and_edges(full, feed):
     before = feed(full, [[1, 30, 1, 30]], goal_slot=2, goal_version=3, reached=True)
-    assert before.support[2, 3] == 4
+    assert support(full)[2, 3] == 4
     assert (before.attempts[2], before.successes[2]) == (2, 1)
     after = feed(full, [[50, 50]])
     assert positions(after)[2] == 50
-    assert after.support[2].tolist() == after.support[:, 2].tolist() == [0, 0, 0, 0]
+    assert support(full)[2].tolist() == support(full)[:, 2].tolist() == [0, 0, 0, 0]
     assert after.passes[2] == 2
     assert after.attempts[2] == after.successes[2] == 0
 
@@ -209,21 +215,69 @@ def test_only_pursuits_of_the_node_that_is_there_now_are_counted(make, feed, toy
 
 
 def test_edges_join_consecutive_candidates_of_one_walk_only(make, feed):
-    bundle = feed(make(), [[0, 10, 10, 0], [20, 30, 20, 20]])
+    memory = make()
+    bundle = feed(memory, [[0, 10, 10, 0], [20, 30, 20, 20]])
     expected = np.zeros((4, 4), int)
     expected[0, 1] = expected[1, 0] = 2
     expected[2, 3] = expected[3, 2] = 2
-    np.testing.assert_array_equal(bundle.support, expected)
+    np.testing.assert_array_equal(support(memory), expected)
+    np.testing.assert_array_equal(bundle.edges, expected > 0)
     assert bundle.passes.tolist() == [2, 2, 3, 1]
     assert bundle.components == 2
 
 
 def test_edges_need_the_configured_support(make, feed):
-    bundle = feed(make(min_edge_support=2), [[0, 10, 0, 0], [10, 20, 20, 20]])
-    assert bundle.support[0, 1] == 2
-    assert bundle.support[1, 2] == 1
+    memory = make(min_edge_support=2)
+    bundle = feed(memory, [[0, 10, 0, 0], [10, 20, 20, 20]])
+    assert support(memory).tolist() == [[0, 2, 0], [2, 0, 1], [0, 1, 0]]
+    assert bundle.edges.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     assert bundle.components == 2  # 10 - 20 was seen once only
     assert bundle.connectors.tolist() == [[2, 1]]
+
+
+def test_an_edge_that_few_of_many_departures_took_does_not_count(make, feed):
+    # 0 and 10 are left 40 times for each other, and rarely for 20 and 30.
+    walk = [20, 0] + [10, 0] * 20 + [30, 10, 30]
+    memory = make(min_edge_share=0.05)
+    bundle = feed(memory, [walk])
+    assert positions(bundle) == [20, 0, 10, 30]
+    assert support(memory).tolist() == [[0, 1, 0, 0], [1, 0, 40, 1], [0, 40, 0, 2], [0, 1, 2, 0]]
+    # 20 was left once in all, so once is its whole share. Of 0's 42 and 30's 3 departures the
+    # smaller number decides, and 1 of 3 is enough.
+    assert bundle.edges.astype(int).tolist() == [
+        [0, 1, 0, 0],
+        [1, 0, 1, 1],
+        [0, 1, 0, 1],
+        [0, 1, 1, 0],
+    ]
+    strict = feed(make(min_edge_share=0.34), [walk])
+    assert not strict.edges[1, 3]
+    assert strict.edges[2, 3]
+
+
+def test_an_edge_that_the_network_contradicts_counts_again_once_it_does_not(make, toy):
+    memory = make(min_edge_probability=1e-3)  # a logit of -6.907
+    memory.add(toy.walks([[0.0, 7.4, 14.9, 22.3]]))  # logits 0.5 - distance: -6.9, -7.0, -6.9
+    bundle, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
+    assert bundle.edges.astype(int).tolist() == [
+        [0, 1, 0, 0],
+        [1, 0, 0, 0],
+        [0, 0, 0, 1],
+        [0, 0, 1, 0],
+    ]
+    assert metrics["graph/contradicted_frac"] == pytest.approx(1 / 3)
+    assert bundle.components == 2
+    memory.add(toy.walks([[0.0]]))
+    bundle, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH + 0.2)))
+    assert bundle.edges[1, 2]
+    assert metrics["graph/contradicted_frac"] == 0
+
+
+def test_one_direction_is_enough_for_the_network_to_agree(make, toy):
+    memory = make(min_edge_probability=1e-3)
+    memory.add(toy.walks([[0.0, 5.0]]))
+    one_way = toy.network(SMALL_REACH, backwards=1000.0)
+    assert memory.integrate(toy.weights(one_way))[0].edges[0, 1]
 
 
 class Node:
@@ -288,7 +342,7 @@ def test_filter_links_and_predecessors_equal_a_memory_that_goes_one_by_one(make,
         for i, a in enumerate(twin.nodes):
             for j, b in enumerate(twin.nodes):
                 seen = 0 if a is b else twin.edges[frozenset((a, b))]
-                assert bundle.support[i, j] == seen
+                assert support(memory)[i, j] == seen
     assert replaced > 20
 
 
@@ -309,7 +363,7 @@ def test_pruning_drops_the_later_of_two_nodes_and_moves_everything_else(prunable
     bundle, metrics = prunable.integrate(toy.weights(toy.network(2.0)))
     assert metrics["memory/pruned"] == 1
     assert positions(bundle) == [0, 10, 20]
-    assert bundle.support.tolist() == [[0, 0, 0], [0, 0, 3], [0, 3, 0]]
+    assert support(prunable).tolist() == [[0, 0, 0], [0, 0, 3], [0, 3, 0]]
     assert bundle.predecessor.tolist() == [-1, -1, 1]
     assert bundle.passes.tolist() == [1, 3, 2]
     assert bundle.born.tolist() == [1, 3, 3]  # slots 1 and 2 mean other nodes than before

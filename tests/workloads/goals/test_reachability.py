@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from farreach_workloads.goals.config import ReachabilityConfig
+from farreach_workloads.goals.config import GoalsRunConfig, ReachabilityConfig
 from farreach_workloads.goals.reachability import (
     FoldedReachability,
     PairSampler,
@@ -45,7 +45,7 @@ def test_the_folded_network_equals_the_network_in_evaluation_mode(comparator_lay
 def test_the_maze_network_has_the_published_number_of_parameters():
     # 6,307 with the released code's second, unused output channel (17 parameters) and its scalar
     # bias (1), on 3 raw inputs.
-    network = ReachabilityNetwork(3, ReachabilityConfig())
+    network = ReachabilityNetwork(3, GoalsRunConfig(fidelity="paper").reachability)
     assert sum(p.numel() for p in network.parameters()) == 6307 - 17 - 1
 
 

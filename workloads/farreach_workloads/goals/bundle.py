@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from farreach_workloads.goals.environments.base import (
     Floats,
@@ -41,7 +42,7 @@ class Bundle:
         predecessor: (n,) node that was pursued when it was found; -1 for the root.
         passes: (n,) how often random walks came by.
         attempts, successes: (n,) pursuits of the node as a goal, and how many ended at it.
-        support: (n, n) int32, transitions seen between two nodes, symmetric.
+        edges: (n, n) bool, symmetric: walks crossed between the two nodes, and it counts.
         hops, next_hop: (n, n) int16, see `graph.Paths`.
         connectors: (k, 2) edges without a transition behind them.
         components: connected components before connecting.
@@ -59,7 +60,7 @@ class Bundle:
     passes: Floats
     attempts: Floats
     successes: Floats
-    support: Ints
+    edges: NDArray[np.bool_]
     hops: Ints
     next_hop: Ints
     connectors: Ints
@@ -99,7 +100,7 @@ class Bundle:
     @cached_property
     def degree(self) -> Ints:
         """Number of neighbours of each node, (n,)."""
-        return (self.support > 0).sum(axis=1)
+        return self.edges.sum(axis=1)
 
     def goal_weights(self, mode: str) -> Floats:
         """Probability of each node as a goal, (n,).

@@ -35,7 +35,8 @@ class FeaturesConfig(Config):
     goal: Literal["masked", "full"] = "masked"
     """Whether the policy sees only the dims that define a goal, or the goal's whole observation."""
     relative: bool = True
-    """Add tanh of (goal - state) on the goal dims to the policy's input."""
+    """Add arsinh of (goal - state) on the goal dims to the policy's input: linear near the goal,
+    logarithmic far from it."""
     scale: Literal["walk", "none"] = "walk"
     """Divide inputs by their spread in the first random walks (`walk`), or leave them."""
 
@@ -65,8 +66,8 @@ class ReachabilityConfig(Config):
     """Whether only later states count as reachable, or both directions do."""
     dims: Literal["state", "goal"] = "state"
     """What the network sees: the environment's reachability dims, or its goal dims."""
-    embedding: int = Field(16, ge=1)
-    hidden: int = Field(64, ge=1)
+    embedding: int = Field(32, ge=1)
+    hidden: int = Field(128, ge=1)
     encoder_layers: int = Field(3, ge=1)
     comparator_layers: int = Field(2, ge=2)
     lr: float = Field(1e-3, gt=0)
@@ -75,6 +76,9 @@ class ReachabilityConfig(Config):
     negative_frac: float = Field(0.5, gt=0, lt=1)
     in_trajectory_frac: float = Field(0.5, ge=0, le=1)
     """Share of the negatives that come from the same trajectory."""
+    recent_frac: float = Field(0.3, ge=0, lt=1)
+    """Share of the pairs that come from walks since the last refresh: the memory is about to judge
+    those, and in a ring full of old walks a new region would hardly be trained on."""
     first_pairs: int = Field(500_000, ge=1)
     refresh_pairs: int = Field(150_000, ge=1)
     refresh_every_steps: int = Field(12_800, ge=1)
@@ -100,6 +104,11 @@ class MemoryConfig(Config):
     """Drop the later of two nodes that have become mutually reachable, at each refresh."""
     min_edge_support: int = Field(1, ge=1)
     """Transitions that must have been seen before an edge counts."""
+    min_edge_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the transitions out of either node that an edge must have."""
+    min_edge_probability: float = Field(1e-3, ge=0, lt=1)
+    """Reachability, in the better direction, below which the network contradicts an edge, which
+    then does not count until the network changes its mind; 0 never contradicts."""
 
 
 class GoalsConfig(Config):
@@ -152,7 +161,7 @@ class AgentConfig(Config):
     lr_decay_frac: float = Field(0.4, ge=0, le=1)
     """Last share of training over which the learning rate falls linearly to a tenth."""
     batch: int = Field(256, ge=1)
-    discount: float = Field(0.95, gt=0, lt=1)
+    discount: float = Field(0.98, gt=0, lt=1)
     entropy_weight: float = Field(0.02, ge=0)
     polyak: float = Field(0.005, gt=0, le=1)
     replay_steps: int = Field(400_000, ge=1)

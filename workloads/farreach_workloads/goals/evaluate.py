@@ -131,7 +131,7 @@ def memory_metrics(bundle: Bundle, env: GoalEnvironment, uniform: Floats) -> dic
     for node in bundle.nodes:
         nearest = np.minimum(nearest, env.distance(uniform, np.broadcast_to(node, uniform.shape)))
     metrics["memory/distance_to_node"] = float(nearest.mean())
-    i, j = np.nonzero(np.triu(bundle.support, 1))
+    i, j = np.nonzero(np.triu(bundle.edges, 1))
     if len(i):
         length = env.path_distance(bundle.nodes[i], bundle.nodes[j])
         metrics["graph/shortcut_frac"] = float((length > 8 * env.spec.success_threshold).mean())

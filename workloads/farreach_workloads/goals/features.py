@@ -71,7 +71,7 @@ class Features:
         if len(self._relative):
             dims = self._relative
             gap = goals[:, dims] - observations[:, dims]
-            parts.append(np.tanh(gap / self.unit[dims]))
+            parts.append(np.arcsinh(gap / self.unit[dims]))
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
     def reachability(self, observations: Floats) -> Floats:

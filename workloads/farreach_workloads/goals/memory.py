@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from farreach import messages, seeding
 from farreach_workloads.goals.bundle import Bundle, nodes_per_category
@@ -98,13 +99,15 @@ class GoalMemory:
             new, tested = self._filter_and_link(walks, network, features)
             added, candidates = added + new, candidates + tested
         self._waiting.clear()
-        bundle = self._bundle(weights)
+        supported = self._supported()
+        bundle = self._bundle(weights, supported)
         metrics = {
             "memory/nodes": float(len(bundle)),
             "memory/added": float(added),
             "memory/pruned": float(pruned),
             "memory/candidates": float(candidates),
-            "graph/edges": float((bundle.support >= self._settings.min_edge_support).sum() // 2),
+            "graph/edges": float(bundle.edges.sum() // 2),
+            "graph/contradicted_frac": 1.0 - float(bundle.edges.sum() / max(1, supported.sum())),
             "graph/components": float(bundle.components),
             "graph/connectors": float(len(bundle.connectors)),
             "graph/diameter_hops": float(bundle.hops.max()),
@@ -261,22 +264,45 @@ class GoalMemory:
         self._count = len(kept)
         return n - len(kept)
 
-    def _bundle(self, weights: ReachabilityWeights) -> Bundle:
-        n = self._count
-        columns = {name: self._columns[name][:n].copy() for name in COLUMNS}
+    def _supported(self) -> NDArray[np.bool_]:
+        """Edges that walks crossed often enough, (n, n).
+
+        Often is relative: of a node that thousands of walks have left, some took an edge only
+        because the network once mistook a state.
+        """
+        support = self._support[: self._count, : self._count]
+        left = support.sum(axis=1)
+        share = self._settings.min_edge_share * np.minimum(left[:, None], left)
+        return (support >= self._settings.min_edge_support) & (support >= share)
+
+    def _contradicted(self, edges: NDArray[np.bool_], score: Cover) -> NDArray[np.bool_]:
+        """Edges of which the network says, in both directions, that nobody walks them, (n, n).
+
+        A young network takes the two sides of a wall for one place, and walks beside the wall then
+        support an edge through it. Few such edges spoil all hop counts, so each refresh asks anew.
+        """
+        least = self._settings.min_edge_probability
+        if least == 0:
+            return np.zeros_like(edges)
+        every = np.arange(self._count)
+        scores = score(every, every)
+        return edges & (np.maximum(scores, scores.T) < np.log(least / (1 - least)))
+
+    def _bundle(self, weights: ReachabilityWeights, supported: NDArray[np.bool_]) -> Bundle:
+        columns = {name: self._columns[name][: self._count].copy() for name in COLUMNS}
         embeddings = columns["embeddings"]
-        support = self._support[:n, :n].copy()
 
         def score(i: Ints, j: Ints) -> Floats:
             return weights.network.all_pairs(embeddings[i], embeddings[j])
 
-        paths = shortest_paths(support >= self._settings.min_edge_support, score)
+        edges = supported & ~self._contradicted(supported, score)
+        paths = shortest_paths(edges, score)
         return Bundle(
             version=self._version,
             network=weights.network,
             scale=weights.scale,
             unit=weights.unit,
-            support=support,
+            edges=edges,
             hops=paths.hops,
             next_hop=paths.next_hop,
             connectors=paths.connectors,

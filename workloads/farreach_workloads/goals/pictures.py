@@ -59,7 +59,7 @@ class _Scene:
 def _memory(scene: _Scene) -> Figure:
     bundle = scene.bundle
     figure, axes = scene.axes(f"{len(bundle)} memory nodes, by the step they were added at")
-    i, j = np.nonzero(np.triu(bundle.support, 1))
+    i, j = np.nonzero(np.triu(bundle.edges, 1))
     segments: Any = np.stack([scene.nodes[i], scene.nodes[j]], axis=1)
     axes.add_collection(LineCollection(segments, colors="0.6", linewidths=0.4, alpha=0.5))
     points = axes.scatter(

@@ -74,11 +74,12 @@ class ReachabilityTrainer:
         )
         self._rng = seeding.generator(config.seed, "reachability")
         self._features: Features | None = None
+        self._fresh: list[Ints] = []  # rows of the ring that came in since the last refresh
         self._version = 0
 
     def add(self, walks: Mapping[str, Any]) -> None:
         """Store random walks; `walks["observations"]` is (n, steps + 1, d)."""
-        self._walks.append({"observations": walks["observations"]})
+        self._fresh.append(self._walks.append({"observations": walks["observations"]}))
 
     def refresh(self) -> tuple[ReachabilityWeights, dict[str, float]]:
         """Train on `first_pairs` (at first) or `refresh_pairs` fresh pairs and publish."""
@@ -88,7 +89,8 @@ class ReachabilityTrainer:
         pairs = settings.refresh_pairs if self._version else settings.first_pairs
         ids = np.arange(len(self._walks))
         held_out = ids % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        loss = self._train(ids[~held_out], max(1, pairs // settings.batch))
+        loss = self._train(self._emphasised(ids[~held_out]), max(1, pairs // settings.batch))
+        self._fresh.clear()
         self._network.eval()
         validation = self._validate(ids[held_out] if held_out.any() else ids)
         self._version += 1
@@ -106,6 +108,15 @@ class ReachabilityTrainer:
             "reachability/walks": float(len(self._walks)),
         }
         return weights, metrics
+
+    def _emphasised(self, ids: Ints) -> Ints:
+        """Walks to draw from, the fresh ones repeated until they make up `recent_frac`."""
+        fresh = np.intersect1d(ids, np.concatenate(self._fresh)) if self._fresh else ids[:0]
+        frac = self._settings.recent_frac
+        missing = round((len(ids) - len(fresh)) * frac / (1 - frac)) - len(fresh)
+        return (
+            np.concatenate([ids, np.resize(fresh, missing)]) if len(fresh) and missing > 0 else ids
+        )
 
     def _build(self, scale: Floats, unit: Floats) -> None:
         self._features = Features(self._spec, self._config.features, self._settings, scale, unit)
@@ -158,6 +169,7 @@ class ReachabilityTrainer:
         state: dict[str, Any] = {
             "version": self._version,
             "walks": self._walks.state(),
+            "fresh": list(self._fresh),
             "rng": messages.generator_state(self._rng),
             "network": None,
         }
@@ -174,6 +186,7 @@ class ReachabilityTrainer:
         """Take over a `state`; the network is left in evaluation mode."""
         self._version = state["version"]
         self._walks.restore(state["walks"])
+        self._fresh = [np.array(rows) for rows in state["fresh"]]
         messages.restore_generator(self._rng, state["rng"])
         if state["network"] is not None:
             self._build(state["scale"], state["unit"])
