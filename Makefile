@@ -7,7 +7,7 @@ PATHS := platform workloads tests $(wildcard benchmarks)
 # For tests: no usage reports, one thread per process, no windows.
 TEST_ENV := RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help setup format check test demo clean
+.PHONY: help setup format check test demo results clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -39,6 +39,9 @@ test: check ## Check, then run all tests
 
 demo: setup ## Train goal reaching in a maze from nothing
 	$(BIN)/farreach train goals/walk_maze
+
+results: setup ## Train every learning result of docs/results.md: many hours; may be interrupted
+	$(BIN)/python benchmarks/results.py
 
 clean: ## Remove caches and .venv; runs/ stays
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

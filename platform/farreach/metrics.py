@@ -89,29 +89,13 @@ class MetricsWriter:
                 picture = np.asarray(image.convert("RGB"))
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
-    def animation(self, step: int, name: str, frames: Pixels, frames_per_s: float = 20.0) -> None:
-        """Log a film that loops.
-
-        Args:
-            step: the run's x axis.
-            name: `group/name`.
-            frames: (frames, height, width, 3) uint8.
-            frames_per_s: how fast it plays.
-        """
-        images = [Image.fromarray(frame) for frame in frames]
-        gif = io.BytesIO()
-        images[0].save(
-            gif,
-            format="GIF",
-            save_all=True,
-            append_images=images[1:],
-            duration=round(1000 / frames_per_s),
-            loop=0,
-        )
-        # TensorBoard has no films: it hands an encoded image to the browser, which plays a GIF.
-        _, height, width, _ = frames.shape
+    def animation(self, step: int, name: str, path: Path) -> None:
+        """Log an animated GIF file, which TensorBoard's image page plays."""
+        with Image.open(path) as film:
+            width, height = film.size
+        # TensorBoard has no films, but it hands an encoded image to the browser as it is.
         encoded = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=gif.getvalue()
+            height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
         )
         summary = Summary(value=[Summary.Value(tag=name, image=encoded)])
         self._writer.file_writer.add_summary(summary, step)

@@ -17,6 +17,7 @@ COVERED = {
     "goals/oracle_reward": "goals/walk_maze_debug",
     "goals/random_walk_only": "goals/walk_maze_debug",
     "goals/sac_her": "goals/walk_maze_debug",
+    "goals/sac_her_pusher": "goals/walk_pusher_debug",
 }
 
 

@@ -308,7 +308,7 @@ class Coordinator(ABC):
         counters = self._counters
         final = mean_metrics(counters.evaluations[-self._config.evaluation.last :])
         bundle = fetch(self._board.newest("bundle").value)
-        self._reporter.final()
+        self._reporter.final(counters.env_steps)
         totals = {
             "training/env_steps": counters.env_steps,
             "training/updates": self._ratio.updates,

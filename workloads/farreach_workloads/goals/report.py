@@ -114,10 +114,11 @@ class Reporter:
         """Say where a resumed run continues."""
         self.log(f"continuing at {step:,} environment steps with {len(bundle)} memory nodes")
 
-    def final(self) -> None:
+    def final(self, step: int) -> None:
         """Wait for the pictures and animate the visits."""
         self._log_pictures(wait=True)
-        pictures.animate(self._run.figures, "visits")
+        if film := pictures.animate(self._run.figures, "visits"):
+            self._metrics.animation(step, "pictures/visits_over_time", film)
 
     def hparams(self, config: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Write TensorBoard's table of settings and results."""

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from dm_control import suite
 
+from farreach.errors import ConfigError
 from farreach_workloads.goals.environments.walker import POSES, Walker, joint_positions
 
 COPIES = 4
@@ -42,6 +43,22 @@ def test_two_hundred_control_steps_are_bit_equal_to_dm_control():
     for index, reference in enumerate(references):
         np.testing.assert_array_equal(positions[index], reference.physics.data.qpos)
         np.testing.assert_array_equal(velocities[index], reference.physics.data.qvel)
+
+
+def test_a_held_action_is_two_control_steps_and_leaves_evaluation_as_it_is():
+    one, two = make(), Walker(COPIES, np.random.default_rng(0), hold=2)
+    assert (one.spec.action_repeat, two.spec.action_repeat) == (2, 1)
+    np.testing.assert_array_equal(one.reset(), two.reset())
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        actions = rng.uniform(-1, 1, (COPIES, 6))
+        one.step(actions)
+        np.testing.assert_array_equal(one.step(actions), two.step(actions))
+
+
+def test_an_action_can_be_held_for_one_or_two_control_steps_only():
+    with pytest.raises(ConfigError, match="hold is 3"):
+        Walker(1, np.random.default_rng(0), hold=3)
 
 
 def test_joint_positions_are_recovered_from_an_observation():

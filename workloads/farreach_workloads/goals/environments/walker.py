@@ -7,13 +7,14 @@ replaced, by MuJoCo's batched stepping.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from farreach.errors import EnvironmentFault
+from farreach.errors import ConfigError, EnvironmentFault
 from farreach.registry import environments
 from farreach_workloads.goals.environments.base import (
     Floats,
@@ -129,7 +130,8 @@ class _Bodies(BatchedPhysics):
 class Walker(GoalEnvironment):
     """Planar walker; observation: 14 orientation components, torso height, 9 velocities.
 
-    One `step` is one control step of 0.025 s. Evaluation holds each action for two of them.
+    One control step is 0.025 s. Evaluation holds each action for two of them; a `step` is one, or
+    as many as `hold` says.
     """
 
     spec = GoalEnvironmentSpec(
@@ -145,16 +147,30 @@ class Walker(GoalEnvironment):
         action_repeat=2,
     )
 
-    def __init__(self, num_envs: int, rng: np.random.Generator, num_threads: int = 1) -> None:
+    def __init__(
+        self, num_envs: int, rng: np.random.Generator, hold: int = 1, num_threads: int = 1
+    ) -> None:
         """A batch of walkers.
 
         Args:
             num_envs: number of copies.
             rng: source of all randomness.
+            hold: control steps for which a step holds its action, 1 or 2; with 2 the agent
+                decides as often while it learns as in evaluation.
             num_threads: threads that share the physics, 0 for one per CPU; the result does not
                 depend on it.
+
+        Raises:
+            ConfigError: another `hold`.
         """
         super().__init__(num_envs, rng)
+        if hold not in (1, 2):
+            raise ConfigError(
+                f"environment.options.hold is {hold}; the walker's evaluation holds an action for "
+                "two control steps, so it must be 1 or 2"
+            )
+        self.spec = replace(Walker.spec, action_repeat=Walker.spec.action_repeat // hold)
+        self._substeps = SUBSTEPS * hold
         model = walker_model()
         self._physics = _Bodies(model, num_envs, num_threads)
         self._joint_ranges = model.jnt_range[3:].copy()
@@ -190,9 +206,9 @@ class Walker(GoalEnvironment):
         return self._physics.qpos.copy(), self._physics.qvel.copy()
 
     def step(self, actions: Floats) -> Floats:
-        """One control step; a copy whose physics diverged starts anew and counts in `diverged`."""
+        """`hold` control steps; copies that diverge start anew, and `diverged` counts them."""
         np.clip(actions, -1.0, 1.0, out=self._physics.ctrl)
-        diverged = self._physics.step(SUBSTEPS, positions=True)
+        diverged = self._physics.step(self._substeps, positions=True)
         if len(diverged):
             self.diverged += len(diverged)
             self._restart(diverged)

@@ -1,0 +1,146 @@
+"""The learning results of docs/results.md: trains them, seed by seed, and prints them as tables.
+
+`python benchmarks/results.py` runs everything that `--list` names, which takes many hours on two
+cores; names pick some. What is done is kept in `runs/results/`, and what was interrupted continues,
+so the command may be stopped and given again at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("runs/results")
+ALL_STEPS = ("evaluation.stop_success=null", "training.max_minutes=null")
+SHORT = (*ALL_STEPS, "training.env_steps=480000")
+COLUMNS = {
+    "success_final": "evaluation/success_final",
+    "success_any": "evaluation/success_any",
+    "planned": "evaluation_planned/success_final",
+    "nodes": "memory/nodes",
+    "env steps": "training/env_steps",
+    "updates": "training/updates",
+    "minutes": "training/minutes",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration and what it is changed by."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+def _ablation(*overrides: str) -> Experiment:
+    return Experiment("goals/walk_maze", (*SHORT, *overrides))
+
+
+EXPERIMENTS = {
+    "maze_demo": Experiment("goals/walk_maze"),
+    "maze": Experiment("goals/walk_maze", ALL_STEPS),
+    "maze_oracle_curriculum": Experiment("goals/oracle_curriculum", ALL_STEPS),
+    "maze_oracle_reward": Experiment("goals/oracle_reward", ALL_STEPS),
+    "maze_sac_her": Experiment("goals/sac_her", ALL_STEPS),
+    "maze_random_walk_only": Experiment("goals/random_walk_only", ("training.env_steps=400000",)),
+    "pointmaze": Experiment("goals/walk_pointmaze"),
+    "pusher": Experiment("goals/walk_pusher"),
+    "pusher_sac_her": Experiment("goals/sac_her_pusher"),
+    "walker": Experiment("goals/walk_walker"),
+    "antmaze": Experiment("goals/walk_antmaze"),
+    "ablation_base": _ablation(),
+    "ablation_no_relabelling": _ablation(
+        *("relabel.original=1", "relabel.future=0", "relabel.node=0")
+    ),
+    "ablation_whole_goal": _ablation("features.goal=full"),
+    "ablation_no_relative_goal": _ablation("features.relative=false"),
+    "ablation_uniform_goals": _ablation("goals.mode=uniform"),
+    "ablation_reachability_reward": _ablation("reward.mode=reachability", "reward.scale=1"),
+    "ablation_temperature_3": _ablation("reward.temperature=3"),
+    "ablation_discount_0.95": _ablation("agent.discount=0.95"),
+    "ablation_window_5": _ablation("reachability.window=5"),
+    "ablation_reachability_of_goal_dims": _ablation("reachability.dims=goal"),
+    "ablation_no_planning": _ablation("phases.planned_frac=0"),
+    "ablation_every_edge": _ablation("memory.min_edge_share=0", "memory.min_edge_probability=0"),
+    "ablation_128_envs": _ablation("environment.num_envs=128"),
+    "ablation_raw_inputs": _ablation("features.scale=none", "features.angles=raw"),
+    "maze_paper": Experiment("goals/walk_maze_paper"),
+}
+
+
+def train(name: str, seed: int, extra: Sequence[str], root: Path) -> dict[str, Any]:
+    """Train one seed, or continue it, or take what is there; the content of its result.json."""
+    experiment, run = EXPERIMENTS[name], root / f"{name}-seed{seed}"
+    result = run / "result.json"
+    if not result.exists():
+        program = [str(Path(sys.executable).with_name("farreach"))]
+        if (run / "config.yaml").exists():
+            command = [*program, "resume", str(run)]
+        else:
+            settings = [*experiment.overrides, *extra, f"seed={seed}"]
+            command = [*program, "train", experiment.config, *settings, "--run-dir", str(run)]
+        print("+", *command, file=sys.stderr, flush=True)
+        subprocess.run(command, check=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+    content: dict[str, Any] = json.loads(result.read_text())
+    return content
+
+
+def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:
+    """Markdown: a line per seed and one of means; per-category success after the columns."""
+    prefix = "evaluation/success_final_"
+    categories = sorted({key for result in results.values() for key in result if prefix in key})
+    columns = COLUMNS | {key.removeprefix(prefix): key for key in categories}
+    lines = [
+        f"### {name}: " + " ".join((EXPERIMENTS[name].config, *EXPERIMENTS[name].overrides)),
+        "| seed | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    rows = [[float(r.get(key, float("nan"))) for key in columns.values()] for r in results.values()]
+    for seed, row in zip(results, rows, strict=True):
+        lines.append(f"| {seed} | " + " | ".join(_number(v) for v in row) + " |")
+    means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+    lines.append("| mean | " + " | ".join(_number(v) for v in means) + " |")
+    return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def main() -> None:
+    """Train what is asked for and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME[ key=value ...]", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--root", type=Path, default=ROOT, help=f"default: {ROOT}")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--done", action="store_true", help="train nothing, show what is done")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for name, experiment in EXPERIMENTS.items():
+            print(f"{name:36} {experiment.config} {' '.join(experiment.overrides)}")
+        return
+    extra = [word for word in arguments.names if "=" in word]
+    names = [word for word in arguments.names if "=" not in word] or list(EXPERIMENTS)
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        parser.error(f"no {unknown[0]!r}; --list names them")
+    for name in names:
+        results = {}
+        for seed in arguments.seeds:
+            if arguments.done and not (arguments.root / f"{name}-seed{seed}/result.json").exists():
+                continue
+            results[seed] = train(name, seed, extra, arguments.root)
+        if results:
+            print("\n".join(table(name, results)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
