@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from farreach_workloads.goals import evaluate
-from farreach_workloads.goals.evaluate import Evaluator, memory_metrics
+from farreach_workloads.goals.evaluate import Evaluator, memory_metrics, probe
 
 THRESHOLD = 0.5
 HORIZON = 6  # goals lie within 4 units of the start in each dim, a step is one unit
@@ -155,3 +156,45 @@ def test_memory_metrics_measure_the_cover_by_the_oracle(toy):
     assert metrics["memory/nodes_right"] == 3
     assert metrics["memory/distance_to_node"] == pytest.approx((0 + 0.5 + 2) / 3)
     assert metrics["graph/shortcut_frac"] == pytest.approx(1 / 3)  # longer than 8 × 0.5
+
+
+def test_a_network_that_ranks_by_distance_has_a_perfect_probe_and_an_inverted_one_none(toy):
+    states = toy.points(np.random.default_rng(0).uniform(-4, 4, 60))
+    for cost, expected in ((1.0, 1.0), (-1.0, 0.0)):
+        network = toy.network(1.0, forwards=cost, backwards=cost)
+        bundle = toy.bundle([-3.0, 0.0, 3.0], [(0, 1), (1, 2)], network=network)
+        metrics = probe(bundle, bundle.features(toy.config(), toy.Plane.spec), toy.env(), states)
+        assert metrics["reachability/probe_auc"] == pytest.approx(expected)
+
+
+def test_the_probe_is_the_area_under_the_curve_of_its_pairs(toy):
+    rng = np.random.default_rng(1)
+    states = np.zeros((40, 3), np.float32)
+    states[:, :2] = rng.uniform(-4, 4, (40, 2))
+    # The network sees ten times as much in steps to the right as in steps to the left.
+    bundle = toy.bundle([0.0, 1.0], [(0, 1)], network=toy.network(1.0, backwards=10.0))
+    metrics = probe(bundle, bundle.features(toy.config(), toy.Plane.spec), toy.env(), states)
+    pairs = [(a, b) for a in range(40) for b in range(40) if a != b]
+    gap = np.array([states[b, :2] - states[a, :2] for a, b in pairs], np.float64)
+    score = -(np.maximum(gap, 0) + 10 * np.maximum(-gap, 0)).sum(axis=1)
+    distance = np.hypot(*gap.T)
+    near = distance <= np.quantile(distance, 0.02)
+    assert metrics["reachability/probe_auc"] == pytest.approx(roc_auc(near, score), abs=1e-4)
+
+
+def roc_auc(label, score):
+    """By counting pairs; a tie is half."""
+    wins = [(a > score[~label]).mean() + (a == score[~label]).mean() / 2 for a in score[label]]
+    return np.mean(wins)
+
+
+def test_a_shortcut_through_a_wall_spoils_the_correlation_of_hops(toy):
+    xs = np.arange(8) * 10.0
+    line = [(i, i + 1) for i in range(7)]
+    features = toy.bundle(xs, line).features(toy.config(), toy.Plane.spec)
+    good = probe(toy.bundle(xs, line), features, toy.env(), toy.points(xs))
+    spoilt = probe(toy.bundle(xs, [*line, (0, 7)]), features, toy.env(), toy.points(xs))
+    assert good["graph/hop_correlation"] == pytest.approx(1)
+    apart = np.array([abs(i - j) for i in range(8) for j in range(8) if i != j])
+    around = stats.spearmanr(apart, np.minimum(apart, 8 - apart)).statistic
+    assert spoilt["graph/hop_correlation"] == pytest.approx(around)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy import stats
 
 from farreach import seeding
 from farreach_workloads.goals.bundle import nodes_per_category
@@ -18,9 +19,12 @@ from farreach_workloads.goals.sac import Policy
 if TYPE_CHECKING:
     from farreach_workloads.goals.bundle import Bundle
     from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.features import Features
 
 # The goals are the same for every run and every seed, so that runs can be compared goal by goal.
 GOALS_SEED = 20_220_611
+PROBED = 100  # uniform states whose pairs probe network and graph
+NEAR_FRAC = 0.02  # of these pairs count as near
 
 
 def success_table(metrics: Mapping[str, float], categories: tuple[str, ...]) -> list[str]:
@@ -78,6 +82,7 @@ class Evaluator:
         planned = self._run(policy, planner)
         metrics = self._summary("evaluation", flat) | self._summary("evaluation_planned", planned)
         metrics |= memory_metrics(bundle, self._env, self.goals)
+        metrics |= probe(bundle, features, self._env, self.goals)
         return metrics, flat
 
     def _run(self, policy: Policy, planner: Planner | None) -> Outcome:
@@ -135,4 +140,40 @@ def memory_metrics(bundle: Bundle, env: GoalEnvironment, uniform: Floats) -> dic
     if len(i):
         length = env.path_distance(bundle.nodes[i], bundle.nodes[j])
         metrics["graph/shortcut_frac"] = float((length > 8 * env.spec.success_threshold).mean())
+    return metrics
+
+
+def probe(
+    bundle: Bundle, features: Features, env: GoalEnvironment, uniform: Floats
+) -> dict[str, float]:
+    """How well network and graph know what is near what, in oracle terms (evaluation only).
+
+    Among all pairs of some uniform states:
+
+    * `reachability/probe_auc`: how often a pair of the nearest fiftieth has a higher logit than
+      another pair; 0.5 is guessing, 1 is perfect.
+    * `graph/hop_correlation`: rank correlation of hops with the length of the shortest free path.
+
+    Args:
+        bundle: network and graph.
+        features: the network's input.
+        env: supplies path distances.
+        uniform: (n, d) states uniform over what can be reached; `PROBED` of them are used.
+    """
+    states = np.unique(uniform[:PROBED], axis=0)
+    i, j = np.nonzero(~np.eye(len(states), dtype=bool))
+    length = env.path_distance(states[i], states[j])
+    embeddings = bundle.network.embed(features.reachability(states))
+    nodes = bundle.nearest(embeddings)
+    metrics = {}
+    hops = bundle.hops[nodes[i], nodes[j]]
+    if np.ptp(hops) > 0 and np.ptp(length) > 0:
+        metrics["graph/hop_correlation"] = float(stats.spearmanr(hops, length).statistic)
+    near = length <= np.quantile(length, NEAR_FRAC)
+    if near.any() and not near.all():
+        rank = stats.rankdata(bundle.network.logits(embeddings[i], embeddings[j]))
+        few, rest = near.sum(), (~near).sum()
+        # Mann and Whitney's statistic over its largest value is the area under the ROC curve.
+        above = rank[near].sum() - few * (few + 1) / 2
+        metrics["reachability/probe_auc"] = float(above / (few * rest))
     return metrics
