@@ -41,7 +41,7 @@ demo: setup ## Train goal reaching in a maze from nothing
 	$(BIN)/farreach train goals/walk_maze
 
 results: setup ## Train every learning result of docs/results.md: many hours; may be interrupted
-	$(BIN)/python benchmarks/results.py
+	$(BIN)/python benchmarks/long/results.py
 
 clean: ## Remove caches and .venv; runs/ stays
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -20,24 +21,34 @@ START_TIMEOUT_S = 120.0
 
 
 class Host:
-    """Holds the object inside the actor; counts how long it was busy."""
+    """Holds the object inside the actor; counts how long it was busy.
+
+    The first call builds the object. An error in an actor's constructor would reach the caller as
+    a death; one in a call reaches it as what it is.
+    """
 
     def __init__(self, factory: Callable[..., Any], arguments: Sequence[Any]) -> None:
-        """Build the object where it will live."""
-        self._object = factory(*arguments)
+        """Hold what `factory(*arguments)` will make."""
+        self._factory, self._arguments = factory, arguments
         self._busy_s = 0.0
         self._since = time.monotonic()
 
+    @cached_property
+    def _object(self) -> Any:
+        return self._factory(*self._arguments)
+
     def invoke(self, method: str, *arguments: Any) -> Any:
         """Call a method of the object."""
+        target = self._object
         begin = time.monotonic()
         try:
-            return getattr(self._object, method)(*arguments)
+            return getattr(target, method)(*arguments)
         finally:
             self._busy_s += time.monotonic() - begin
 
     def facts(self) -> dict[str, float]:
         """Process id, and the share of the time since the last call spent in the object."""
+        _ = self._object  # built by the first call, whichever it is
         now = time.monotonic()
         share = self._busy_s / max(now - self._since, 1e-9)
         self._busy_s, self._since = 0.0, now
@@ -51,6 +62,7 @@ class InlineService:
         """Build it now; `role` names it in messages."""
         self.role = role
         self._host = Host(factory, arguments)
+        self._host.facts()
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         """The method's result itself."""
@@ -97,6 +109,7 @@ class ActorService:
         Raises:
             ClusterError: the cluster has not found room for the actor in time.
             ActorError: it died before the object was built.
+            FarreachError: what building the object raised.
         """
         try:
             return int(ray.get(self._actor.facts.remote(), timeout=timeout_s)["pid"])

@@ -48,6 +48,25 @@ def test_an_actor_service_gives_the_same_answers_from_another_process(ray_local)
     service.stop()
 
 
+class Refuses:
+    def __init__(self, what):
+        raise CheckpointError(f"no {what} here")
+
+
+def test_an_inline_service_is_built_at_once():
+    with pytest.raises(CheckpointError, match="no memory here"):
+        InlineService("memory", Refuses, ("memory",))
+
+
+@pytest.mark.ray
+def test_what_building_the_object_raises_is_raised_and_not_called_a_death(ray_local):
+    service = ActorService("memory", Refuses, ("memory",), num_cpus=0.1)
+    with pytest.raises(CheckpointError, match="no memory here"):
+        service.wait_until_ready()
+    with pytest.raises(CheckpointError, match="no memory here"):
+        fetch(service.call("add", 1))
+
+
 class DiesAtOnce:
     def __init__(self):
         os._exit(1)

@@ -4,13 +4,14 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from farreach import config as configs
 from farreach import launch
 from farreach.checkpoint import CheckpointStore
-from farreach.errors import ActorError, ConfigError
+from farreach.errors import ActorError, ConfigError, EnvironmentFault
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import online
 from farreach_workloads.goals.coordinator import Coordinator, PartDied
@@ -136,6 +137,48 @@ def test_the_death_of_any_actor_is_survived(role, tmp_path, ray_local):
     assert result["training/env_steps"] >= 60_000
     # Updates follow the steps whatever has died: 0.07 per policy step, half of the steps.
     assert result["training/updates"] == pytest.approx(0.07 * 30_000, rel=0.25)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_several_rollouts_share_the_work_of_one_run(tmp_path, ray_local):
+    run = train(
+        tmp_path, "run", *ACTORS, "runtime.mode=async", "training.env_steps=40000",
+        "runtime.rollout_actors=2", "runtime.cpus.rollout=0.3", "runtime.cpus.learner=0.3",
+    )  # fmt: skip
+    result = run.read_result()
+    assert result["training/env_steps"] >= 40_000
+    assert result["training/updates"] == pytest.approx(0.07 * 20_000, rel=0.25)
+    messages = final_state(run)["learner"]["last_seq"]  # producer → number of its last message
+    assert len(messages) == 2
+    # 25 messages of 8 x 200 steps; each rollout has one in flight at a time, so they take turns.
+    assert min(messages.values()) >= 5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_environment_that_breaks_down_ends_the_run_with_its_own_error(tmp_path, ray_local):
+    with pytest.raises(EnvironmentFault, match=r"observation \[0, 1\] is NaN"):
+        train(
+            tmp_path, "run", *ACTORS, "runtime.mode=async", "training.env_steps=60000",
+            "environment.name=gymnasium",
+            "environment.options={id: 'tests.workloads.goals.turns_nan:TurnsNan-v0'}",
+        )  # fmt: skip
+    run = RunDirectory.open(tmp_path / "run")
+    assert final_state(run)["coordinator"]["counters"]["env_steps"] > 0
+    for pid in {pid for e in run.events() for pid in e.get("pids", {}).values()}:
+        assert not is_alive(pid)
+
+
+def is_alive(pid, patience_s=10):
+    """Whether the process is there still after a while."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def test_a_death_before_the_first_checkpoint_says_what_to_do(tmp_path, monkeypatch):
