@@ -1,8 +1,8 @@
 """The learning results of docs/results.md: trains them, seed by seed, and prints them as tables.
 
-`python benchmarks/long/results.py` runs everything that `--list` names, which takes many hours on two
-cores; names pick some. What is done is kept in `runs/results/`, and what was interrupted continues,
-so the command may be stopped and given again at any time.
+`python benchmarks/long/results.py` runs everything that `--list` names, which takes many hours on
+two cores; names pick some. What is done is kept in `runs/results/`, and what was interrupted
+continues, so the command may be stopped and given again at any time.
 """
 
 from __future__ import annotations
