@@ -104,10 +104,11 @@ class Relabeller:
         if mode == "graph_node":
             end = bundle.embeddings[batch.next_slot]
         else:
-            end = network.embed(features.reachability(batch.goal))
+            wanted = features.completed(batch.goal, batch.next_observation)
+            end = network.embed(features.reachability(wanted))
         if mode == "reachability":
             return rewards.reachability_reward(network.logits(start, end), scale, temperature)
-        hops = bundle.hops[batch.next_slot, batch.goal_slot]
+        hops = bundle.goal_hops[batch.next_slot, batch.goal_slot]
         logits = None if mode == "graph" else network.logits(start, end)
         return rewards.graph_reward(hops, logits, scale, temperature)
 
