@@ -144,8 +144,6 @@ class Toy:
             "edges": adjacency,
             "hops": paths.hops,
             "next_hop": paths.next_hop,
-            "goal_hops": paths.hops,
-            "goal_end": np.broadcast_to(np.arange(n, dtype=np.int16), (n, n)),
             "connectors": paths.connectors,
             "components": paths.components,
         }

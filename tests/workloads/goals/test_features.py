@@ -42,30 +42,3 @@ def test_measure_gives_spread_and_displacement_over_the_window():
     assert scale[0] == pytest.approx(np.sqrt(np.mean(t**2)), rel=1e-6)
     assert unit[0] == pytest.approx(4.0)  # 4 steps of 1 each, either way
     assert scale[1] > 0  # a dim that never moves cannot divide by zero
-
-
-def test_a_masked_goal_takes_from_the_state_what_it_leaves_open():
-    # The maze's network sees x, y and the heading; its goals are x and y.
-    full = features().completed(GOAL, STATE)
-    np.testing.assert_array_equal(full, [[4, -8, np.float32(np.pi / 2), 0, 0, 0, 0]])
-    assert GOAL[0, 2] == 0  # the goal itself stays as it was
-
-
-def test_nothing_is_left_open_by_a_whole_goal_or_to_a_network_that_sees_the_goal_s_dims_only():
-    whole = features(goal="full")
-    blind = Features(Maze.spec, FeaturesConfig(), ReachabilityConfig(dims="goal"), SCALE, UNIT)
-    for each in (whole, blind):
-        assert each.completed(GOAL, STATE) is GOAL
-        np.testing.assert_array_equal(each.agree(np.zeros((3, 7), np.float32)), np.eye(3))
-
-
-def test_nodes_agree_within_half_a_unit_in_the_goal_s_dims_whatever_their_heading():
-    nodes = np.zeros((5, 7), np.float32)
-    nodes[:, 0] = [0, 0.3, 0.3, 0.51, 0]  # a unit of x is 1, of y is 2
-    nodes[:, 1] = [0, 0.6, 0.9, 0, 0.99]
-    nodes[:, 2] = [0, 3, -3, 1, 2]
-    agrees = features().agree(nodes)
-    # Squared gaps from the first: 0.09 + 0.09, 0.09 + 0.2025, 0.26, 0.245; the limit is 0.25.
-    assert agrees[0].tolist() == [True, True, False, False, True]
-    np.testing.assert_array_equal(agrees, agrees.T)
-    assert agrees.diagonal().all()

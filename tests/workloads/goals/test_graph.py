@@ -1,7 +1,7 @@
 import networkx as nx
 import numpy as np
 
-from farreach_workloads.goals.graph import hops_to_sets, shortest_paths
+from farreach_workloads.goals.graph import shortest_paths
 
 
 def no_score(i, j):
@@ -49,17 +49,3 @@ def test_the_smallest_component_is_joined_by_the_best_pair():
     assert paths.components == 2
     assert paths.connectors.tolist() == [[3, 2]]
     assert paths.hops[0, 4] == 4
-
-
-def test_hops_to_a_set_are_those_to_its_nearest_member():
-    _, adjacency = random_graph(5)
-    hops = shortest_paths(adjacency, no_score).hops
-    sets = np.random.default_rng(0).random((12, 40)) < 0.1
-    sets[:, 7] = True
-    least, member = hops_to_sets(hops, sets)
-    assert least.shape == member.shape == (40, 12)
-    for node in range(40):
-        for index, chosen in enumerate(sets):
-            assert least[node, index] == min(hops[node, other] for other in np.flatnonzero(chosen))
-            assert chosen[member[node, index]]
-            assert hops[node, member[node, index]] == least[node, index]

@@ -1,5 +1,4 @@
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -279,30 +278,6 @@ def test_one_direction_is_enough_for_the_network_to_agree(make, toy):
     memory.add(toy.walks([[0.0, 5.0]]))
     one_way = toy.network(SMALL_REACH, backwards=1000.0)
     assert memory.integrate(toy.weights(one_way))[0].edges[0, 1]
-
-
-def test_nodes_that_a_masked_goal_does_not_tell_apart_are_one_goal(toy):
-    class Turning(toy.Plane):
-        """y does not matter to the goal, and the network sees it, as it does a heading."""
-
-        spec = replace(toy.Plane.spec, goal_dims=(0,))
-
-    def integrated(goal):
-        settings = {"min_edge_share": 0, "min_edge_probability": 0}
-        config = toy.config(memory=settings, features={"goal": goal})
-        memory = GoalMemory(config, Turning(1, np.random.default_rng(0)))
-        walks = toy.walks([[0.0, 5.0, 10.0, 10.2]])
-        walks["observations"][0, 3, 1] = 7.0  # the last state lies at (10.2, 7)
-        memory.add(walks)
-        return memory.integrate(toy.weights(toy.network(SMALL_REACH)))[0]
-
-    masked, whole = integrated("masked"), integrated("full")
-    assert masked.hops[0].tolist() == [0, 1, 2, 3]
-    assert masked.goal_hops[0].tolist() == [0, 1, 2, 2]  # 10 is as good as (10.2, 7)
-    assert masked.goal_end[0].tolist() == [0, 1, 2, 2]
-    assert masked.goal_hops[3].tolist() == [3, 2, 0, 0]
-    np.testing.assert_array_equal(whole.goal_hops, whole.hops)
-    np.testing.assert_array_equal(whole.goal_end, [range(4)] * 4)
 
 
 class Node:

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -158,16 +156,6 @@ def test_a_planned_goal_within_the_lookahead_is_the_goal_itself_not_its_node(toy
     found = planner.subgoals(states, goals, np.array([5, 5, 5]))
     assert found[:, 0].tolist() == [20, 47, 47]
     assert planner.nearest(states).tolist() == [0, 3, 4]
-
-
-def test_planned_execution_heads_for_the_nearest_node_that_agrees_with_the_goal(toy):
-    bundle = toy.line()
-    end = np.array(bundle.goal_end)
-    end[:, 5] = 2  # for every start, node 2 is as good as node 5
-    planner = Planner(replace(bundle, goal_end=end), toy.config(), toy.env())
-    goals = toy.points([55.0, 55.0])
-    found = planner.subgoals(toy.points([0.0, 40.0]), goals, np.array([5, 5]))
-    np.testing.assert_array_equal(found, goals)  # two hops away from node 2 both, within three
 
 
 def test_a_chained_pursuit_goes_to_the_predecessor_in_its_first_half(make, toy):

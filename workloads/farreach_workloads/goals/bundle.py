@@ -44,8 +44,6 @@ class Bundle:
         attempts, successes: (n,) pursuits of the node as a goal, and how many ended at it.
         edges: (n, n) bool, symmetric: walks crossed between the two nodes, and it counts.
         hops, next_hop: (n, n) int16, see `graph.Paths`.
-        goal_hops, goal_end: (n, n) int16, hops from node i to the nearest node that is the same
-            goal as node j, and that node; see `Features.agree`.
         connectors: (k, 2) edges without a transition behind them.
         components: connected components before connecting.
     """
@@ -65,8 +63,6 @@ class Bundle:
     edges: NDArray[np.bool_]
     hops: Ints
     next_hop: Ints
-    goal_hops: Ints
-    goal_end: Ints
     connectors: Ints
     components: int
 

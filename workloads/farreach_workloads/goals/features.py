@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
 # A dim that hardly moves in the first walks is not blown up beyond this share of the median spread.
 LEAST_SPREAD = 0.1
-# Nodes that are nearer than this in the goal's dims, in units, are one goal.
-AGREEMENT = 0.5
 
 
 class _Columns:
@@ -63,10 +60,6 @@ class Features:
         self._goal = _Columns(goal_dims, angles, divide)
         self._reach = _Columns(reach_dims, angles, divide)
         self._relative = np.array(spec.goal_dims if features.relative else (), np.int64)
-        # A masked goal leaves open what the network sees besides the goal's dims.
-        free = set(reach_dims) - set(spec.goal_dims) if features.goal == "masked" else set()
-        self._free = np.array(sorted(free), np.int64)
-        self._goal_dims = np.array(spec.goal_dims, np.int64)
         self.observation_width = self._policy.width
         self.goal_width = self._goal.width
         self.pair_width = self._policy.width + self._goal.width + len(self._relative)
@@ -84,30 +77,6 @@ class Features:
     def reachability(self, observations: Floats) -> Floats:
         """Input of the reachability network: (n, d) → (n, reachability_width) float32."""
         return self._reach(observations).astype(np.float32, copy=False)
-
-    def completed(self, goals: Floats, observations: Floats) -> Floats:
-        """Goals as the states that the observed ones could turn into: (n, d), (n, d) → (n, d).
-
-        What a masked goal leaves open is taken from the observation, so that reachability asks
-        about nothing that the policy cannot know.
-        """
-        if not len(self._free):
-            return goals
-        full = goals.copy()
-        full[:, self._free] = observations[:, self._free]
-        return full
-
-    def agree(self, nodes: Floats) -> NDArray[np.bool_]:
-        """Which nodes are the same goal: (n, d) → (n, n), each node agreeing with itself.
-
-        Where a masked goal leaves something open, nodes agree that lie within `AGREEMENT` units of
-        each other in the goal's dims.
-        """
-        if not len(self._free):
-            return np.eye(len(nodes), dtype=np.bool_)
-        at = nodes[:, self._goal_dims] / self.unit[self._goal_dims]
-        square = np.square(at[:, None] - at).sum(axis=-1)
-        return square <= AGREEMENT**2
 
 
 def measure(walks: Floats, window: int) -> tuple[Floats, Floats]:

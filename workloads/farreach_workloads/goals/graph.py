@@ -67,23 +67,3 @@ def shortest_paths(adjacency: np.ndarray, score: Callable[[Ints, Ints], Floats])
         np.array(connectors, np.int64).reshape(-1, 2),
         before,
     )
-
-
-def hops_to_sets(hops: Ints, agrees: np.ndarray) -> tuple[Ints, Ints]:
-    """Hops to the nearest member of a set of nodes.
-
-    Args:
-        hops: (n, n), see `Paths`.
-        agrees: (sets, n) bool, the members of each set; none is empty.
-
-    Returns:
-        (n, sets) int16: hops from each node to the nearest member, and that member.
-    """
-    least = np.empty((len(hops), len(agrees)), np.int16)
-    member = np.empty_like(least)
-    for column, chosen in enumerate(agrees):
-        members = np.flatnonzero(chosen)
-        first = hops[:, members].argmin(axis=1)
-        member[:, column] = members[first]
-        least[:, column] = hops[np.arange(len(hops)), members[first]]
-    return least, member

@@ -19,7 +19,7 @@ from farreach import messages, seeding
 from farreach_workloads.goals.bundle import Bundle, nodes_per_category
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.features import Features
-from farreach_workloads.goals.graph import hops_to_sets, shortest_paths
+from farreach_workloads.goals.graph import shortest_paths
 from farreach_workloads.goals.novelty import BestNode, Cover
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class GoalMemory:
             added, candidates = added + new, candidates + tested
         self._waiting.clear()
         supported = self._supported()
-        bundle = self._bundle(weights, features, supported)
+        bundle = self._bundle(weights, supported)
         metrics = {
             "memory/nodes": float(len(bundle)),
             "memory/added": float(added),
@@ -288,9 +288,7 @@ class GoalMemory:
         scores = score(every, every)
         return edges & (np.maximum(scores, scores.T) < np.log(least / (1 - least)))
 
-    def _bundle(
-        self, weights: ReachabilityWeights, features: Features, supported: NDArray[np.bool_]
-    ) -> Bundle:
+    def _bundle(self, weights: ReachabilityWeights, supported: NDArray[np.bool_]) -> Bundle:
         columns = {name: self._columns[name][: self._count].copy() for name in COLUMNS}
         embeddings = columns["embeddings"]
 
@@ -299,7 +297,6 @@ class GoalMemory:
 
         edges = supported & ~self._contradicted(supported, score)
         paths = shortest_paths(edges, score)
-        goal_hops, goal_end = hops_to_sets(paths.hops, features.agree(columns["nodes"]))
         return Bundle(
             version=self._version,
             network=weights.network,
@@ -308,8 +305,6 @@ class GoalMemory:
             edges=edges,
             hops=paths.hops,
             next_hop=paths.next_hop,
-            goal_hops=goal_hops,
-            goal_end=goal_end,
             connectors=paths.connectors,
             components=paths.components,
             **columns,

@@ -104,11 +104,10 @@ class Relabeller:
         if mode == "graph_node":
             end = bundle.embeddings[batch.next_slot]
         else:
-            wanted = features.completed(batch.goal, batch.next_observation)
-            end = network.embed(features.reachability(wanted))
+            end = network.embed(features.reachability(batch.goal))
         if mode == "reachability":
             return rewards.reachability_reward(network.logits(start, end), scale, temperature)
-        hops = bundle.goal_hops[batch.next_slot, batch.goal_slot]
+        hops = bundle.hops[batch.next_slot, batch.goal_slot]
         logits = None if mode == "graph" else network.logits(start, end)
         return rewards.graph_reward(hops, logits, scale, temperature)
 

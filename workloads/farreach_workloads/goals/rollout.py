@@ -41,10 +41,8 @@ class Planner:
 
     def subgoals(self, observations: Floats, goals: Floats, goal_slots: Ints) -> Floats:
         """What to pursue from each observation: (n, d) observations of nodes or the goals."""
-        start = self.nearest(observations)
-        end = self._bundle.goal_end[start, goal_slots].astype(np.int64)
-        node = self._bundle.subgoal(start, end, self._ahead)
-        there = (node == end)[:, None]
+        node = self._bundle.subgoal(self.nearest(observations), goal_slots, self._ahead)
+        there = (node == goal_slots)[:, None]
         return np.where(there, goals, self._bundle.nodes[node])
 
 
@@ -106,8 +104,7 @@ class Rollout:
         walked = self._random_walk(start)
         flat = observations.reshape(-1, observations.shape[-1])
         nearest = planner.nearest(flat).reshape(observations.shape[:2]).astype(np.int32)
-        known = slots >= 0
-        reached = known & (bundle.goal_hops[nearest[:, -1], np.where(known, slots, 0)] == 0)
+        reached = nearest[:, -1] == slots
         count = len(goals)
         episodes = {
             "observations": observations,
