@@ -120,7 +120,9 @@ def test_planned_evaluation_goes_by_the_nodes_and_flat_does_not(run, toy):
         np.testing.assert_array_equal(goals, outcome.goals)
 
     phases = {"lookahead_hops": 1, "replan_steps": 100}
-    bundle = toy.bundle([-3, 0, 3, 0.5, -0.5], [(0, 4), (4, 1), (1, 3), (3, 2)])
+    edges = [(0, 4), (4, 1), (1, 3), (3, 2)]
+    short = np.full(3, 0.1, np.float32)  # so that half a unit of x is away, not here
+    bundle = toy.bundle([-3, 0, 3, 0.5, -0.5], edges, unit=short)
     metrics, outcome, policy = run(straight, bundle, phases=phases)
     xs = np.array([-3, 0, 3, 0.5, -0.5])
     nearest = np.abs(outcome.goals[:, :1] - xs).argmin(axis=1)

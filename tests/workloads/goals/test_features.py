@@ -42,3 +42,11 @@ def test_measure_gives_spread_and_displacement_over_the_window():
     assert scale[0] == pytest.approx(np.sqrt(np.mean(t**2)), rel=1e-6)
     assert unit[0] == pytest.approx(4.0)  # 4 steps of 1 each, either way
     assert scale[1] > 0  # a dim that never moves cannot divide by zero
+
+
+def test_here_is_within_two_units_in_the_goal_s_dims_whatever_the_heading():
+    states, goals = np.zeros((4, 7), np.float32), np.zeros((4, 7), np.float32)
+    goals[:, 0] = [1.9, 2.1, 1.5, 1.5]  # a unit of x is 1, of y is 2
+    goals[:, 1] = [0, 0, 2.6, 2.7]  # squares in units: 2.25 + 1.69 and 2.25 + 1.8225, limit 4
+    goals[:, 2] = 3.0
+    assert features().here(states, goals).tolist() == [True, False, True, False]

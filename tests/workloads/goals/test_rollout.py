@@ -158,6 +158,16 @@ def test_a_planned_goal_within_the_lookahead_is_the_goal_itself_not_its_node(toy
     assert planner.nearest(states).tolist() == [0, 3, 4]
 
 
+def test_planned_execution_passes_over_nodes_that_look_like_where_it_is(toy):
+    # One hop ahead lies half a unit away; the first node further than two units comes next, and
+    # the goal itself if there is none.
+    bundle = toy.line(10, apart=0.5)
+    planner = Planner(bundle, toy.config(phases={"lookahead_hops": 1}), toy.env())
+    goals = toy.points([4.6, 4.6])
+    found = planner.subgoals(toy.points([0.0, 3.0]), goals, np.array([9, 9]))
+    assert found[:, 0].tolist() == pytest.approx([2.5, 4.6])
+
+
 def test_a_chained_pursuit_goes_to_the_predecessor_in_its_first_half(make, toy):
     rollout, recorder = make(slots=[0, 1, 3, 4], goals={"mode": "chained"})
     bundle = toy.line(5, predecessor=np.array([-1, 0, 0, 1, 2]))

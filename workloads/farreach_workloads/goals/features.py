@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 # A dim that hardly moves in the first walks is not blown up beyond this share of the median spread.
 LEAST_SPREAD = 0.1
+# Units within which a policy that is to go somewhere may well find that it is there.
+HERE = 2.0
 
 
 class _Columns:
@@ -59,6 +62,7 @@ class Features:
         self._policy = _Columns(policy_dims, angles, divide)
         self._goal = _Columns(goal_dims, angles, divide)
         self._reach = _Columns(reach_dims, angles, divide)
+        self._goal_dims = np.array(spec.goal_dims, np.int64)
         self._relative = np.array(spec.goal_dims if features.relative else (), np.int64)
         self.observation_width = self._policy.width
         self.goal_width = self._goal.width
@@ -77,6 +81,11 @@ class Features:
     def reachability(self, observations: Floats) -> Floats:
         """Input of the reachability network: (n, d) → (n, reachability_width) float32."""
         return self._reach(observations).astype(np.float32, copy=False)
+
+    def here(self, observations: Floats, goals: Floats) -> NDArray[np.bool_]:
+        """Whether goals lie within `HERE` units in the goal's dims: (n, d), (n, d) → (n,)."""
+        gap = (goals - observations)[:, self._goal_dims] / self.unit[self._goal_dims]
+        return np.square(gap).sum(axis=1) <= HERE**2
 
 
 def measure(walks: Floats, window: int) -> tuple[Floats, Floats]:

@@ -24,8 +24,9 @@ Message = dict[str, Any]
 class Planner:
     """Graph-planned execution: what to pursue now on the way to a goal.
 
-    Every `every` steps the node `ahead` hops along the shortest path becomes the sub-goal; the
-    goal itself takes over once it is that near.
+    Every `replan_steps` steps the node `lookahead_hops` along the shortest path becomes the
+    sub-goal; the goal itself takes over once it is that near. Nodes that a masked goal cannot tell
+    from where the copy is (it would have to turn only) are passed over, or it would stay there.
     """
 
     def __init__(self, bundle: Bundle, config: GoalsRunConfig, env: GoalEnvironment) -> None:
@@ -41,9 +42,15 @@ class Planner:
 
     def subgoals(self, observations: Floats, goals: Floats, goal_slots: Ints) -> Floats:
         """What to pursue from each observation: (n, d) observations of nodes or the goals."""
-        node = self._bundle.subgoal(self.nearest(observations), goal_slots, self._ahead)
+        bundle = self._bundle
+        node = bundle.subgoal(self.nearest(observations), goal_slots, self._ahead)
+        while True:
+            passed = (node != goal_slots) & self._features.here(observations, bundle.nodes[node])
+            if not passed.any():
+                break
+            node[passed] = bundle.next_hop[node[passed], goal_slots[passed]]
         there = (node == goal_slots)[:, None]
-        return np.where(there, goals, self._bundle.nodes[node])
+        return np.where(there, goals, bundle.nodes[node])
 
 
 class Rollout:
