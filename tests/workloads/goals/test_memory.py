@@ -370,6 +370,17 @@ def test_pruning_drops_the_later_of_two_nodes_and_moves_everything_else(prunable
     np.testing.assert_array_equal(bundle.embeddings[:, 0], [0, 10, 20])
 
 
+def test_what_was_found_from_a_pruned_node_inherits_its_predecessor(make, feed, toy):
+    memory = make(prune=True)
+    feed(memory, [[0, 10]])
+    feed(memory, [[10, 11]], goal_slot=1, goal_version=1)
+    bundle = feed(memory, [[11, 30]], goal_slot=2, goal_version=2)
+    assert bundle.predecessor.tolist() == [-1, -1, 1, 2]
+    bundle, _ = memory.integrate(toy.weights(toy.network(2.0)))  # 11 goes, 10 stays
+    assert positions(bundle) == [0, 10, 30]
+    assert bundle.predecessor.tolist() == [-1, -1, 1]
+
+
 def test_pruning_needs_both_directions(prunable, toy):
     one_way = toy.network(2.0, backwards=1000.0)
     assert len(prunable.integrate(toy.weights(one_way))[0]) == 4

@@ -248,6 +248,11 @@ class GoalMemory:
             keep[node] = not (mutual[node, :node] & keep[:node]).any()
         if keep.all():
             return 0
+        # Who was found from a dropped node inherits its predecessor. A predecessor is always the
+        # older node, so the chain ends.
+        predecessor = self._columns["predecessor"][:n]
+        while (orphans := (predecessor >= 0) & ~keep[predecessor]).any():
+            predecessor[orphans] = predecessor[predecessor[orphans]]
         kept = np.flatnonzero(keep)
         moved = np.full(n, -1)
         moved[kept] = np.arange(len(kept))
