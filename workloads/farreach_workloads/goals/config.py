@@ -105,7 +105,7 @@ class MemoryConfig(Config):
     min_edge_support: int = Field(1, ge=1)
     """Transitions that must have been seen before an edge counts."""
     min_edge_share: float = Field(0.05, ge=0, lt=1)
-    """Share of the transitions out of either node that an edge must have."""
+    """Share of the transitions out of its less often left node that an edge must have."""
     min_edge_probability: float = Field(1e-3, ge=0, lt=1)
     """Reachability, in the better direction, below which the network contradicts an edge, which
     then does not count until the network changes its mind; 0 never contradicts."""

@@ -283,8 +283,9 @@ class GoalMemory:
     def _contradicted(self, edges: NDArray[np.bool_], score: Cover) -> NDArray[np.bool_]:
         """Edges of which the network says, in both directions, that nobody walks them, (n, n).
 
-        A young network takes the two sides of a wall for one place, and walks beside the wall then
-        support an edge through it. Few such edges spoil all hop counts, so each refresh asks anew.
+        A young network takes a region that was just found for an old one, and walks at its border
+        then support edges across the map. Few of them spoil all hop counts, so every refresh asks
+        the network anew.
         """
         least = self._settings.min_edge_probability
         if least == 0:
