@@ -25,6 +25,7 @@ from typing import Any
 
 from farreach import messages
 from farreach.errors import CheckpointError
+from farreach.rundir import sync
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -158,7 +159,7 @@ class CheckpointStore:
             working.mkdir()
             files = {f"{name}.msgpack": _write_part(working, name, parts[name]) for name in parts}
             _write_file(working / MANIFEST, _manifest(step, score, info, files))
-            _sync_directory(working)
+            sync(working)
             self._put(working, target)
             self._sound.add(target)
             self._prune(target)
@@ -246,7 +247,7 @@ class CheckpointStore:
         """Rename a finished folder into place; a folder that is there moves aside meanwhile."""
         if not target.exists():
             os.rename(working, target)
-            _sync_directory(self.directory)
+            sync(self.directory)
             return
         old = target.with_suffix(".old")
         os.rename(target, old)
@@ -255,7 +256,7 @@ class CheckpointStore:
         except OSError:
             os.rename(old, target)
             raise
-        _sync_directory(self.directory)
+        sync(self.directory)
         self._remove(old)
 
     def _prune(self, written: Path) -> None:
@@ -299,14 +300,6 @@ def _write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _manifest(

@@ -34,6 +34,15 @@ MIN_FREE_BYTES = 200 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def sync(path: Path) -> None:
+    """Have what a file or folder holds now on the disk; a folder holds the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a file so that readers see the old content or the new one, never a part.
 
@@ -50,11 +59,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()

@@ -33,6 +33,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
 from farreach.errors import CheckpointError, ConfigError, DataError
+from farreach.rundir import sync
 from farreach_workloads.goals import parts
 from farreach_workloads.goals.config import AgentConfig, FeaturesConfig, ReachabilityConfig
 from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
@@ -192,9 +193,9 @@ def export_rlmodule(config: GoalsRunConfig, checkpoint: Checkpoint, out: Path) -
         working.mkdir(parents=True)
         module.save_to_path(working)
         for path in [*working.rglob("*"), working]:
-            _sync(path)
+            sync(path)
         working.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         raise ConfigError(
             f"cannot write {out}: {error.strerror or error}. Choose a folder on a writable file "
@@ -203,11 +204,3 @@ def export_rlmodule(config: GoalsRunConfig, checkpoint: Checkpoint, out: Path) -
     finally:
         shutil.rmtree(working, ignore_errors=True)  # gone already unless something failed
     return out
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
