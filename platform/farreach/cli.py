@@ -68,6 +68,16 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return CTRL_C_EXIT_CODE
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package.startswith("farreach"):
+            raise
+        warn(
+            f"error: the package {package!r} is not installed in {sys.executable}. Install "
+            "farreach's dependencies there (`pip install .` in its folder), or use the Python that "
+            "has them; a submitted job runs the `python` that the cluster's PATH finds first."
+        )
+        return 1
     except Exception as error:
         from farreach.launch import Stopped
 

@@ -59,6 +59,20 @@ def test_help_is_quick_because_it_imports_nothing_large():
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
 
 
+def test_a_python_without_the_dependencies_is_named():
+    code = (
+        "import sys; sys.modules['msgpack'] = None\n"
+        "from farreach.cli import main; sys.exit(main(['train', 'x.yaml']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert f"'msgpack' is not installed in {sys.executable}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_version_is_the_packages(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"farreach {farreach.__version__}\n"
