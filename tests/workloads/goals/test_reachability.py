@@ -6,6 +6,7 @@ from scipy import stats
 from farreach_workloads.goals.config import GoalsRunConfig, ReachabilityConfig
 from farreach_workloads.goals.reachability import (
     FoldedReachability,
+    MetricComparator,
     PairSampler,
     ReachabilityNetwork,
 )
@@ -24,9 +25,17 @@ def trained_looking_network(config, width=4):
     return network.eval()
 
 
-@pytest.mark.parametrize("comparator_layers", [2, 4])
-def test_the_folded_network_equals_the_network_in_evaluation_mode(comparator_layers):
-    network = trained_looking_network(ReachabilityConfig(comparator_layers=comparator_layers))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"comparator": "network", "comparator_layers": 2},
+        {"comparator": "network", "comparator_layers": 4},
+        {"comparator": "metric"},
+        {"comparator": "metric", "directed": True, "embedding": 7},
+    ],
+)
+def test_the_folded_network_equals_the_network_in_evaluation_mode(settings):
+    network = trained_looking_network(ReachabilityConfig(**settings))
     folded = FoldedReachability.of(network)
     start, end = torch.randn(30, 4), torch.randn(20, 4)
     e_start, e_end = folded.embed(start.numpy()), folded.embed(end.numpy())
@@ -40,6 +49,19 @@ def test_the_folded_network_equals_the_network_in_evaluation_mode(comparator_lay
     np.testing.assert_allclose(best, pairs.max(1), atol=2e-5)
     index, _ = folded.nearest(e_end, e_start, incoming=True)
     np.testing.assert_array_equal(index, pairs.argmax(0))
+
+
+def test_the_metric_comparator_is_an_offset_minus_a_distance():
+    comparator = MetricComparator(3, directed=False)
+    start, end = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.5, 0.0, 3.25]])
+    # |0.5| + |-2| + |0.25| = 2.75, both ways
+    for pair in ([start, end], [end, start]):
+        assert comparator(torch.cat(pair, 1)).item() == pytest.approx(3.0 - 2.75)
+    directed = MetricComparator(4, directed=True)
+    start, end = torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([[1.0, -2.0, 4.0, -8.0]])
+    # The first two dims count both ways, the others only where they grow.
+    assert directed(torch.cat([start, end], 1)).item() == pytest.approx(3.0 - (1 + 2 + 4))
+    assert directed(torch.cat([end, start], 1)).item() == pytest.approx(3.0 - (1 + 2 + 8))
 
 
 def test_the_maze_network_has_the_published_number_of_parameters():

@@ -104,9 +104,10 @@ def test_a_restored_trainer_continues_as_if_nothing_had_happened(make, walks):
 
 
 def test_it_learns_what_the_walks_can_reach(make, walks, toy):
-    trainer = make("walk", first_pairs=300_000, embedding=16, in_trajectory_frac=0)
+    trainer = make("walk", first_pairs=300_000, refresh_pairs=300_000, in_trajectory_frac=0)
     for place in range(5):
         trainer.add(walks(60 * place, seed=place))
+    trainer.refresh()
     weights, metrics = trainer.refresh()
     # Half of the pairs are negatives. One in five of those comes from the same place and can
     # hardly be told from a positive, which leaves 0.9.

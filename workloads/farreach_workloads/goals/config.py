@@ -66,10 +66,13 @@ class ReachabilityConfig(Config):
     """Whether only later states count as reachable, or both directions do."""
     dims: Literal["state", "goal"] = "state"
     """What the network sees: the environment's reachability dims, or its goal dims."""
-    embedding: int = Field(32, ge=1)
+    embedding: int = Field(16, ge=1)
     hidden: int = Field(128, ge=1)
     encoder_layers: int = Field(3, ge=1)
+    comparator: Literal["metric", "network"] = "metric"
+    """How two embeddings are compared: by their distance, or by the paper's small network."""
     comparator_layers: int = Field(2, ge=2)
+    """Linear layers of `comparator: network`."""
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     batch: int = Field(512, ge=2)

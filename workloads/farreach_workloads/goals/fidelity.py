@@ -27,6 +27,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "dims": "state",
         "window": 10,
         "directed": False,
+        "comparator": "network",
         "embedding": 16,
         "hidden": 64,
         "in_trajectory_frac": 0.5,

@@ -4,7 +4,8 @@
 function in evaluation mode with BatchNorm folded into the linear layers, in NumPy, cheap to send
 and cheap to apply to all pairs of states and memory nodes.
 
-Source: arXiv:2301.02099 and arXiv:2206.11733; architecture and sampling of the released code.
+Source: arXiv:2301.02099 and arXiv:2206.11733; sampling and, but for the metric comparator,
+architecture of the released code.
 """
 
 from __future__ import annotations
@@ -26,6 +27,45 @@ if TYPE_CHECKING:
 
 # Rows of an all-pairs comparison that are worked on together: keeps the block in the cache.
 BLOCK_VALUES = 1 << 16
+# A state reaches itself: the first logit of two equal embeddings.
+FIRST_OFFSET = 3.0
+
+
+class MetricComparator(nn.Module):
+    """A learned offset minus the L1 distance of the embeddings; positive = reachable.
+
+    Directed: the second half of the dims counts only where it grows from start to end, which makes
+    the distance a quasimetric (the two parts of arXiv:2208.08133, with sums for norms).
+
+    Two regions can look alike only if the encoder folds one onto the other. The paper's comparator
+    is a network of both embeddings; between pairs of regions that it has hardly ever seen together
+    its answer is arbitrary, and a few such answers are shortcuts across the map.
+    """
+
+    def __init__(self, embedding: int, directed: bool) -> None:
+        """For embeddings (n, embedding)."""
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(FIRST_OFFSET))
+        self.embedding = embedding
+        self.two_way = (embedding + 1) // 2 if directed else embedding
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Both embeddings side by side (n, 2 × embedding) → (n, 1)."""
+        start, end = embeddings.chunk(2, dim=1)
+        gap = end - start
+        two_way, one_way = gap[:, : self.two_way], gap[:, self.two_way :]
+        distance = two_way.abs().sum(dim=1) + F.relu(one_way).sum(dim=1)
+        return (self.offset - distance)[:, None]
+
+    def folded(self) -> list[tuple[Floats, Floats]]:
+        """The same as two linear layers, since |x| = max(x, 0) + max(-x, 0)."""
+        there = np.eye(self.embedding, dtype=np.float32)
+        back = there[:, : self.two_way]
+        weight = np.block([[-there, back], [there, -back]])
+        units = weight.shape[1]
+        first = (weight, np.zeros(units, np.float32))
+        offset = self.offset.detach().numpy().reshape(1)
+        return [first, (-np.ones((units, 1), np.float32), offset.copy())]
 
 
 class ReachabilityNetwork(nn.Module):
@@ -39,6 +79,10 @@ class ReachabilityNetwork(nn.Module):
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.Tanh()]
         self.encoder = nn.Sequential(*layers, nn.Linear(sizes[-1], config.embedding))
+        self.comparator: nn.Sequential | MetricComparator
+        if config.comparator == "metric":
+            self.comparator = MetricComparator(config.embedding, config.directed)
+            return
         blocks: list[nn.Module] = []
         for index in range(config.comparator_layers - 1):
             before = config.embedding * (2 if index == 0 else 1)
@@ -93,7 +137,10 @@ class FoldedReachability:
     @classmethod
     def of(cls, network: ReachabilityNetwork) -> FoldedReachability:
         """Fold a trained network; it need not be in evaluation mode."""
-        return cls(_folded(network.encoder), _folded(network.comparator))
+        comparator = network.comparator
+        if isinstance(comparator, MetricComparator):
+            return cls(_folded(network.encoder), comparator.folded())
+        return cls(_folded(network.encoder), _folded(comparator))
 
     @property
     def embedding(self) -> int:
