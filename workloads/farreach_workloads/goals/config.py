@@ -67,7 +67,7 @@ class ReachabilityConfig(Config):
     dims: Literal["state", "goal"] = "state"
     """What the network sees: the environment's reachability dims, or its goal dims."""
     embedding: int = Field(16, ge=1)
-    hidden: int = Field(128, ge=1)
+    hidden: int = Field(64, ge=1)
     encoder_layers: int = Field(3, ge=1)
     comparator: Literal["metric", "network"] = "metric"
     """How two embeddings are compared: by their distance, or by the paper's small network."""
