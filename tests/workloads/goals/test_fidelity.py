@@ -1,7 +1,7 @@
 import copy
 
 from farreach_workloads.goals import fidelity
-from farreach_workloads.goals.config import GoalsRunConfig
+from farreach_workloads.goals.config import AgentConfig, GoalsRunConfig
 
 
 def test_paper_values_fill_only_what_is_not_set():
@@ -42,6 +42,11 @@ def test_what_the_user_sets_stands_above_the_paper():
     config = GoalsRunConfig(fidelity="paper", agent={"batch": 64}, memory={"stride": 4})
     assert (config.agent.batch, config.agent.hidden) == (64, 256)
     assert (config.memory.stride, config.memory.capacity) == (4, 500)
+
+
+def test_a_section_that_is_made_already_keeps_only_what_was_set_in_it():
+    config = GoalsRunConfig(fidelity="paper", agent=AgentConfig(batch=64))
+    assert (config.agent.batch, config.agent.hidden) == (64, 256)
 
 
 def test_our_defaults_are_not_touched_without_the_switch():

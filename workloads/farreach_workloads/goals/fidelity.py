@@ -8,11 +8,10 @@ the settings that still differ from them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from farreach.config import Config
+from farreach.config import Config
 
 PAPER: dict[str, dict[str, Any]] = {
     "features": {
@@ -65,27 +64,24 @@ PAPER: dict[str, dict[str, Any]] = {
 }
 
 
-def _leaves() -> Iterator[tuple[str, str, Any]]:
-    for section, values in PAPER.items():
-        for key, value in values.items():
-            yield section, key, value
-
-
 def with_paper_values(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The raw configuration with the paper's value wherever it sets none."""
     filled = copy.deepcopy(dict(raw))
-    for section, key, value in _leaves():
-        target = filled.setdefault(section, {})
+    for section, values in PAPER.items():
+        target = filled.get(section, {})
+        if isinstance(target, Config):
+            target = {name: getattr(target, name) for name in target.model_fields_set}
         if isinstance(target, dict):
-            target.setdefault(key, value)
+            filled[section] = {**values, **target}
     return filled
 
 
 def deviations(config: Config) -> list[str]:
     """One line per setting that differs from the paper: `features.goal: masked (paper: full)`."""
     lines = []
-    for section, key, value in _leaves():
-        ours = getattr(getattr(config, section), key)
-        if ours != value:
-            lines.append(f"{section}.{key}: {ours} (paper: {value})")
+    for section, values in PAPER.items():
+        for key, value in values.items():
+            ours = getattr(getattr(config, section), key)
+            if ours != value:
+                lines.append(f"{section}.{key}: {ours} (paper: {value})")
     return lines
