@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +62,9 @@ def make_gymnasium(name: str, make: Mapping[str, Any]) -> gymnasium.Env[Any, Any
         EnvironmentFault: a package that the environment needs is missing.
     """
     if name not in gymnasium.registry:
-        import gymnasium_robotics
+        # Its import prints a notice about the rewards of Adroit's hands, whatever is asked for.
+        with contextlib.redirect_stderr(io.StringIO()):
+            import gymnasium_robotics
 
         gymnasium.register_envs(gymnasium_robotics)
     entry_point = getattr(gymnasium.registry.get(name), "entry_point", None)
