@@ -30,6 +30,8 @@ ENVIRONMENT = {
     # Several threads per process make small networks slower on busy cores.
     "OMP_NUM_THREADS": "1",
 }
+# A control process of one's own that died does not come back; Ray waits a minute for it.
+LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
 PACKAGES = ("farreach", "farreach_workloads")
 # Set by Ray in the driver of a submitted job.
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -56,12 +58,12 @@ def connect(
         ClusterError: the address is malformed, nobody answers there within 3 s, or the cluster has
             fewer CPUs than needed.
     """
-    for name, value in ENVIRONMENT.items():
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    for name, value in (ENVIRONMENT | (LOCAL_ENVIRONMENT if where == "local" else {})).items():
         os.environ.setdefault(name, value)
     import ray  # after the variables, which Ray reads when it is imported
 
     if not ray.is_initialized():
-        where = address or os.environ.get("RAY_ADDRESS") or "local"
         debug = os.environ.get("FARREACH_DEBUG", "") not in ("", "0")
         arguments: dict[str, Any] = {
             "log_to_driver": debug,

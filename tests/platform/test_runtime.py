@@ -26,7 +26,7 @@ def unconnected(monkeypatch):
     monkeypatch.setattr("ray.shutdown", lambda: None)
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    for name in (*runtime.ENVIRONMENT, "RAY_AUTH_TOKEN"):
+    for name in (*runtime.ENVIRONMENT, *runtime.LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, os.environ.get(name, "0"))  # to be restored after the test
     yield calls
     runtime.disconnect()

@@ -1,5 +1,6 @@
 """The real command in a process of its own: stopped, killed, resumed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -60,6 +61,17 @@ def alive(pid):
     return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+def child(parent, program):
+    """Pid of the child process that runs `program`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError):
+            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            command = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
+            if int(state[1]) == parent and command.endswith(program):
+                return int(folder.name)
+    raise AssertionError(f"{parent} has no child {program}")
+
+
 def expect_no_orphans(pids):
     deadline = time.monotonic() + 30
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
@@ -95,6 +107,18 @@ def test_a_killed_driver_leaves_no_orphans_and_sigterm_leaves_a_last_checkpoint(
     assert checkpoints(path)[-1] > before
     expect_no_orphans([pid for event in RunDirectory(path).events() for pid in
                        event.get("pids", {}).values()])  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_driver_ends_soon_after_its_own_ray(tmp_path):
+    path = tmp_path / "run"
+    process = start(path)
+    wait_for(lambda: len(checkpoints(path)) >= 2, 120, process)
+    os.kill(child(process.pid, "gcs_server"), signal.SIGKILL)
+    output, _ = process.communicate(timeout=40)  # Ray's own patience is a minute
+    assert process.returncode not in (0, None), output
+    expect_no_orphans(actor_pids(path))
 
 
 @pytest.mark.ray
