@@ -108,7 +108,8 @@ def test_without_a_notion_of_cells_there_is_no_picture_of_visits(draw):
     assert list(draw("visits", "success", visits=())) == ["success"]
 
 
-def test_an_environment_that_renders_gives_goals_above_final_states(draw, toy):
+@pytest.fixture
+def rendered(toy):
     class Rendered(toy.Plane):
         spec = replace(toy.Plane.spec, plane_dims=None)
 
@@ -119,15 +120,24 @@ def test_an_environment_that_renders_gives_goals_above_final_states(draw, toy):
             frames[..., 1] = 200
             return frames
 
-    seen = outcomes(*[REACHED] * 3)
-    seen.positions[:, -1, 0] = 0.0
-    files = draw(seen=seen, env=Rendered(1, np.random.default_rng(0)))
+    return Rendered(1, np.random.default_rng(0))
+
+
+def test_an_environment_that_renders_gives_goals_above_final_states(draw, rendered):
+    # Three of these lie on the right and one on the left; the first of either side is shown.
+    seen = outcomes(REACHED, MISSED, MISSED, REACHED)
+    seen.goals[:, 0] = [3, 4, -2, 5]
+    seen.positions[:, -1, 0] = [7, 0, -6, 0]
+    files = draw(seen=seen, env=rendered)
     assert list(files) == ["frames"]
-    assert files["frames"].shape == (16, 30, 3)
-    expected = (seen.goals[:, 0] * 10 + 100).astype(np.uint8)
-    np.testing.assert_array_equal(files["frames"][4, [5, 15, 25], 0], expected)
-    assert (files["frames"][8:, :, 0] == 100).all()
-    assert (files["frames"][..., 1] == 200).all()
+    picture = files["frames"]
+    height, width, _ = picture.shape
+    for column, goal, end, reached in ((0, -2, -6, False), (1, 3, 7, True)):
+        half = picture[:, width * column // 2 : width * (column + 1) // 2]
+        for rows, x in ((slice(0, height // 2), goal), (slice(height // 2, height), end)):
+            assert pixels_near(half[rows], (100 + 10 * x, 200, 0)) > 2000, (column, x)
+        green, red = pixels_near(half, (44, 160, 44)), pixels_near(half, (214, 39, 40))
+        assert (green > 100 + red) if reached else (red > 100 + green)
 
 
 # ---------------------------------------------------------------------------------- animation

@@ -29,6 +29,7 @@ PATHS_SHOWN = 6
 STATES_SHOWN = 6000
 FRAME_MS = 400
 MAX_FRAMES_SHOWN = 24
+FRAMES_SHOWN = 12
 
 
 class _Scene:
@@ -215,19 +216,45 @@ def draw_all(
     if frames is not None:
         files["frames"] = folder / f"frames-{suffix}.png"
         picture = io.BytesIO()
-        Image.fromarray(frames).save(picture, format="png")
+        frames.savefig(picture, format="png")
         atomic_write(files["frames"], picture.getvalue())
     return files
 
 
-def _reached_frames(env: GoalEnvironment, outcome: Outcome) -> np.ndarray | None:
-    """Goals above the states that the policy ended in, side by side, if the env can render."""
-    shown = np.linspace(0, len(outcome.goals) - 1, min(12, len(outcome.goals))).astype(int)
+def _reached_frames(env: GoalEnvironment, outcome: Outcome) -> Figure | None:
+    """Goals above the states that the policy ended in, one of each category, if env can render."""
+    shown, titles = _goals_to_show(env, outcome)
     goals = env.render(outcome.goals[shown])
     ends = env.render(np.asarray(outcome.positions[shown, -1], np.float32))
     if goals is None or ends is None:
         return None
-    return np.concatenate([np.concatenate(list(goals), 1), np.concatenate(list(ends), 1)], 0)
+    figure = Figure(figsize=(1.2 * len(shown), 2.9), dpi=DPI, layout="constrained")
+    grid = figure.subplots(2, len(shown), squeeze=False)
+    reached = outcome.final_distance[shown] < env.spec.success_threshold
+    for column, title in enumerate(titles):
+        grid[0, column].set_title(title, fontsize=8)
+        for axes, picture in zip(grid[:, column], (goals[column], ends[column]), strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for side in axes.spines.values():
+                side.set(color="tab:green" if reached[column] else "tab:red", linewidth=2.5)
+    grid[0, 0].set_ylabel("goal", fontsize=8)
+    grid[1, 0].set_ylabel("last step", fontsize=8)
+    return figure
+
+
+def _goals_to_show(env: GoalEnvironment, outcome: Outcome) -> tuple[Ints, list[str]]:
+    """Rows of the goals to render and their titles: the first of each category, or some of all."""
+    names, count = env.spec.categories, len(outcome.goals)
+    if len(names) == 1:
+        rows = np.linspace(0, count - 1, min(FRAMES_SHOWN, count)).astype(np.int64)
+        return rows, [""] * len(rows)
+    label = env.categories(outcome.goals)
+    reached = outcome.final_distance < env.spec.success_threshold
+    there = [index for index in range(len(names)) if (label == index).any()]
+    rows = np.array([int((label == index).argmax()) for index in there], np.int64)
+    return rows, [f"{names[index]} {reached[label == index].mean():.0%}" for index in there]
 
 
 def animate(folder: Path, name: str) -> Path | None:
