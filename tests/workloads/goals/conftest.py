@@ -10,8 +10,8 @@ import pytest
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.environments.base import GoalEnvironment, GoalEnvironmentSpec
+from farreach_workloads.goals.folded import FoldedNetwork, FoldedReachability
 from farreach_workloads.goals.graph import shortest_paths
-from farreach_workloads.goals.reachability import FoldedReachability
 from farreach_workloads.goals.reachability_trainer import ReachabilityWeights
 
 
@@ -96,7 +96,9 @@ class Toy:
         second = -np.array([[forwards]] * 2 + [[backwards]] * 2, np.float32)
         return FoldedReachability(
             [(encoder, np.zeros(2, np.float32))],
-            [(first, np.zeros(4, np.float32)), (second, np.array([reach], np.float32))],
+            FoldedNetwork(
+                [(first, np.zeros(4, np.float32)), (second, np.array([reach], np.float32))]
+            ),
         )
 
     def weights(self, network):

@@ -3,12 +3,14 @@ import pytest
 import torch
 from scipy import stats
 
+from farreach import messages
 from farreach_workloads.goals.config import GoalsRunConfig, ReachabilityConfig
+from farreach_workloads.goals.folded import FoldedReachability
 from farreach_workloads.goals.reachability import (
-    FoldedReachability,
     MetricComparator,
     PairSampler,
     ReachabilityNetwork,
+    fold,
 )
 
 
@@ -36,7 +38,7 @@ def trained_looking_network(config, width=4):
 )
 def test_the_folded_network_equals_the_network_in_evaluation_mode(settings):
     network = trained_looking_network(ReachabilityConfig(**settings))
-    folded = FoldedReachability.of(network)
+    folded = FoldedReachability.from_arrays(messages.unpack(messages.pack(fold(network).arrays())))
     start, end = torch.randn(30, 4), torch.randn(20, 4)
     e_start, e_end = folded.embed(start.numpy()), folded.embed(end.numpy())
     with torch.no_grad():

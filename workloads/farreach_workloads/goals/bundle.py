@@ -21,7 +21,7 @@ from farreach_workloads.goals.environments.base import (
     Ints,
 )
 from farreach_workloads.goals.features import Features
-from farreach_workloads.goals.reachability import FoldedReachability
+from farreach_workloads.goals.folded import FoldedReachability
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.config import GoalsRunConfig
@@ -124,20 +124,12 @@ class Bundle:
     def arrays(self) -> dict[str, Any]:
         """Every field as arrays and numbers, for a checkpoint."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        network = content.pop("network")
-        content["encoder"] = [list(layer) for layer in network.encoder]
-        content["comparator"] = [list(layer) for layer in network.comparator]
-        return content
+        return content | {"network": self.network.arrays()}
 
     @classmethod
     def from_arrays(cls, content: dict[str, Any]) -> Bundle:
         """The inverse of `arrays`."""
-        content = dict(content)
-        network = FoldedReachability(
-            [(weight, bias) for weight, bias in content.pop("encoder")],
-            [(weight, bias) for weight, bias in content.pop("comparator")],
-        )
-        return cls(network=network, **content)
+        return cls(**{**content, "network": FoldedReachability.from_arrays(content["network"])})
 
 
 def nodes_per_category(bundle: Bundle, env: GoalEnvironment) -> dict[str, float]:

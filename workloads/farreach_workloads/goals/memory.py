@@ -24,7 +24,7 @@ from farreach_workloads.goals.novelty import BestNode, Cover
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.config import GoalsRunConfig
-    from farreach_workloads.goals.reachability import FoldedReachability
+    from farreach_workloads.goals.folded import FoldedReachability
     from farreach_workloads.goals.reachability_trainer import ReachabilityWeights
 
 # Node columns that follow a node through overwriting, pruning and checkpoints.

@@ -1,8 +1,6 @@
 """The reachability network: can the second state be reached from the first within τ random steps?
 
-`ReachabilityNetwork` is what trains, `FoldedReachability` what everybody else uses: the same
-function in evaluation mode with BatchNorm folded into the linear layers, in NumPy, cheap to send
-and cheap to apply to all pairs of states and memory nodes.
+`ReachabilityNetwork` is what trains; everybody else uses what `fold` makes of it.
 
 Source: arXiv:2301.02099 and arXiv:2206.11733; sampling and, but for the metric comparator,
 architecture of the released code.
@@ -10,7 +8,6 @@ architecture of the released code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farreach_workloads.goals.environments.base import Floats, Ints
+from farreach_workloads.goals.folded import FoldedMetric, FoldedNetwork, FoldedReachability
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.config import ReachabilityConfig
 
-# Rows of an all-pairs comparison that are worked on together: keeps the block in the cache.
-BLOCK_VALUES = 1 << 16
 # A state reaches itself: the first logit of two equal embeddings.
 FIRST_OFFSET = 3.0
 
@@ -56,16 +52,6 @@ class MetricComparator(nn.Module):
         two_way, one_way = gap[:, : self.two_way], gap[:, self.two_way :]
         distance = two_way.abs().sum(dim=1) + F.relu(one_way).sum(dim=1)
         return (self.offset - distance)[:, None]
-
-    def folded(self) -> list[tuple[Floats, Floats]]:
-        """The same as two linear layers, since |x| = max(x, 0) + max(-x, 0)."""
-        there = np.eye(self.embedding, dtype=np.float32)
-        back = there[:, : self.two_way]
-        weight = np.block([[-there, back], [there, -back]])
-        units = weight.shape[1]
-        first = (weight, np.zeros(units, np.float32))
-        offset = self.offset.detach().numpy().reshape(1)
-        return [first, (-np.ones((units, 1), np.float32), offset.copy())]
 
 
 class ReachabilityNetwork(nn.Module):
@@ -103,7 +89,18 @@ class ReachabilityNetwork(nn.Module):
         return self.comparator(embeddings).squeeze(1)
 
 
-def _folded(modules: nn.Sequential) -> list[tuple[Floats, Floats]]:
+def fold(network: ReachabilityNetwork) -> FoldedReachability:
+    """The network in evaluation mode as plain arrays; it need not be in that mode itself."""
+    comparator = network.comparator
+    if isinstance(comparator, MetricComparator):
+        metric = FoldedMetric(float(comparator.offset.detach()), comparator.two_way)
+        return FoldedReachability(_folded_layers(network.encoder), metric)
+    return FoldedReachability(
+        _folded_layers(network.encoder), FoldedNetwork(_folded_layers(comparator))
+    )
+
+
+def _folded_layers(modules: nn.Sequential) -> list[tuple[Floats, Floats]]:
     """(weight (in, out), bias (out,)) per linear layer, with the BatchNorm behind it folded in."""
     layers = []
     children = list(modules)
@@ -120,113 +117,6 @@ def _folded(modules: nn.Sequential) -> list[tuple[Floats, Floats]]:
             bias = (bias - after.running_mean) * gain + after.bias.detach().double()
         layers.append((weight.T.float().contiguous().numpy(), bias.float().numpy()))
     return layers
-
-
-@dataclass(frozen=True)
-class FoldedReachability:
-    """The network in evaluation mode, as plain arrays.
-
-    Attributes:
-        encoder: (weight (in, out), bias (out,)) per linear layer, tanh between them.
-        comparator: the same, ReLU between them; the first weight is (2 × embedding, out).
-    """
-
-    encoder: list[tuple[Floats, Floats]]
-    comparator: list[tuple[Floats, Floats]]
-
-    @classmethod
-    def of(cls, network: ReachabilityNetwork) -> FoldedReachability:
-        """Fold a trained network; it need not be in evaluation mode."""
-        comparator = network.comparator
-        if isinstance(comparator, MetricComparator):
-            return cls(_folded(network.encoder), comparator.folded())
-        return cls(_folded(network.encoder), _folded(comparator))
-
-    @property
-    def embedding(self) -> int:
-        """Length of an embedding."""
-        return self.encoder[-1][1].shape[0]
-
-    def embed(self, inputs: Floats) -> Floats:
-        """φ: (n, width) → (n, embedding)."""
-        values = inputs
-        for index, (weight, bias) in enumerate(self.encoder):
-            values = values @ weight
-            values += bias
-            if index < len(self.encoder) - 1:
-                np.tanh(values, out=values)
-        return values
-
-    def _first_halves(self, start: Floats, end: Floats) -> tuple[Floats, Floats]:
-        """The comparator's first layer is linear, so its two halves are computed per state."""
-        weight, bias = self.comparator[0]
-        half = self.embedding
-        return start @ weight[:half] + bias, end @ weight[half:]
-
-    def logits(self, start: Floats, end: Floats) -> Floats:
-        """Row by row: embeddings (n, e), (n, e) → (n,)."""
-        left, right = self._first_halves(start, end)
-        return self._finish(left + right)
-
-    def _finish(self, values: Floats) -> Floats:
-        for weight, bias in self.comparator[1:]:
-            np.maximum(values, 0.0, out=values)
-            values = values @ weight
-            values += bias
-        return values[..., 0]
-
-    def all_pairs(self, start: Floats, end: Floats) -> Floats:
-        """Every start with every end: (n, e), (m, e) → (n, m)."""
-        left, right = self._first_halves(start, end)
-        result = np.empty((len(start), len(end)), np.float32)
-        for rows in _row_blocks(len(start), len(end)):
-            result[rows] = self._block(left[rows], right)
-        return result
-
-    def nearest(
-        self, start: Floats, nodes: Floats, *, incoming: bool = False
-    ) -> tuple[Ints, Floats]:
-        """The node that each state reaches best, or (`incoming`) that reaches the state best.
-
-        Args:
-            start: (n, e).
-            nodes: (m, e), m ≥ 1.
-            incoming: look at node → state instead of state → node.
-
-        Returns:
-            Index (n,) int64 and logit (n,) float32.
-        """
-        index = np.empty(len(start), np.int64)
-        best = np.empty(len(start), np.float32)
-        pair = (nodes, start) if incoming else (start, nodes)
-        first, second = self._first_halves(*pair)
-        left, right = (second, first) if incoming else (first, second)
-        for rows in _row_blocks(len(start), len(nodes)):
-            block = self._block(left[rows], right)
-            index[rows] = block.argmax(axis=1)
-            best[rows] = np.take_along_axis(block, index[rows, None], axis=1)[:, 0]
-        return index, best
-
-    def _block(self, left: Floats, right: Floats) -> Floats:
-        """Logits of a block from the halves of its first layer: (r, h), (m, h) → (r, m)."""
-        if len(self.comparator) > 2:
-            return self._finish(left[:, None, :] + right[None, :, :])
-        weight, bias = self.comparator[1]
-        total = np.full((len(left), len(right)), bias[0], np.float32)
-        work = np.empty_like(total)
-        left, right = np.ascontiguousarray(left.T), np.ascontiguousarray(right.T)
-        for unit in range(len(weight)):
-            np.add(left[unit][:, None], right[unit][None, :], out=work)
-            np.maximum(work, 0.0, out=work)
-            work *= weight[unit, 0]
-            total += work
-        return total
-
-
-def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    size = max(1, BLOCK_VALUES // max(1, columns))
-    for start in range(0, rows, size):
-        yield slice(start, start + size)
 
 
 @dataclass(frozen=True)

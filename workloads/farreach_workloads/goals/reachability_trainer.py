@@ -13,10 +13,11 @@ from farreach import messages, seeding
 from farreach.data.replay import Ring
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec, Ints
 from farreach_workloads.goals.features import Features, measure
+from farreach_workloads.goals.folded import FoldedReachability
 from farreach_workloads.goals.reachability import (
-    FoldedReachability,
     PairSampler,
     ReachabilityNetwork,
+    fold,
     loss_and_accuracy,
 )
 
@@ -97,7 +98,7 @@ class ReachabilityTrainer:
         assert self._features is not None
         weights = ReachabilityWeights(
             self._version,
-            FoldedReachability.of(self._network),
+            fold(self._network),
             self._features.scale,
             self._features.unit,
         )
