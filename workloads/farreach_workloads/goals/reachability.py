@@ -42,7 +42,6 @@ class MetricComparator(nn.Module):
         """For embeddings (n, embedding)."""
         super().__init__()
         self.offset = nn.Parameter(torch.tensor(FIRST_OFFSET))
-        self.embedding = embedding
         self.two_way = (embedding + 1) // 2 if directed else embedding
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -52,6 +51,15 @@ class MetricComparator(nn.Module):
         two_way, one_way = gap[:, : self.two_way], gap[:, self.two_way :]
         distance = two_way.abs().sum(dim=1) + F.relu(one_way).sum(dim=1)
         return (self.offset - distance)[:, None]
+
+
+def _network_comparator(embedding: int, layers: int) -> nn.Sequential:
+    """The paper's: (n, 2 × embedding) → (n, 1)."""
+    blocks: list[nn.Module] = []
+    for index in range(layers - 1):
+        before = embedding * (2 if index == 0 else 1)
+        blocks += [nn.Linear(before, embedding), nn.BatchNorm1d(embedding), nn.ReLU()]
+    return nn.Sequential(*blocks, nn.Linear(embedding, 1))
 
 
 class ReachabilityNetwork(nn.Module):
@@ -65,19 +73,11 @@ class ReachabilityNetwork(nn.Module):
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.Tanh()]
         self.encoder = nn.Sequential(*layers, nn.Linear(sizes[-1], config.embedding))
-        self.comparator: nn.Sequential | MetricComparator
+        self.comparator: MetricComparator | nn.Sequential
         if config.comparator == "metric":
             self.comparator = MetricComparator(config.embedding, config.directed)
-            return
-        blocks: list[nn.Module] = []
-        for index in range(config.comparator_layers - 1):
-            before = config.embedding * (2 if index == 0 else 1)
-            blocks += [
-                nn.Linear(before, config.embedding),
-                nn.BatchNorm1d(config.embedding),
-                nn.ReLU(),
-            ]
-        self.comparator = nn.Sequential(*blocks, nn.Linear(config.embedding, 1))
+        else:
+            self.comparator = _network_comparator(config.embedding, config.comparator_layers)
 
     def forward(self, start: Tensor, end: Tensor) -> Tensor:
         """Logits of start → end: (n, width), (n, width) → (n,).
