@@ -99,8 +99,9 @@ class MemoryConfig(Config):
     """Every stride-th state of a random walk is a candidate."""
     novelty: Literal["reachability", "oracle"] = "reachability"
     """`oracle` is the oracle curriculum: novelty by the environment's own distance."""
-    oracle_radius: float = Field(1.5, gt=0)
-    """Oracle distance that makes a state novel, in success thresholds."""
+    oracle_radius: float = Field(0.8, gt=0)
+    """Oracle distance that makes a state novel, in success thresholds; as many nodes come of 0.8 in
+    the maze as of the learned novelty."""
     replace: Literal["random", "redundant"] = "random"
     """Which node a full memory gives up: any, or the one that others cover best."""
     prune: bool = False
