@@ -68,6 +68,7 @@ EXPERIMENTS = {
     "ablation_discount_0.95": _ablation("agent.discount=0.95"),
     "ablation_window_5": _ablation("reachability.window=5"),
     "ablation_reachability_of_goal_dims": _ablation("reachability.dims=goal"),
+    "ablation_network_comparator": _ablation("reachability.comparator=network"),
     "ablation_no_planning": _ablation("phases.planned_frac=0"),
     "ablation_every_edge": _ablation("memory.min_edge_share=0", "memory.min_edge_probability=0"),
     "ablation_128_envs": _ablation("environment.num_envs=128"),
