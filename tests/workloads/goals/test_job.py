@@ -69,13 +69,20 @@ def wait_for(condition, timeout_s, head=None):
 
 def submit(address, *command):
     """The id of a job that was submitted as the README says."""
-    done = subprocess.run(
-        [BIN / "ray", "job", "submit", "--address", address, "--no-wait", "--working-dir", ".",
-         "--runtime-env", "cluster/runtime_env.yaml", "--", "python", "-m", "farreach", *command],
-        cwd=ROOT, capture_output=True, text=True, timeout=STARTED_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.split("ray job stop ")[1].split()[0].split("\x1b")[0]
+    deadline = time.monotonic() + STARTED_S
+    while True:
+        done = subprocess.run(
+            [BIN / "ray", "job", "submit", "--address", address, "--no-wait", "--working-dir", ".",
+             "--runtime-env", "cluster/runtime_env.yaml", "--",
+             "python", "-m", "farreach", *command],
+            cwd=ROOT, capture_output=True, text=True, timeout=STARTED_S,
+        )  # fmt: skip
+        if done.returncode == 0:
+            return done.stdout.split("ray job stop ")[1].split()[0].split("\x1b")[0]
+        # The dashboard answers some seconds before the agent that takes jobs has come up.
+        assert "No available agent" in done.stdout + done.stderr, done.stdout + done.stderr
+        assert time.monotonic() < deadline
+        time.sleep(1.0)
 
 
 @pytest.mark.ray
