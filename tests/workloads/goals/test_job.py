@@ -39,11 +39,14 @@ def answers(url):
 def dashboard(monkeypatch):
     """Address of the dashboard of a cluster of one node, started as a user starts it."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    gcs, http = free_ports(2)
+    # The agent that takes the jobs has a fixed port by default, which another Ray here may hold.
+    gcs, http, agent, client = free_ports(4)
     with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", f"--port={gcs}",
-             f"--dashboard-port={http}", "--num-cpus=4", "--object-store-memory=300000000",
+             f"--dashboard-port={http}", f"--dashboard-agent-listen-port={agent}",
+             f"--ray-client-server-port={client}",
+             "--num-cpus=4", "--object-store-memory=300000000",
              f"--temp-dir={folder}", "--disable-usage-stats"],
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
             | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
