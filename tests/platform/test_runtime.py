@@ -77,6 +77,16 @@ def test_auto_means_the_cluster_that_was_started_on_this_machine(
     assert unconnected == []
 
 
+@pytest.mark.parametrize(("is_local", "expected"), [(True, "10"), (False, None)])
+def test_only_a_ray_of_its_own_is_given_up_early(
+    unconnected, monkeypatch, open_port, is_local, expected
+):
+    name = "RAY_gcs_rpc_server_reconnect_timeout_s"
+    monkeypatch.delenv(name)
+    runtime.connect(1, address="local" if is_local else f"127.0.0.1:{open_port}")
+    assert os.environ.get(name) == expected
+
+
 def test_without_an_address_a_ray_of_its_own_is_started(unconnected, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"/somewhere{os.pathsep}")
     runtime.connect(4)

@@ -33,6 +33,13 @@ def start(path):
     )  # fmt: skip
 
 
+def running(path):
+    """A run that has written checkpoints."""
+    process = start(path)
+    wait_for(lambda: len(checkpoints(path)) >= 2, 120, process)
+    return process
+
+
 def checkpoints(path):
     return sorted(each.name for each in (path / "checkpoints").glob("step_*"))
 
@@ -83,8 +90,7 @@ def expect_no_orphans(pids):
 @pytest.mark.slow
 def test_a_killed_driver_leaves_no_orphans_and_sigterm_leaves_a_last_checkpoint(tmp_path):
     path = tmp_path / "run"
-    process = start(path)
-    wait_for(lambda: len(checkpoints(path)) >= 2, 120, process)
+    process = running(path)
     pids = actor_pids(path)
     assert len(pids) == 5
     process.kill()
@@ -113,8 +119,7 @@ def test_a_killed_driver_leaves_no_orphans_and_sigterm_leaves_a_last_checkpoint(
 @pytest.mark.slow
 def test_a_driver_ends_soon_after_its_own_ray(tmp_path):
     path = tmp_path / "run"
-    process = start(path)
-    wait_for(lambda: len(checkpoints(path)) >= 2, 120, process)
+    process = running(path)
     os.kill(child(process.pid, "gcs_server"), signal.SIGKILL)
     output, _ = process.communicate(timeout=40)  # Ray's own patience is a minute
     assert process.returncode not in (0, None), output
