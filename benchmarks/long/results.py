@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help=f"default: {ROOT}")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--done", action="store_true", help="train nothing, show what is done")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.list:
         for name, experiment in EXPERIMENTS.items():
             print(f"{name:36} {experiment.config} {' '.join(experiment.overrides)}")

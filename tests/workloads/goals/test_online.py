@@ -207,6 +207,7 @@ def test_check_names_what_differs_from_the_paper():
         ("environment.options={wals: 3}", "environment.options"),
         ("reachability.window=100", "leaves no negatives"),
         ("goals.source=replay", "relabel.node needs"),
+        ("reachability.comparator_layers=3", "comparator: metric has no layers"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_starts(override, message):

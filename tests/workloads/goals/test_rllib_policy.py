@@ -1,7 +1,5 @@
 """RLlib at the edges: our policy acts in RLlib, and RLlib's recordings are data for us."""
 
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -200,30 +198,14 @@ def test_our_policy_acts_in_rllibs_env_runner(module, policy, ray_local):
             np.testing.assert_array_equal(actions[t : t + 1], expected)
 
 
-def encode(value):
-    """What msgpack-numpy 0.4.8 writes for arrays and NumPy's numbers."""
-    if isinstance(value, np.ndarray):
-        kind = b"O" if value.dtype == object else b""
-        data = value.dumps() if kind else value.tobytes()
-        return {
-            b"nd": True, b"type": value.dtype.str, b"kind": kind,
-            b"shape": value.shape, b"data": data,
-        }  # fmt: skip
-    if isinstance(value, np.bool_ | np.number):
-        return {b"nd": False, b"type": value.dtype.str, b"data": value.data.tobytes()}
-    return value
-
-
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:.*Overriding environment rllib-single-agent-env-v0")
 @pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated!:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`use_polars` is deprecated, please:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`use_arrow_tensor_v2` is deprecated:DeprecationWarning")
-def test_episodes_that_rllib_records_are_read_back_equal(module, ray_local, tmp_path, monkeypatch):
+def test_episodes_that_rllib_records_are_read_back_equal(module, ray_local, tmp_path):
     from ray.rllib.offline.offline_env_runner import OfflineSingleAgentEnvRunner
 
-    # RLlib needs this package to record, and does not install it.
-    monkeypatch.setitem(sys.modules, "msgpack_numpy", types.SimpleNamespace(encode=encode))
     config = runner_config(module).offline_data(output=str(tmp_path))
     runner = OfflineSingleAgentEnvRunner(config=config)
     runner.module.set_state(module.get_state())

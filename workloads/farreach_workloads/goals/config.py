@@ -88,6 +88,16 @@ class ReachabilityConfig(Config):
     """Random-walk steps between two refreshes of network, memory and graph."""
     walk_capacity_steps: int = Field(1_000_000, ge=1)
 
+    @model_validator(mode="after")
+    def _layers_are_of_the_network(self) -> ReachabilityConfig:
+        default = type(self).model_fields["comparator_layers"].default
+        if self.comparator != "network" and self.comparator_layers != default:
+            raise ValueError(
+                f"comparator: {self.comparator} has no layers; remove comparator_layers or set "
+                "comparator: network"
+            )
+        return self
+
 
 class MemoryConfig(Config):
     """The goal memory and the graph over it."""
