@@ -18,7 +18,7 @@ def test_my_environment(check):
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -26,7 +26,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
-from farreach.errors import EnvironmentFault
+from farreach.errors import ConfigError, EnvironmentFault
 
 Array = NDArray[Any]
 
@@ -45,6 +45,9 @@ class BatchedGoalEnvironment(Protocol):
 
     def reset(self) -> Array:
         """First observations, (num_envs, d) float32."""
+
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Array:
+        """First observations where data sets begin; ConfigError if there is no such start."""
 
     def step(self, actions: Array) -> Array:
         """Next observations."""
@@ -140,6 +143,29 @@ def check_same_seed_same_trajectory(factory: Factory) -> None:
         np.array_equal(first, second),
         "two environments with the same seed and actions went apart at step "
         f"{int((first != second).any(axis=(1, 2)).argmax())}; draw from the given rng only.",
+    )
+
+
+
+def check_scattered_copies_depend_on_their_own_generator(factory: Factory) -> None:
+    """An episode of a data set is the same whichever others are recorded beside it."""
+
+    def recorded(first: int, copies: int) -> Array:
+        env = _make(factory, seed=first, copies=copies)
+        rngs = [np.random.default_rng(first + copy) for copy in range(copies)]
+        begin = env.scatter(rngs)
+        actions = _random_actions(env, _WALK_STEPS)[:, first : first + copies]
+        walked = env.walk(actions)
+        env.close()
+        return np.concatenate([begin[None], walked])
+
+    try:
+        together = recorded(0, _COPIES)
+    except ConfigError:
+        return  # it records no data sets
+    _demand(
+        np.array_equal(together[:, -1:], recorded(_COPIES - 1, 1)),
+        "a copy's episode depends on more than its own generator in scatter and its actions.",
     )
 
 
@@ -319,6 +345,7 @@ CHECKS: tuple[Callable[[Factory], None], ...] = (
     check_spec,
     check_shapes_and_dtypes,
     check_same_seed_same_trajectory,
+    check_scattered_copies_depend_on_their_own_generator,
     check_different_seed_differs,
     check_observations_share_no_memory,
     check_actions_are_clipped,

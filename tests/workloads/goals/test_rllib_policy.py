@@ -1,6 +1,5 @@
 """RLlib at the edges: our policy acts in RLlib, and RLlib's recordings are data for us."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -52,7 +52,7 @@ class DrawsFromAnotherGenerator(Maze):
 
 class DoesNotClip(Maze):
     def step(self, actions):
-        return super().step(actions) + np.abs(actions).max()
+        return super().step(actions) + np.abs(actions).max(axis=1, keepdims=True)
 
 
 class MeasuresTheHeading(Maze):
@@ -63,6 +63,11 @@ class MeasuresTheHeading(Maze):
 class WalksElsewhere(Maze):
     def walk(self, actions):
         return super().walk(actions[::-1])
+
+
+class ScattersFromOneGenerator(Maze):
+    def scatter(self, rngs):
+        return super().scatter([rngs[0]] * len(rngs))
 
 
 class HasGoalsOutsideOfAllRooms(Maze):
@@ -79,6 +84,7 @@ class HasGoalsOutsideOfAllRooms(Maze):
         (MeasuresTheHeading, "check_distance"),
         (HasGoalsOutsideOfAllRooms, "check_goals"),
         (WalksElsewhere, "check_walk_equals_steps"),
+        (ScattersFromOneGenerator, "check_scattered_copies_depend_on_their_own_generator"),
     ],
 )
 def test_a_broken_environment_is_found_out(broken, check):

@@ -111,3 +111,12 @@ def test_every_cell_of_the_map_is_numbered_once():
     assert len(np.unique(cell[cell >= 0])) == count
     # Free area: four rooms of 11.2² and three doors of 4.8 × 3.2 are 548 unit cells.
     assert abs(count - 548) < 0.05 * 548
+
+
+def test_data_sets_begin_anywhere_free_with_any_heading():
+    env = Maze(2000, np.random.default_rng(0))
+    starts = env.scatter([np.random.default_rng(seed) for seed in range(2000)])
+    assert is_free(starts[:, :2]).all()
+    assert np.bincount(env.categories(starts), minlength=4).min() > 400
+    assert starts[:, 2].min() < -3 and starts[:, 2].max() > 3
+    np.testing.assert_array_equal(starts[:, 6], 0)

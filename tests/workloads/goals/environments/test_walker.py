@@ -126,9 +126,13 @@ def test_a_state_far_from_every_pose_has_no_category():
     assert env.categories(env.place(upside_down_in_the_air, np.zeros((1, 9))))[0] == -1
 
 
-def test_reset_draws_every_joint_in_its_range_at_rest():
+@pytest.mark.parametrize("how", ["reset", "scatter"])
+def test_every_start_draws_each_joint_in_its_range_at_rest(how):
     env = make(2000)
-    env.reset()
+    if how == "reset":
+        env.reset()
+    else:
+        env.scatter([np.random.default_rng(seed) for seed in range(2000)])
     positions, velocities = env.joint_state()
     assert (velocities == 0).all()
     assert (positions[:, :2] == 0).all()

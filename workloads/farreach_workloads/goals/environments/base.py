@@ -11,11 +11,14 @@ baselines may read it, learning may not (arXiv:2206.11733, the problem statement
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from farreach.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,6 +82,21 @@ class GoalEnvironment(ABC):
     @abstractmethod
     def reset(self) -> Floats:
         """Put every copy into its start distribution; (num_envs, d) float32, freshly allocated."""
+
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Floats:
+        """Put each copy where the episodes of a data set begin, (num_envs, d) float32.
+
+        Args:
+            rngs: one generator per copy. A copy's start depends on its own alone, so that an
+                episode does not depend on which others are recorded beside it.
+
+        Raises:
+            ConfigError: the environment has no such start.
+        """
+        raise ConfigError(
+            f"environment {self.spec.name!r} cannot record data sets: its class has no `scatter`. "
+            "Add one, or name another environment."
+        )
 
     @abstractmethod
     def step(self, actions: Floats) -> Floats:

@@ -186,7 +186,11 @@ class GymnasiumCopies:
 
     def reset(self, rng: np.random.Generator) -> Floats:
         """Reset every copy with a seed of its own, (num_envs, d) float32."""
-        for index, env in enumerate(self._envs):
+        return self.scatter([rng] * len(self._envs))
+
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Floats:
+        """Reset every copy with a seed from its own generator, (num_envs, d) float32."""
+        for index, (env, rng) in enumerate(zip(self._envs, rngs, strict=True)):
             self._rows[index] = self.reader.row(self._reset(env, rng))
         self._ended[:] = False
         return self._rows.astype(np.float32)

@@ -165,6 +165,10 @@ class GymnasiumGoals(GoalEnvironment):
         """Reset every copy, in mazes into the reset cell, (num_envs, d) float32."""
         return self._copies.reset(self.rng)
 
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Floats:
+        """Reset every copy; in PointMaze anywhere instead of in the reset cell."""
+        return self._copies.scatter(rngs)
+
     def step(self, actions: Floats) -> Floats:
         """Step every copy; one that ended holds its last observation."""
         return self._copies.step(actions)

@@ -10,6 +10,7 @@ observation are reset noise and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,6 +206,13 @@ class Maze(GoalEnvironment):
         self._velocity = self.rng.normal(0.0, 0.1, (self.num_envs, 3))
         self._steps = 0
         return self._observe()
+
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Floats:
+        """Anywhere free, with any heading."""
+        starts = np.concatenate([self.goals(1, rng) for rng in rngs])
+        self._velocity = np.array([rng.normal(0.0, 0.1, 3) for rng in rngs])
+        self._steps = 0
+        return self.place(starts[:, :2], starts[:, 2])
 
     def step(self, actions: Floats) -> Floats:
         """Turn, then move; see the class."""

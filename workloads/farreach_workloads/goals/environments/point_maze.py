@@ -6,6 +6,8 @@ arithmetic, bit by bit, for all copies at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mujoco
 import numpy as np
 
@@ -40,6 +42,11 @@ class PointMazeCopies:
         """All balls at rest in the reset cell, (num_envs, 6) float32."""
         self._physics.reset()
         return self.place(self._maze.starts(len(self._physics.qpos), rng), 0.0)
+
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Floats:
+        """Every ball at rest anywhere it can get to, (num_envs, 6) float32."""
+        self._physics.reset()
+        return self.place(np.concatenate([self._maze.goals(1, rng) for rng in rngs]), 0.0)
 
     def place(self, positions: Floats, speeds: Floats | float) -> Floats:
         """Put the balls somewhere: (num_envs, 2) both → observations."""

@@ -7,6 +7,7 @@ without the arm; numbers are not comparable with the original's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import mujoco
@@ -108,6 +109,10 @@ class Pusher(GoalEnvironment):
         """Puck at (0, 0.6), hand at (-0.02, 0.5), at rest."""
         self._restart(np.arange(self.num_envs))
         return self._observe()
+
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Floats:
+        """At the start, which is always the same."""
+        return self.reset()
 
     def _restart(self, ids: Ints) -> None:
         """Put the named copies at the start."""

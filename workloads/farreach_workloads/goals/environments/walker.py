@@ -7,6 +7,7 @@ replaced, by MuJoCo's batched stepping.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,10 +193,22 @@ class Walker(GoalEnvironment):
     def _restart(self, ids: Ints) -> None:
         """Put the named copies into the start distribution."""
         self._physics.reset(ids)
-        low, high = self._joint_ranges.T
-        self._physics.qpos[ids, _TORSO] = self.rng.uniform(-np.pi, np.pi, len(ids))
-        self._physics.qpos[ids, 3:] = self.rng.uniform(low, high, (len(ids), 6))
+        self._physics.qpos[ids, _TORSO:] = self._random_joints(len(ids), self.rng)
         self._physics.update_positions(ids)
+
+    def _random_joints(self, count: int, rng: np.random.Generator) -> Floats:
+        """The torso's angle, hips, knees and ankles, (count, 7)."""
+        low, high = self._joint_ranges.T
+        torso = rng.uniform(-np.pi, np.pi, (count, 1))
+        return np.concatenate([torso, rng.uniform(low, high, (count, 6))], axis=1)
+
+    def scatter(self, rngs: Sequence[np.random.Generator]) -> Floats:
+        """Random joints, as after a reset."""
+        self._physics.reset()
+        joints = np.concatenate([self._random_joints(1, rng) for rng in rngs])
+        self._physics.qpos[:, _TORSO:] = joints
+        self._physics.update_positions()
+        return self._physics.observe()
 
     def place(self, positions: Floats, velocities: Floats) -> Floats:
         """Put the copies into given joint states, (num_envs, 9) both → observations."""
