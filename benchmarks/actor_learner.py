@@ -26,6 +26,7 @@ import torch
 from farreach.metrics import read_metrics
 from farreach_workloads.goals import parts
 from farreach_workloads.goals.config import GoalsRunConfig
+from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.evaluate import Evaluator
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.sac import Policy
@@ -90,7 +91,7 @@ def evaluation() -> None:
     """Row `evaluation_500`."""
     config = GoalsRunConfig.model_validate({"evaluation": {"episodes": EPISODES}})
     evaluator: Evaluator = parts.make_evaluator(config)
-    spec = parts.make_environment(config, 1).spec
+    spec = make_environment(config.environment, 1).spec
     ones = np.ones(spec.observation_dim, np.float32)
     features = Features(spec, config.features, config.reachability, ones, ones)
     policy = Policy(config.agent, features, spec.action_dim)

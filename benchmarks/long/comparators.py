@@ -17,10 +17,10 @@ import numpy as np
 from farreach import config as configs
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.rundir import RunDirectory
-from farreach_workloads.goals import parts
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.environments.base import Floats
+from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.reachability_trainer import ReachabilityTrainer
 
@@ -50,7 +50,7 @@ def count_far(
         nodes: (m, d).
         far: (m, m) bool, which pairs to count.
     """
-    spec = parts.make_environment(config, 1).spec
+    spec = make_environment(config.environment, 1).spec
     trainer, found = ReachabilityTrainer(config, spec), []
     for portion in np.array_split(walks, REFRESHES):
         trainer.add({"observations": portion})
@@ -75,7 +75,7 @@ def main() -> None:
         parser.error(f"{run.path} has no checkpoint")
     walks = walks_in_order(checkpoint)
     nodes = Bundle.from_arrays(checkpoint.part("learner")["bundle"]).nodes
-    env = parts.make_environment(config, 1)
+    env = make_environment(config.environment, 1)
     start, end = np.indices((len(nodes), len(nodes))).reshape(2, -1)
     apart = env.path_distance(nodes[start], nodes[end]).reshape(len(nodes), len(nodes))
     far = apart > arguments.far

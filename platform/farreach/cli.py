@@ -1,4 +1,4 @@
-"""The command line: `farreach train | resume | evaluate | check | list | plot | export`.
+"""The command line: `farreach train | resume | evaluate | check | list | plot | export | data`.
 
 Exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 75 stopped by SIGTERM with a
 checkpoint, 130 Ctrl-C.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farreach import __version__
+from farreach import __version__, cli_data
 from farreach.console import flush, say, warn
 from farreach.errors import FarreachError
 from farreach.registry import near_match
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 CTRL_C_EXIT_CODE = 130
 ENVIRONMENTS_MODULE = "farreach_workloads.goals.environments"
-LISTS = ("configs", "environments", "workloads", "settings")
+BEHAVIOURS_MODULE = "farreach_workloads.goals.data.behaviours"
+LISTS = ("configs", "environments", "behaviours", "workloads", "settings")
 FORMATS = ("rllib",)
+DATA = "data"
 
 EPILOG = """\
 examples:
@@ -37,6 +39,7 @@ examples:
   farreach resume latest                    continue the newest run after a stop or a crash
   farreach evaluate latest --json           evaluate its best checkpoint
   farreach list configs                     what can be trained
+  farreach data generate data/maze_random    record a data set, into data/maze_random
 
 `farreach COMMAND --help` says more."""
 
@@ -91,11 +94,15 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
     if arguments[0].startswith("-"):
         return parser.parse_args(arguments)
-    if arguments[0] not in commands:
-        known = list(commands)
-        raise UsageError(f"unknown command {arguments[0]!r}. {near_match(arguments[0], known)}")
+    # The commands about data sets have two words.
+    words = 2 if arguments[0] == DATA else 1
+    name = " ".join(arguments[:words])
+    if name == DATA or name.startswith(f"{DATA} -"):
+        return parser.parse_args([DATA, "--help"])
+    if name not in commands:
+        raise UsageError(f"unknown command {name!r}. {near_match(name, list(commands))}")
     # Options may stand between positional arguments: `train CONFIG --run-dir DIR key=value`.
-    return commands[arguments[0]].parse_intermixed_args(arguments[1:])
+    return commands[name].parse_intermixed_args(arguments[words:])
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -108,9 +115,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser.add_argument("--version", action="version", version=f"farreach {__version__}")
     group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands: dict[str, argparse.ArgumentParser] = {}
+    groups = {"": group}
     for name, handler, about, examples, arguments in _COMMANDS:
-        command = group.add_parser(
-            name,
+        first, _, second = name.rpartition(" ")
+        if first not in groups:
+            about_data = "record, import, check and show data sets"
+            inner = group.add_parser(first, help=about_data, description=f"{about_data}.")
+            groups[first] = inner.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        command = groups[first].add_parser(
+            second,
             help=about,
             description=f"{about[0].upper()}{about[1:]}.",
             epilog=f"examples:\n{examples}",
@@ -172,6 +185,11 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="for what software")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    cli_data.generate_arguments(parser)
 
 
 def _positive(text: str) -> int:
@@ -240,6 +258,8 @@ def _list(options: argparse.Namespace) -> None:
         _say_table(_shipped_configs())
     elif options.what == "environments":
         _say_table(_environments())
+    elif options.what == "behaviours":
+        _say_table(_behaviours())
     elif options.what == "workloads":
         _say_table(_workloads())
     elif options.config is None:
@@ -264,6 +284,12 @@ def _environments() -> Iterable[tuple[str, str]]:
     importlib.import_module(ENVIRONMENTS_MODULE)
     for name in environments:
         yield name, _first_line(environments.get(name))
+
+
+def _behaviours() -> Iterable[tuple[str, str]]:
+    behaviours = importlib.import_module(BEHAVIOURS_MODULE).behaviours
+    for name in behaviours:
+        yield name, _first_line(behaviours.get(name))
 
 
 def _workloads() -> Iterable[tuple[str, str]]:
@@ -349,5 +375,35 @@ _COMMANDS: tuple[_Command, ...] = (
         "write the model of a run for other software",
         "  farreach export latest --format rllib --out policy",
         _export_arguments,
+    ),
+    (
+        "data generate",
+        cli_data.generate,
+        "record a data set, or the rest of one",
+        "  farreach data generate data/maze_random\n"
+        "  farreach data generate data/maze_random episodes=200 --out data/small",
+        _generate_arguments,
+    ),
+    (
+        "data import",
+        cli_data.import_,
+        "copy episodes of another layout into a data set",
+        "  farreach data import exorl/walker/proto/buffer data/walker_proto --environment walker",
+        cli_data.import_arguments,
+    ),
+    (
+        "data check",
+        cli_data.check,
+        "look at every recorded episode and name what is wrong",
+        "  farreach data check data/maze_random\n"
+        "  farreach data check pointmaze-medium-navigate-v0.npz",
+        cli_data.check_arguments,
+    ),
+    (
+        "data show",
+        cli_data.show,
+        "say what a data set holds",
+        "  farreach data show data/maze_random",
+        cli_data.show_arguments,
     ),
 )

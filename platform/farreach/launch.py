@@ -149,6 +149,11 @@ def train(
     loaded = configs.load(configs.find(config_name), overrides)
     config: Any = loaded.config
     workload = _workload(loaded.workload)
+    if not hasattr(workload, "run"):
+        raise ConfigError(
+            f"{loaded.path}: describes a data set and trains nothing. Record it with `farreach "
+            f"data generate {config_name}`."
+        )
     notes = workload.check(config)
     text = configs.dump(config, loaded.workload)
     run = RunDirectory.create(root, config.name, text, sys.argv, config.seed, path=run_dir)

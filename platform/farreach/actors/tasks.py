@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import ray
@@ -22,8 +22,10 @@ def done_in_any_order(
     *,
     inline: bool,
     num_cpus: float = 1.0,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Call a function for every item; (index of the item, result) as each gets done.
+
+    Close the generator (`contextlib.closing`) before leaving Ray: that cancels what still runs.
 
     Args:
         function: of module level, so that a worker can import it; the same arguments must give the

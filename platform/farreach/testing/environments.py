@@ -146,7 +146,6 @@ def check_same_seed_same_trajectory(factory: Factory) -> None:
     )
 
 
-
 def check_scattered_copies_depend_on_their_own_generator(factory: Factory) -> None:
     """An episode of a data set is the same whichever others are recorded beside it."""
 

@@ -44,7 +44,7 @@ def test_tasks_give_what_inline_calls_give(ray_local):
 @pytest.mark.ray
 @pytest.mark.parametrize("inline", [True, False])
 def test_what_a_call_raises_is_raised_as_itself(inline, ray_local):
-    with pytest.raises(DataError, match="^number 2 is odd somehow$"):
+    with pytest.raises(DataError, match=r"^number 2 is odd somehow$"):
         list(done_in_any_order(refuse, [(n,) for n in range(5)], inline=inline))
 
 

@@ -10,10 +10,10 @@ from farreach.checkpoint import CheckpointStore
 from farreach.cli import main
 from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import RunDirectory
-from farreach_workloads.goals import parts
 from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.data.rllib_episodes import read_rllib_episodes
+from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.export_policy import export_policy
-from farreach_workloads.goals.rllib_episodes import read_rllib_episodes
 from farreach_workloads.goals.sac import Policy
 
 ENV = "farreach/UFourRoomsGoal-v0"
@@ -51,7 +51,7 @@ def module(exported):
 def policy(trained):
     config, checkpoint = trained
     learner = checkpoint.part("learner")
-    spec = parts.make_environment(config, 1).spec
+    spec = make_environment(config.environment, 1).spec
     features = Bundle.from_arrays(learner["bundle"]).features(config, spec)
     policy = Policy(config.agent, features, spec.action_dim)
     policy.load(learner["agent"]["actor"])
@@ -105,7 +105,7 @@ def test_a_policy_trained_with_whole_goals_gets_whole_goals(trained):
     features = config.features.model_copy(update={"goal": "full", "dims": "all"})
     config = config.model_copy(update={"features": features})
     learner = checkpoint.part("learner")
-    spec = parts.make_environment(config, 1).spec
+    spec = make_environment(config.environment, 1).spec
     bundle = Bundle.from_arrays(learner["bundle"])
     module = rllib_policy.GoalPolicyModule(
         observation_space=None,

@@ -15,14 +15,19 @@ from farreach_workloads.goals import fidelity
 
 
 class EnvironmentConfig(Config):
-    """Which environment, and how many copies a rollout actor steps."""
+    """Which environment."""
 
     name: str = "maze"
     """Registered name; see `farreach list environments`."""
-    num_envs: int = Field(32, ge=1)
-    """Copies that one rollout actor steps together."""
     options: dict[str, Any] = Field({})
     """Arguments of the environment's constructor, such as `id` for `name: gymnasium`."""
+
+
+class CopiesConfig(EnvironmentConfig):
+    """Which environment, and how many copies a rollout actor steps."""
+
+    num_envs: int = Field(32, ge=1)
+    """Copies that one rollout actor steps together."""
 
 
 class FeaturesConfig(Config):
@@ -263,7 +268,7 @@ class GoalsRunConfig(Config):
     seed: int = Field(0, ge=0)
     fidelity: Literal["improved", "paper"] = "improved"
     """`paper`: whatever is not set explicitly takes the paper's value instead of ours."""
-    environment: EnvironmentConfig = EnvironmentConfig()
+    environment: CopiesConfig = CopiesConfig()
     features: FeaturesConfig = FeaturesConfig()
     phases: PhasesConfig = PhasesConfig()
     reachability: ReachabilityConfig = ReachabilityConfig()

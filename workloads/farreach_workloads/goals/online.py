@@ -20,6 +20,7 @@ from farreach_workloads.goals import fidelity, parts
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator
+from farreach_workloads.goals.environments.factory import check_environment, make_environment
 from farreach_workloads.goals.evaluate import Outcome, success_table
 from farreach_workloads.goals.lockstep import Lockstep
 from farreach_workloads.goals.overlapped import Overlapped
@@ -30,7 +31,7 @@ Config = GoalsRunConfig
 
 def check(config: GoalsRunConfig) -> list[str]:
     """Make the environment once; notes on where the run differs from the paper."""
-    parts.check_environment(config)
+    check_environment(config.environment)
     deviations = fidelity.deviations(config)
     if not deviations:
         return ["every setting is the paper's"]
@@ -41,7 +42,7 @@ def run(
     config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
     """Train, from a checkpoint if there is one; see `farreach.launch.Workload`."""
-    env = parts.make_environment(config, 1)
+    env = make_environment(config.environment, 1)
     if config.runtime.placement == "actor":
         runtime.connect(
             parts.cpus_needed(config),
@@ -101,7 +102,7 @@ def plot(config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> l
 
     _, outcome, bundle = _replay(config, checkpoint)
     visits = np.array(checkpoint.part("coordinator")["visits"])
-    env = parts.make_environment(config, 1)
+    env = make_environment(config.environment, 1)
     suffix = f"{checkpoint.step:09d}"
     files = pictures.draw_all(config, env, bundle, outcome, visits, run.figures, suffix)
     animation = pictures.animate(run.figures, "visits")

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from farreach import registry
 from farreach.actors.services import ActorService, InlineService, Service
-from farreach.errors import ConfigError, EnvironmentFault
-from farreach_workloads.goals import environments as _registers_environments  # noqa: F401
-from farreach_workloads.goals.environments.base import GoalEnvironment
+from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.evaluate import Evaluator
 from farreach_workloads.goals.learner import Learner
 from farreach_workloads.goals.memory import GoalMemory
@@ -22,67 +17,31 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.config import GoalsRunConfig
 
 
-def make_environment(config: GoalsRunConfig, num_envs: int) -> GoalEnvironment:
-    """The configured environment with `num_envs` copies; its `rng` is a placeholder.
-
-    Raises:
-        ConfigError: unknown name or options that the constructor refuses.
-        EnvironmentFault: the environment itself is unsuitable.
-    """
-    factory = registry.environments.get(config.environment.name)
-    try:
-        return factory(num_envs, np.random.default_rng(0), **config.environment.options)
-    except TypeError as error:
-        raise ConfigError(
-            f"environment.options does not fit environment {config.environment.name!r}: {error}"
-        ) from error
-
-
-def check_environment(config: GoalsRunConfig) -> None:
-    """Make the environment once and see that it keeps its contract, before any actor starts."""
-    env = make_environment(config, 1)
-    spec = env.spec
-    for what, observations in (
-        ("reset", env.reset()),
-        ("step", env.step(np.zeros((1, spec.action_dim)))),
-    ):
-        if observations.shape != (1, spec.observation_dim):
-            raise EnvironmentFault(
-                f"environment {spec.name!r}: {what} returned shape {observations.shape}, its spec "
-                f"says (1, {spec.observation_dim}). Mend observation_dim or {what}."
-            )
-        if not np.isfinite(observations).all():
-            raise EnvironmentFault(
-                f"environment {spec.name!r}: {what} returned NaN or infinity. Mend {what}."
-            )
-    env.close()
-
-
 # Factories of the parts: module-level, so that an actor can import them.
 def make_learner(config: GoalsRunConfig) -> Learner:
     """The learner; its environment supplies the spec and the oracle rewards."""
-    return Learner(config, make_environment(config, 1))
+    return Learner(config, make_environment(config.environment, 1))
 
 
 def make_memory(config: GoalsRunConfig) -> GoalMemory:
     """The goal memory."""
-    return GoalMemory(config, make_environment(config, 1))
+    return GoalMemory(config, make_environment(config.environment, 1))
 
 
 def make_reachability(config: GoalsRunConfig) -> ReachabilityTrainer:
     """The reachability trainer."""
-    return ReachabilityTrainer(config, make_environment(config, 1).spec)
+    return ReachabilityTrainer(config, make_environment(config.environment, 1).spec)
 
 
 def make_rollout(config: GoalsRunConfig, index: int, incarnation: int) -> Rollout:
     """Rollout number `index`."""
-    env = make_environment(config, config.environment.num_envs)
+    env = make_environment(config.environment, config.environment.num_envs)
     return Rollout(config, env, index, incarnation)
 
 
 def make_evaluator(config: GoalsRunConfig) -> Evaluator:
     """The evaluator, with one copy of the environment per episode."""
-    return Evaluator(config, make_environment(config, config.evaluation.episodes))
+    return Evaluator(config, make_environment(config.environment, config.evaluation.episodes))
 
 
 def cpus_needed(config: GoalsRunConfig) -> float:

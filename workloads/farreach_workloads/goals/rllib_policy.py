@@ -34,9 +34,9 @@ from torch import Tensor
 
 from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import sync
-from farreach_workloads.goals import parts
 from farreach_workloads.goals.config import AgentConfig, FeaturesConfig, ReachabilityConfig
 from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
+from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.networks import Actor, sample_squashed
 from farreach_workloads.goals.reachability_trainer import load_arrays
@@ -145,7 +145,7 @@ def build_rlmodule(config: GoalsRunConfig, checkpoint: Checkpoint) -> GoalPolicy
         raise CheckpointError(
             f"{checkpoint.path}: holds no policy yet. Continue the run with `farreach resume`."
         )
-    env = parts.make_environment(config, 1)
+    env = make_environment(config.environment, 1)
     spec = env.spec
     env.close()
     desired = desired_goal_dims(spec, config.features)

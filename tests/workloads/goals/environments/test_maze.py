@@ -118,5 +118,6 @@ def test_data_sets_begin_anywhere_free_with_any_heading():
     starts = env.scatter([np.random.default_rng(seed) for seed in range(2000)])
     assert is_free(starts[:, :2]).all()
     assert np.bincount(env.categories(starts), minlength=4).min() > 400
-    assert starts[:, 2].min() < -3 and starts[:, 2].max() > 3
+    assert starts[:, 2].min() < -3
+    assert starts[:, 2].max() > 3
     np.testing.assert_array_equal(starts[:, 6], 0)

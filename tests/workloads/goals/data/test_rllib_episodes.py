@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from farreach.errors import DataError
-from farreach_workloads.goals.rllib_episodes import read_rllib_episodes
+from farreach_workloads.goals.data.rllib_episodes import read_rllib_episodes
 
 
 def packed(array):

@@ -7,7 +7,7 @@ encoding pickles arrays of Python objects (the `infos`): they are skipped, and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow  # type: ignore[import-untyped]
 from pyarrow import parquet
 
+from farreach.data.episodes import ACTION, OBSERVATION, Episode
 from farreach.errors import DataError
 from farreach_workloads.goals.environments.base import Floats
 
@@ -50,15 +51,7 @@ def read_rllib_episodes(path: Path) -> dict[str, Floats]:
     Raises:
         DataError: there are no episodes, one is malformed or incomplete, or lengths differ.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    pieces: dict[str, list[_Piece]] = {}
-    for file in files:
-        for row, packed in enumerate(_rows(file)):
-            piece = _piece(packed, f"{file}, row {row}")
-            pieces.setdefault(piece.episode, []).append(piece)
-    if not pieces:
-        raise DataError(f"{path}: holds no recorded episode. Name the folder given as `output`.")
-    episodes = [_joined(parts) for parts in pieces.values()]
+    episodes = _whole_episodes(path)
     first = episodes[0]
     for episode in episodes[1:]:
         for name in ("observations", "actions"):
@@ -73,6 +66,31 @@ def read_rllib_episodes(path: Path) -> dict[str, Floats]:
         "observations": np.stack([episode.observations for episode in episodes]),
         "actions": np.stack([episode.actions for episode in episodes]),
     }
+
+
+def rllib_episodes(path: Path) -> Iterator[Episode]:
+    """The same episodes one by one, each of its own length.
+
+    Raises:
+        DataError: there are no episodes, or one is malformed or incomplete.
+    """
+    for piece in _whole_episodes(path):
+        led = np.zeros((len(piece.observations), piece.actions.shape[1]), np.float32)
+        led[1:] = piece.actions
+        columns = {OBSERVATION: piece.observations, ACTION: led}
+        yield Episode(f"{piece.where}, episode {piece.episode}", columns)
+
+
+def _whole_episodes(path: Path) -> list[_Piece]:
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    pieces: dict[str, list[_Piece]] = {}
+    for file in files:
+        for row, packed in enumerate(_rows(file)):
+            piece = _piece(packed, f"{file}, row {row}")
+            pieces.setdefault(piece.episode, []).append(piece)
+    if not pieces:
+        raise DataError(f"{path}: holds no recorded episode. Name the folder given as `output`.")
+    return [_joined(parts) for parts in pieces.values()]
 
 
 def _rows(file: Path) -> list[Any]:

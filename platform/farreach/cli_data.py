@@ -1,0 +1,108 @@
+"""The command line's part about data sets: `farreach data generate | import | check | show`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from farreach.console import say, warn
+from farreach.errors import DataError
+
+RECORDINGS_MODULE = "farreach_workloads.goals.data.recordings"
+
+
+def generate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `data generate`, after CONFIG and overrides."""
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the data set (default: data/NAME)"
+    )
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Record a data set."""
+    from farreach import datasets
+
+    store = datasets.generate(options.config, options.overrides, options.out)
+    _say_facts(store.path)
+
+
+def import_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `data import`."""
+    parser.add_argument("path", type=Path, metavar="PATH", help="file or folder in another layout")
+    parser.add_argument("out", type=Path, metavar="DIR", help="folder to make")
+    _add_environment(parser)
+
+
+def import_(options: argparse.Namespace) -> None:
+    """Copy recorded episodes of another layout into a data set."""
+    recordings = importlib.import_module(RECORDINGS_MODULE)
+    for finding in recordings.import_recording(options.path, options.out, options.environment):
+        warn(f"warning: {finding}")
+    _say_facts(options.out)
+
+
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `data check`."""
+    parser.add_argument("path", type=Path, metavar="PATH", help="file or folder, in any layout")
+    _add_environment(parser)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Look at every episode and name what is wrong with it."""
+    recordings = importlib.import_module(RECORDINGS_MODULE)
+    report = recordings.check_recording(options.path, options.environment)
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    for fault in report.faults:
+        say(f"fault: {fault}")
+    say(f"{options.path}: {report.layout}, {report.episodes:,} episodes, {report.rows:,} rows")
+    if report.faults:
+        raise DataError(f"{options.path}: {len(report.faults)} faults, see above.")
+    say(f"{options.path} is fine")
+
+
+def show_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `data show`."""
+    parser.add_argument("path", type=Path, metavar="DIR", help="folder of a data set")
+
+
+def show(options: argparse.Namespace) -> None:
+    """Say what a data set holds."""
+    _say_facts(options.path)
+
+
+def _add_environment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--environment",
+        metavar="NAME",
+        help="the environment it was recorded in, which tells what shapes to expect",
+    )
+
+
+def _say_facts(path: Path) -> None:
+    from farreach.data.episodes import EpisodeStore
+
+    store = EpisodeStore.open(path)
+    info, lengths = store.info, store.lengths - 1
+    one = lengths.min() == lengths.max()
+    say(f"data set     {path}")
+    say(f"name         {info['name']}")
+    say(f"source       {json.dumps(info['source'])}")
+    say(f"episodes     {len(store):,}")
+    say(f"transitions  {info['transitions']:,}")
+    say(f"per episode  {lengths.min():,}" + ("" if one else f" to {lengths.max():,}"))
+    say(f"content      {info['content'][:16]} (SHA-256)")
+    for name, moments in info["statistics"].items():
+        say(f"{name}:")
+        for dim, row in enumerate(
+            zip(moments["low"], moments["mean"], moments["std"], moments["high"], strict=True)
+        ):
+            say(f"  {dim:>3}  {_in_words(row)}")
+
+
+def _in_words(row: Iterable[float]) -> str:
+    low, mean, std, high = row
+    return f"low {low:>10.4g}  mean {mean:>10.4g}  std {std:>10.4g}  high {high:>10.4g}"

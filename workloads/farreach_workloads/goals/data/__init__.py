@@ -1,0 +1,1 @@
+"""Recorded episodes: making them, reading the layouts of others, and finding what is wrong."""
