@@ -116,7 +116,7 @@ class Evaluator:
             f"{group}/final_distance": float(outcome.final_distance.mean()),
         }
         if len(spec.categories) > 1:
-            label = self._env.categories(self.goals)
+            label = self._env.goal_categories(self.goals)
             for index, name in enumerate(spec.categories):
                 if (label == index).any():
                     metrics[f"{group}/success_final_{name}"] = float(final[label == index].mean())

@@ -250,7 +250,7 @@ def _goals_to_show(env: GoalEnvironment, outcome: Outcome) -> tuple[Ints, list[s
     if len(names) == 1:
         rows = np.linspace(0, count - 1, min(FRAMES_SHOWN, count)).astype(np.int64)
         return rows, [""] * len(rows)
-    label = env.categories(outcome.goals)
+    label = env.goal_categories(outcome.goals)
     reached = outcome.final_distance < env.spec.success_threshold
     there = [index for index in range(len(names)) if (label == index).any()]
     rows = np.array([int((label == index).argmax()) for index in there], np.int64)

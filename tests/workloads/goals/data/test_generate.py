@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -14,7 +15,9 @@ from farreach import datasets, seeding
 from farreach.data.episodes import INDEX_FILE, EpisodeStore
 from farreach.errors import ConfigError, DataError, EnvironmentFault
 from farreach_workloads.goals.data import generate as recorder
+from farreach_workloads.goals.data.behaviours import _vertices, behaviours
 from farreach_workloads.goals.environments.maze import Maze, is_free
+from farreach_workloads.goals.environments.ogbench_maze import OGBenchPointMaze
 from farreach_workloads.goals.environments.pusher import START, Pusher
 
 DEBUG = "data/maze_random_debug"
@@ -158,3 +161,56 @@ def test_episodes_that_jump_are_not_kept(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentFault, match="pusher: the physics of 2 episodes diverged"):
         recorder.record_shard(config, 0, {}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def giant():
+    return OGBenchPointMaze(40, np.random.default_rng(0), maze="giant")
+
+
+def ways(giant, behaviour, steps):
+    rngs = [np.random.default_rng(seed) for seed in range(giant.num_envs)]
+    return behaviours.get(behaviour)(giant, rngs, steps)
+
+
+def test_stitch_goes_four_cells_and_stays(giant):
+    observations, actions = ways(giant, "stitch", 200)
+    original = gymnasium.make("pointmaze-giant-v0").unwrapped
+    moved = []
+    for first, last in zip(observations[:, 0], observations[:, -1], strict=True):
+        _, steps = original.get_oracle_subgoal(first, last)
+        moved.append(steps[tuple(giant.cell_of(first[None])[0])])
+    # Noise of 0.5 on moves of 0.2 hardly ever leaves a cell of 4.
+    assert np.mean(np.array(moved) == 4) > 0.9
+    assert np.abs(np.diff(observations[:, 150:], axis=1)).max() <= 0.2 + 1e-5
+    assert np.abs(actions).max() == 1
+
+
+def test_without_noise_actions_lead_to_the_next_cell_of_ogbenchs_way(giant, monkeypatch):
+    monkeypatch.setattr("farreach_workloads.goals.data.behaviours.WAYPOINT_NOISE", 0.0)
+    observations, actions = ways(giant, "stitch", 150)
+    original = gymnasium.make("pointmaze-giant-v0").unwrapped
+    for walk, moves in zip(observations[:5], actions[:5], strict=True):
+        for t in range(0, 100, 7):
+            subgoal, _ = original.get_oracle_subgoal(walk[t], walk[-1])
+            gap = subgoal - walk[t]
+            if np.linalg.norm(gap) > 0.1:
+                np.testing.assert_allclose(moves[t], gap / np.linalg.norm(gap), atol=1e-3)
+
+
+def test_navigate_goes_on_to_new_goals_that_are_no_corridors(giant):
+    observations, _ = ways(giant, "navigate", 1500)
+    visited = [len(np.unique(giant.cell_of(walk), axis=0)) for walk in observations]
+    # One goal lies at most 40 cells away; going on visits more.
+    assert np.mean(visited) > 25
+    cells, _ = giant.next_cells()
+    vertices = cells[_vertices(giant.free, cells, 0)]
+    # By hand on OGBench's map: of row 1, columns 4, 5, 7, 12 and 13 are straight corridors.
+    row = vertices[vertices[:, 0] == 1][:, 1].tolist()
+    assert row == [1, 3, 6, 8, 11, 14]
+
+
+def test_ways_need_a_map():
+    env = Maze(1, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="navigate and stitch need a map, which environment 'maz"):
+        behaviours.get("navigate")(env, [np.random.default_rng(0)], 3)

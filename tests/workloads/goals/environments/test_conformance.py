@@ -6,7 +6,6 @@ import pytest
 from farreach.errors import EnvironmentFault
 from farreach.registry import environments
 from farreach.testing.environments import CHECKS, check_environment, check_gymnasium_export
-from farreach_workloads.goals.environments import gymnasium_goals, maze, pusher, walker  # noqa: F401
 from farreach_workloads.goals.environments.export import as_goal_env, as_gymnasium
 from farreach_workloads.goals.environments.maze import Maze
 
@@ -16,10 +15,11 @@ OPTIONS = {
         {"id": "AntMaze_UMaze-v5"},
         {"id": "FetchReach-v4"},
         {"id": "Pendulum-v1"},
-    )
+    ),
+    "ogbench_pointmaze": ({}, {"maze": "giant"}),
 }
 CASES = [
-    pytest.param(name, options, id=options.get("id", name))
+    pytest.param(name, options, id="-".join([name, *options.values()]))
     for name in environments
     for options in OPTIONS.get(name, ({},))
 ]

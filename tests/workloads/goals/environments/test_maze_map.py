@@ -84,7 +84,10 @@ def test_the_path_leads_around_the_wall_of_the_u():
 
 def test_quadrants_are_named_by_the_compass():
     points = np.array([[-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
-    np.testing.assert_array_equal(MazeMap.quadrants(points), [0, 1, 2, 3])
+    np.testing.assert_array_equal(make([[0]], 4.0).quadrants(points), [0, 1, 2, 3])
+    moved = MazeMap("a maze", [[0]], 4.0, noise=0, radius=0, reset_cell=None, centre=(7.0, -3.0))
+    np.testing.assert_array_equal(moved.quadrants(points + np.array([7.0, -3.0])), [0, 1, 2, 3])
+    assert moved.is_free(np.array([[8.9, -4.9], [9.1, -4.9], [0.0, 0.0]])).tolist() == [1, 0, 0]
 
 
 def test_drawing_shows_each_wall():

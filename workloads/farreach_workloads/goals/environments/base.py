@@ -145,6 +145,10 @@ class GoalEnvironment(ABC):
         """Index into `spec.categories` of each observation, (n,); -1 where it belongs to none."""
         return np.zeros(len(observations), np.int64)
 
+    def goal_categories(self, goals: Floats) -> Ints:
+        """Category that each of all held-out goals, in their order, is reported under, (n,)."""
+        return self.categories(goals)
+
     def cells(self, observations: Floats) -> tuple[Ints, int]:
         """Coverage cell of each observation, (n,), and how many cells can be reached.
 

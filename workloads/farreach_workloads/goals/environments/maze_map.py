@@ -22,7 +22,7 @@ _NODES_PER_SIDE = 4
 
 
 class MazeMap:
-    """A maze of square cells around the origin; row 0 is the northernmost."""
+    """A maze of square cells; row 0 is the northernmost."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class MazeMap:
         noise: float,
         radius: float,
         reset_cell: tuple[int, int] | None,
+        centre: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         """The maze and the one place where every copy starts.
 
@@ -44,6 +45,7 @@ class MazeMap:
             radius: of the body, which keeps its centre off the walls.
             reset_cell: row and column where every copy starts; the first free cell in reading
                 order if None.
+            centre: x, y of the middle of the whole map.
 
         Raises:
             ConfigError: the reset cell is a wall or outside of the map.
@@ -52,7 +54,10 @@ class MazeMap:
         self._side = side
         self._noise = noise
         self._radius = radius
-        self._north_west = np.array([-0.5, 0.5]) * side * np.array(self._free.shape)[::-1]
+        half = 0.5 * side * np.array(self._free.shape)[::-1]
+        self._low, self._high = np.array(centre) - half, np.array(centre) + half
+        self._north_west = np.array([self._low[0], self._high[1]])
+        self._centre = centre
         row, column = reset_cell or (int(i) for i in np.argwhere(self._free)[0])
         inside = 0 <= row < self._free.shape[0] and 0 <= column < self._free.shape[1]
         if not inside or not self._free[row, column]:
@@ -65,9 +70,8 @@ class MazeMap:
         self._reachable = regions == regions[row, column]
         fine = np.kron(self._reachable, np.ones((SUB_CELLS, SUB_CELLS), np.bool_))
         self._sub_cells = np.where(fine, np.cumsum(fine).reshape(fine.shape) - 1, -1)
-        half = np.abs(self._north_west)
         self._geodesic = GridGeodesic(
-            self.is_free, -half + side / 2, half, spacing=side / _NODES_PER_SIDE
+            self.is_free, self._low + side / 2, self._high, spacing=side / _NODES_PER_SIDE
         )
 
     def starts(self, count: int, rng: np.random.Generator) -> Floats:
@@ -109,10 +113,10 @@ class MazeMap:
         index = self._lookup(positions, self._sub_cells, self._side / SUB_CELLS, outside=-1)
         return index, int(self._sub_cells.max()) + 1
 
-    @staticmethod
-    def quadrants(positions: Floats) -> Ints:
+    def quadrants(self, positions: Floats) -> Ints:
         """Index into `QUADRANTS` of each position, (n,)."""
-        return np.where(positions[:, 1] >= 0, 0, 2) + np.where(positions[:, 0] >= 0, 1, 0)
+        east, north = positions[:, 0] >= self._centre[0], positions[:, 1] >= self._centre[1]
+        return np.where(north, 0, 2) + np.where(east, 1, 0)
 
     def draw(self, axes: Axes) -> None:
         """Draw the walls."""
@@ -123,7 +127,6 @@ class MazeMap:
             axes.add_patch(
                 Rectangle((corner[0], corner[1]), self._side, self._side, color="0.35", linewidth=0)
             )
-        west, north = self._north_west
-        axes.set_xlim(west, -west)
-        axes.set_ylim(-north, north)
+        axes.set_xlim(self._low[0], self._high[0])
+        axes.set_ylim(self._low[1], self._high[1])
         axes.set_aspect("equal")
