@@ -119,11 +119,11 @@ def test_planned_evaluation_goes_by_the_nodes_and_flat_does_not(run, toy):
     for goals in policy.goals:
         np.testing.assert_array_equal(goals, outcome.goals)
 
-    phases = {"lookahead_hops": 1, "replan_steps": 100}
+    planning = {"lookahead_hops": 1, "replan_steps": 100}
     edges = [(0, 4), (4, 1), (1, 3), (3, 2)]
     short = np.full(3, 0.1, np.float32)  # so that half a unit of x is away, not here
     bundle = toy.bundle([-3, 0, 3, 0.5, -0.5], edges, unit=short)
-    metrics, outcome, policy = run(straight, bundle, phases=phases)
+    metrics, outcome, policy = run(straight, bundle, planning=planning)
     xs = np.array([-3, 0, 3, 0.5, -0.5])
     nearest = np.abs(outcome.goals[:, :1] - xs).argmin(axis=1)
     via = {0: -0.5, 2: 0.5}  # the ends lie two hops away, behind these

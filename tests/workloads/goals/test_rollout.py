@@ -134,7 +134,7 @@ def test_a_nan_stops_the_run_and_says_which_environment_dim_and_step(make, toy, 
 
 @pytest.mark.parametrize("mode", ["uniform", "chained"])
 def test_planned_copies_pursue_the_node_some_hops_ahead_and_the_others_the_goal(make, toy, mode):
-    phases = {"planned_frac": 0.5, "lookahead_hops": 3, "replan_steps": 4}
+    phases = {"planned_frac": 0.5}
     rollout, recorder = make(slots=[5, 2, 5, 2], phases=phases, goals={"mode": mode})
     rollout.collect({}, toy.line(6), 0)  # no node has a predecessor
     for pursued in recorder.pursued:
@@ -143,7 +143,7 @@ def test_planned_copies_pursue_the_node_some_hops_ahead_and_the_others_the_goal(
 
 def test_the_sub_goal_is_chosen_anew_every_few_steps(make, toy):
     # Nodes two units apart: after four steps at a unit each, the copy is at node 2.
-    phases = {"planned_frac": 1.0, "lookahead_hops": 3, "replan_steps": 4}
+    phases = {"planned_frac": 1.0}
     rollout, recorder = make(slots=[9] * COPIES, phases=phases)
     rollout.collect({}, toy.line(10, apart=2.0), 0)
     assert [p[0, 0] for p in recorder.pursued] == [6, 6, 6, 6, 10, 10]
@@ -151,7 +151,7 @@ def test_the_sub_goal_is_chosen_anew_every_few_steps(make, toy):
 
 def test_a_planned_goal_within_the_lookahead_is_the_goal_itself_not_its_node(toy):
     bundle = toy.line(6)
-    planner = Planner(bundle, toy.config(phases={"lookahead_hops": 2}), toy.env())
+    planner = Planner(bundle, toy.config(planning={"lookahead_hops": 2}), toy.env())
     states, goals = toy.points([0.0, 31.0, 42.0]), toy.points([47.0, 47.0, 47.0])
     found = planner.subgoals(states, goals, np.array([5, 5, 5]))
     assert found[:, 0].tolist() == [20, 47, 47]
@@ -162,7 +162,7 @@ def test_planned_execution_passes_over_nodes_that_look_like_where_it_is(toy):
     # One hop ahead lies half a unit away; the first node further than two units comes next, and
     # the goal itself if there is none.
     bundle = toy.line(10, apart=0.5)
-    planner = Planner(bundle, toy.config(phases={"lookahead_hops": 1}), toy.env())
+    planner = Planner(bundle, toy.config(planning={"lookahead_hops": 1}), toy.env())
     goals = toy.points([4.6, 4.6])
     found = planner.subgoals(toy.points([0.0, 3.0]), goals, np.array([9, 9]))
     assert found[:, 0].tolist() == pytest.approx([2.5, 4.6])

@@ -24,7 +24,7 @@ from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.folded import FoldedReachability
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.config import ReachingConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Bundle:
         """Number of nodes."""
         return len(self.nodes)
 
-    def features(self, config: GoalsRunConfig, spec: GoalEnvironmentSpec) -> Features:
+    def features(self, config: ReachingConfig, spec: GoalEnvironmentSpec) -> Features:
         """The transformation of observations that belongs to this bundle."""
         return Features(spec, config.features, config.reachability, self.scale, self.unit)
 

@@ -56,14 +56,19 @@ class PhasesConfig(Config):
     initial_random_steps: int = Field(10_000, ge=1)
     planned_frac: float = Field(0.5, ge=0, le=1)
     """Share of the copies that pursue their goal along the graph while collecting."""
+
+
+class PlanningConfig(Config):
+    """Planned execution: sub-goals along the shortest path of the graph."""
+
     lookahead_hops: int = Field(3, ge=1)
-    """How many hops ahead the sub-goal of planned execution lies."""
+    """How many hops ahead the sub-goal lies."""
     replan_steps: int = Field(4, ge=1)
     """Policy steps between two choices of a sub-goal."""
 
 
-class ReachabilityConfig(Config):
-    """The reachability network and its training."""
+class NetworkConfig(Config):
+    """The reachability network, and the pairs it is trained on."""
 
     window: int = Field(10, ge=1)
     """τ: steps within which a state counts as reachable."""
@@ -84,6 +89,21 @@ class ReachabilityConfig(Config):
     negative_frac: float = Field(0.5, gt=0, lt=1)
     in_trajectory_frac: float = Field(0.5, ge=0, le=1)
     """Share of the negatives that come from the same trajectory."""
+
+    @model_validator(mode="after")
+    def _layers_are_of_the_network(self) -> NetworkConfig:
+        default = type(self).model_fields["comparator_layers"].default
+        if self.comparator != "network" and self.comparator_layers != default:
+            raise ValueError(
+                f"comparator: {self.comparator} has no layers; remove comparator_layers or set "
+                "comparator: network"
+            )
+        return self
+
+
+class ReachabilityConfig(NetworkConfig):
+    """The reachability network and its refreshes."""
+
     recent_frac: float = Field(0.3, ge=0, lt=1)
     """Share of the pairs that come from walks since the last refresh: the memory is about to judge
     those, and in a ring full of old walks a new region would hardly be trained on."""
@@ -92,16 +112,6 @@ class ReachabilityConfig(Config):
     refresh_every_steps: int = Field(12_800, ge=1)
     """Random-walk steps between two refreshes of network, memory and graph."""
     walk_capacity_steps: int = Field(1_000_000, ge=1)
-
-    @model_validator(mode="after")
-    def _layers_are_of_the_network(self) -> ReachabilityConfig:
-        default = type(self).model_fields["comparator_layers"].default
-        if self.comparator != "network" and self.comparator_layers != default:
-            raise ValueError(
-                f"comparator: {self.comparator} has no layers; remove comparator_layers or set "
-                "comparator: network"
-            )
-        return self
 
 
 class MemoryConfig(Config):
@@ -170,7 +180,7 @@ class RelabelConfig(Config):
         return self
 
 
-class AgentConfig(Config):
+class SacConfig(Config):
     """Goal-conditioned SAC with a fixed entropy weight."""
 
     network: Literal["concat", "heads"] = "concat"
@@ -183,6 +193,11 @@ class AgentConfig(Config):
     discount: float = Field(0.98, gt=0, lt=1)
     entropy_weight: float = Field(0.02, ge=0)
     polyak: float = Field(0.005, gt=0, le=1)
+
+
+class AgentConfig(SacConfig):
+    """Goal-conditioned SAC, its replay and how much it learns from it."""
+
     replay_steps: int = Field(400_000, ge=1)
     updates_per_policy_step: float = Field(0.07, gt=0)
 
@@ -226,7 +241,16 @@ class CpusConfig(Config):
     evaluator: float = Field(0.1, ge=0)
 
 
-class RuntimeConfig(Config):
+class MachineConfig(Config):
+    """What each process uses of its machine."""
+
+    torch_threads: int = Field(1, ge=1)
+    """Torch threads of each process."""
+    device: str = "cpu"
+    """Device of the learner: cpu or cuda."""
+
+
+class RuntimeConfig(MachineConfig):
     """Where the parts run and how tightly they are coupled."""
 
     mode: Literal["async", "sync"] = "async"
@@ -234,10 +258,6 @@ class RuntimeConfig(Config):
     placement: Literal["actor", "inline"] = "actor"
     """`inline` runs everything in the driver's process."""
     rollout_actors: int = Field(1, ge=1, le=4096)
-    torch_threads: int = Field(1, ge=1)
-    """Torch threads of each process."""
-    device: str = "cpu"
-    """Device of the learner: cpu or cuda."""
     learner_chunk: int = Field(32, ge=1)
     """Updates per call of the learner."""
     max_restarts: int = Field(20, ge=0)
@@ -258,18 +278,29 @@ class RuntimeConfig(Config):
         return self
 
 
-class GoalsRunConfig(Config):
+class ReachingConfig(Config):
+    """What every run has that learns to reach goals, online or from a data set."""
+
+    name: str = "goals"
+    seed: int = Field(0, ge=0)
+    environment: EnvironmentConfig = EnvironmentConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    reachability: NetworkConfig = NetworkConfig()
+    planning: PlanningConfig = PlanningConfig()
+    agent: SacConfig = SacConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: MachineConfig = MachineConfig()
+
+
+class GoalsRunConfig(ReachingConfig):
     """A run of Walk the Random Walk or of one of its baselines."""
 
     RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "evaluation", "runtime"})
     """Sections that may change when a run is resumed."""
 
-    name: str = "goals"
-    seed: int = Field(0, ge=0)
     fidelity: Literal["improved", "paper"] = "improved"
     """`paper`: whatever is not set explicitly takes the paper's value instead of ours."""
     environment: CopiesConfig = CopiesConfig()
-    features: FeaturesConfig = FeaturesConfig()
     phases: PhasesConfig = PhasesConfig()
     reachability: ReachabilityConfig = ReachabilityConfig()
     memory: MemoryConfig = MemoryConfig()
@@ -277,7 +308,6 @@ class GoalsRunConfig(Config):
     reward: RewardConfig = RewardConfig()
     relabel: RelabelConfig = RelabelConfig()
     agent: AgentConfig = AgentConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
     training: TrainingConfig = TrainingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -18,7 +18,7 @@ from farreach_workloads.goals.sac import Policy
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.bundle import Bundle
-    from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.config import ReachingConfig
     from farreach_workloads.goals.features import Features
 
 # The goals are the same for every run and every seed, so that runs can be compared goal by goal.
@@ -63,7 +63,7 @@ class Evaluator:
     (`success_any`, as OGBench and JaxGCRL count). The policy acts with the tanh of its mean.
     """
 
-    def __init__(self, config: GoalsRunConfig, env: GoalEnvironment) -> None:
+    def __init__(self, config: ReachingConfig, env: GoalEnvironment) -> None:
         """`env` must have one copy per evaluation episode."""
         torch.set_num_threads(config.runtime.torch_threads)
         self._config, self._env = config, env
@@ -94,7 +94,7 @@ class Evaluator:
         walked = [observations]
         pursued = self.goals
         for t in range(env.spec.horizon):
-            if planner is not None and slots is not None and t % config.phases.replan_steps == 0:
+            if planner is not None and slots is not None and t % config.planning.replan_steps == 0:
                 pursued = planner.subgoals(observations, self.goals, slots)
             actions = policy.act(observations, pursued)
             for _ in range(env.spec.action_repeat):

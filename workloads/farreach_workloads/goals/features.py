@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.config import FeaturesConfig, ReachabilityConfig
+    from farreach_workloads.goals.config import FeaturesConfig, NetworkConfig
 
 # A dim that hardly moves in the first walks is not blown up beyond this share of the median spread.
 LEAST_SPREAD = 0.1
@@ -47,7 +47,7 @@ class Features:
         self,
         spec: GoalEnvironmentSpec,
         features: FeaturesConfig,
-        reachability: ReachabilityConfig,
+        reachability: NetworkConfig,
         scale: Floats,
         unit: Floats,
     ) -> None:

@@ -18,7 +18,7 @@ from farreach_workloads.goals.relabel import Relabeller
 from farreach_workloads.goals.sac import GoalSac
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.config import AgentConfig, GoalsRunConfig
+    from farreach_workloads.goals.config import GoalsRunConfig, SacConfig
 
 # Rows that are relabelled and rewarded together: large enough to spread NumPy's cost per call.
 ROWS_TOGETHER = 8192
@@ -27,7 +27,7 @@ REANNOTATED_EPISODES = 64
 FINAL_LR_FRAC = 0.1
 
 
-def learning_rate(config: AgentConfig, progress: float) -> float:
+def learning_rate(config: SacConfig, progress: float) -> float:
     """Constant, then linear to a tenth of it over the last `lr_decay_frac` of training."""
     if config.lr_decay_frac == 0:
         return config.lr

@@ -70,7 +70,7 @@ class Actor(nn.Module):
     """Squashed Gaussian policy over (state, goal) features."""
 
     def __init__(self, features: Features, action_dim: int, network: str, hidden: int) -> None:
-        """`network` is `concat` or `heads`, see `AgentConfig`."""
+        """`network` is `concat` or `heads`, see `SacConfig`."""
         super().__init__()
         self.heads, width = _input(network, features)
         self.trunk = _trunk(width, hidden, 2 * action_dim)

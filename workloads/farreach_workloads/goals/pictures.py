@@ -22,7 +22,7 @@ from farreach_workloads.goals.rewards import sigmoid
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.config import ReachingConfig
 
 DPI = 110
 PATHS_SHOWN = 6
@@ -37,7 +37,7 @@ class _Scene:
 
     def __init__(
         self,
-        config: GoalsRunConfig,
+        config: ReachingConfig,
         env: GoalEnvironment,
         bundle: Bundle,
         outcome: Outcome,
@@ -179,7 +179,7 @@ PICTURES: dict[str, Callable[[_Scene], Figure]] = {
 
 
 def draw_all(
-    config: GoalsRunConfig,
+    config: ReachingConfig,
     env: GoalEnvironment,
     bundle: Bundle,
     outcome: Outcome,

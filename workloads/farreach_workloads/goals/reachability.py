@@ -21,7 +21,7 @@ from farreach_workloads.goals.environments.base import Floats, Ints
 from farreach_workloads.goals.folded import FoldedMetric, FoldedNetwork, FoldedReachability
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.config import ReachabilityConfig
+    from farreach_workloads.goals.config import NetworkConfig
 
 # A state reaches itself: the first logit of two equal embeddings.
 FIRST_OFFSET = 3.0
@@ -65,7 +65,7 @@ def _network_comparator(embedding: int, layers: int) -> nn.Sequential:
 class ReachabilityNetwork(nn.Module):
     """Encoder φ of each state and a comparator of two embeddings; a logit, positive = reachable."""
 
-    def __init__(self, width: int, config: ReachabilityConfig) -> None:
+    def __init__(self, width: int, config: NetworkConfig) -> None:
         """For inputs of `width` features."""
         super().__init__()
         layers: list[nn.Module] = []

@@ -16,7 +16,7 @@ from farreach_workloads.goals.sac import Policy
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.bundle import Bundle
-    from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.config import GoalsRunConfig, ReachingConfig
 
 Message = dict[str, Any]
 
@@ -29,11 +29,11 @@ class Planner:
     from where the copy is (it would have to turn only) are passed over, or it would stay there.
     """
 
-    def __init__(self, bundle: Bundle, config: GoalsRunConfig, env: GoalEnvironment) -> None:
+    def __init__(self, bundle: Bundle, config: ReachingConfig, env: GoalEnvironment) -> None:
         """Plan on this bundle."""
         self._bundle = bundle
         self._features = bundle.features(config, env.spec)
-        self._ahead = config.phases.lookahead_hops
+        self._ahead = config.planning.lookahead_hops
 
     def nearest(self, observations: Floats) -> Ints:
         """The node of each observation, (n,)."""
@@ -179,7 +179,7 @@ class Rollout:
                 via = (before >= 0) & (t < phases.policy_steps // 2)
                 towards = np.where(via[:, None], bundle.nodes[before], goals)
                 pursued[direct] = towards[direct]
-            if self._planned and t % phases.replan_steps == 0:
+            if self._planned and t % self._config.planning.replan_steps == 0:
                 pursued[planned] = planner.subgoals(
                     current[planned], goals[planned], slots[planned]
                 )

@@ -19,7 +19,7 @@ from farreach_workloads.goals.networks import LOG_STD_RANGE, Actor, TwinCritic, 
 from farreach_workloads.goals.reachability_trainer import load_arrays, load_optimiser
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.config import AgentConfig
+    from farreach_workloads.goals.config import SacConfig
     from farreach_workloads.goals.features import Features
 
 
@@ -27,7 +27,7 @@ class GoalSac:
     """Networks, targets and optimisers; `update` is one gradient step of everything."""
 
     def __init__(
-        self, config: AgentConfig, features: Features, action_dim: int, seed: int, device: str
+        self, config: SacConfig, features: Features, action_dim: int, seed: int, device: str
     ) -> None:
         """Fresh networks on `device`; all randomness follows from `seed`."""
         self.config, self.device = config, torch.device(device)
@@ -157,7 +157,7 @@ def _values(
 class Policy:
     """The actor as a rollout uses it: features in, actions out, no gradients."""
 
-    def __init__(self, config: AgentConfig, features: Features, action_dim: int) -> None:
+    def __init__(self, config: SacConfig, features: Features, action_dim: int) -> None:
         """An actor with arbitrary weights until `load`."""
         self._features = features
         self._actor = Actor(features, action_dim, config.network, config.hidden).eval()
