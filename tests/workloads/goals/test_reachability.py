@@ -118,3 +118,30 @@ def test_a_window_as_long_as_the_walk_leaves_negatives_from_other_walks_only():
     sampler = PairSampler(50, True, 0.5, 1.0)
     _, i, _, _, positive = sampler.draw(np.random.default_rng(0), np.arange(4), 10, 1000)
     assert (~positive & (i == 0)).any()
+
+
+@pytest.mark.parametrize("directed", [True, False])
+def test_trajectories_of_unequal_length_are_drawn_within_their_bounds(directed):
+    steps = np.array([3, 50, 1, 20])
+    sampler = PairSampler(5, directed, 0.5, 0.5)
+    ids = np.array([0, 1, 3])
+    first, i, second, j, positive = sampler.draw(np.random.default_rng(0), ids, steps, 100_000)
+    assert set(first) == set(second) == {0, 1, 3}
+    assert (i <= steps[first]).all()
+    assert (j <= steps[second]).all()
+    for trajectory in (0, 1, 3):
+        # The first states of trajectories are uniform, whatever the length.
+        counts = np.bincount(i[first == trajectory] if directed else j[second == trajectory])
+        assert len(counts) == steps[trajectory] + 1
+        if directed:
+            assert stats.chisquare(counts).pvalue > 1e-3
+    assert (first[positive] == second[positive]).all()
+    assert (np.abs(i - j)[positive] <= 5).all()
+
+
+def test_one_length_for_all_is_the_same_as_each_its_own():
+    sampler = PairSampler(5, True, 0.5, 0.5)
+    one = sampler.draw(np.random.default_rng(0), np.arange(7), 30, 1000)
+    each = sampler.draw(np.random.default_rng(0), np.arange(7), np.full(7, 30), 1000)
+    for left, right in zip(one, each, strict=True):
+        np.testing.assert_array_equal(left, right)

@@ -34,13 +34,14 @@ def drawn(monkeypatch):
     counts = []
 
     def record(trainer):
-        inner = trainer._train
+        inner = trainer._emphasised
 
-        def train(ids, batches):
-            counts.append(Counter(ids.tolist()))
-            return inner(ids, batches)
+        def emphasised(ids):
+            chosen = inner(ids)
+            counts.append(Counter(chosen.tolist()))
+            return chosen
 
-        monkeypatch.setattr(trainer, "_train", train)
+        monkeypatch.setattr(trainer, "_emphasised", emphasised)
         return counts
 
     return record

@@ -1,4 +1,4 @@
-"""The graph over memory nodes: undirected support counts, hop distances and next hops."""
+"""The graph over memory nodes: connecting it, hop distances and next hops."""
 
 from __future__ import annotations
 
@@ -63,6 +63,63 @@ def shortest_paths(adjacency: np.ndarray, score: Callable[[Ints, Ints], Floats])
     assert (next_hop >= 0).all(), "the graph is connected, so every pair has a path"
     return Paths(
         hops.astype(np.int16),
+        np.ascontiguousarray(next_hop),
+        np.array(connectors, np.int64).reshape(-1, 2),
+        before,
+    )
+
+
+def directed_paths(adjacency: np.ndarray, score: Callable[[Ints, Ints], Floats]) -> Paths:
+    """The same in a directed graph, which is made strongly connected.
+
+    While there are several strong components, the smallest (the first on ties) gets one edge: the
+    better of the best one from it to a node that it does not reach yet, and of the best one to it
+    from a node that does not reach it yet.
+
+    Args:
+        adjacency: (n, n) bool, [i, j] for an edge from i to j.
+        score: as in `shortest_paths`.
+
+    Source: arXiv:2301.02099, graph over the memory, and its released code.
+    """
+    count = len(adjacency)
+    connected = adjacency.copy()
+    connectors = []
+
+    def strong() -> tuple[int, Ints]:
+        return csgraph.connected_components(csr_matrix(connected), connection="strong")
+
+    components, labels = strong()
+    before = components
+    every = np.arange(count)
+    while components > 1:
+        size = np.bincount(labels)[labels]  # of each node's component
+        inside = np.flatnonzero(labels == labels[size.argmin()])
+        graph = csr_matrix(connected)
+        # All of a strong component reach the same nodes, so its first node speaks for it.
+        unreached = np.isinf(csgraph.dijkstra(graph, indices=inside[0], unweighted=True))
+        unreaching = np.isinf(csgraph.dijkstra(graph.T, indices=inside[0], unweighted=True))
+        best, edge = -np.inf, (-1, -1)
+        for away, others in ((True, every[unreached]), (False, every[unreaching])):
+            if not len(others):
+                continue
+            scores = score(inside, others) if away else score(others, inside)
+            i, j = np.unravel_index(int(scores.argmax()), scores.shape)
+            if scores[i, j] > best:
+                best = float(scores[i, j])
+                edge = (inside[i], others[j]) if away else (others[i], inside[j])
+        connectors.append((int(edge[0]), int(edge[1])))
+        connected[edge] = True
+        components, labels = strong()
+    # Searched backwards, from each end: the node before i on the way back is the node after i.
+    hops, previous = csgraph.shortest_path(
+        csr_matrix(connected.T), unweighted=True, return_predecessors=True
+    )
+    next_hop = previous.T.astype(np.int16)
+    np.fill_diagonal(next_hop, every)
+    assert (next_hop >= 0).all(), "the graph is strongly connected, so every pair has a path"
+    return Paths(
+        np.ascontiguousarray(hops.T.astype(np.int16)),
         np.ascontiguousarray(next_hop),
         np.array(connectors, np.int64).reshape(-1, 2),
         before,

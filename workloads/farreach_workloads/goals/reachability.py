@@ -121,7 +121,7 @@ def _folded_layers(modules: nn.Sequential) -> list[tuple[Floats, Floats]]:
 
 @dataclass(frozen=True)
 class PairSampler:
-    """Draws pairs of states with their label from random walks of equal length.
+    """Draws pairs of states with their label from trajectories.
 
     Positive: the second state lies within `window` steps of the first, in the same walk (a state
     with itself counts). Negative: elsewhere in the same walk with probability
@@ -137,14 +137,14 @@ class PairSampler:
     in_trajectory_frac: float
 
     def draw(
-        self, rng: np.random.Generator, trajectories: Ints, steps: int, count: int
+        self, rng: np.random.Generator, trajectories: Ints, steps: int | Ints, count: int
     ) -> tuple[Ints, Ints, Ints, Ints, np.ndarray]:
         """Draw `count` pairs.
 
         Args:
             rng: source of randomness.
             trajectories: ids to draw from, (k,).
-            steps: index of the last state of each trajectory.
+            steps: index of the last state, of all trajectories or of each by its id.
             count: number of pairs.
 
         Returns:
@@ -154,10 +154,11 @@ class PairSampler:
         positive = rng.random(count) >= self.negative_frac
         first = rng.choice(trajectories, count)
         second = first.copy()
-        i = rng.integers(0, steps + 1, count)
+        last = steps if isinstance(steps, int) else steps[first]
+        i = rng.integers(0, last + 1, count)
         low = i if self.directed else np.maximum(i - self.window, 0)
-        size = np.minimum(i + self.window, steps) - low + 1
-        outside = steps + 1 - size
+        size = np.minimum(i + self.window, last) - low + 1
+        outside = last + 1 - size
         within = ~positive & (rng.random(count) < self.in_trajectory_frac) & (outside > 0)
         j = low + _below(rng, size)  # a uniform state of the window ...
         elsewhere = _below(rng, np.maximum(outside, 1))
@@ -165,7 +166,8 @@ class PairSampler:
         j = np.where(within, elsewhere, j)
         anywhere = ~positive & ~within
         second[anywhere] = rng.choice(trajectories, int(anywhere.sum()))
-        j[anywhere] = rng.integers(0, steps + 1, int(anywhere.sum()))
+        last = steps if isinstance(steps, int) else steps[second[anywhere]]
+        j[anywhere] = rng.integers(0, last + 1, int(anywhere.sum()))
         if not self.directed:
             swap = rng.random(count) < 0.5
             first, second = np.where(swap, second, first), np.where(swap, first, second)

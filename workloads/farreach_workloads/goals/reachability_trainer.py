@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from farreach_workloads.goals.reachability import (
 )
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.config import GoalsRunConfig, NetworkConfig
 
 # Every n-th walk is held out to measure the accuracy on.
 VALIDATION_EVERY = 20
@@ -46,6 +46,62 @@ class ReachabilityWeights:
     network: FoldedReachability
     scale: Floats
     unit: Floats
+
+
+# count → inputs of the first and of the second states (count, width), labels (count,); float32.
+DrawPairs = Callable[[int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+class PairFit:
+    """The network and its optimiser, trained on whatever draws pairs."""
+
+    def __init__(self, width: int, settings: NetworkConfig, seed: int) -> None:
+        """An untrained network for inputs of `width` features."""
+        torch.manual_seed(seeding.child_seed(seed, "reachability/init"))
+        self._settings = settings
+        self.network = ReachabilityNetwork(width, settings)
+        # Coupled L2 decay (Adam, not AdamW), as in the released code.
+        self._optimiser = torch.optim.Adam(
+            self.network.parameters(),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def train(self, draw: DrawPairs, batches: int) -> float:
+        """Mean training loss over `batches` minibatches; leaves evaluation mode on."""
+        self.network.train()
+        total, size = 0.0, self._settings.batch
+        for begin in range(0, batches, DRAWN_TOGETHER):
+            count = min(DRAWN_TOGETHER, batches - begin)
+            start, end, label = draw(count * size)
+            for first in range(0, count * size, size):
+                rows = slice(first, first + size)
+                loss, _ = loss_and_accuracy(self.network(start[rows], end[rows]), label[rows])
+                self._optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                self._optimiser.step()
+                total += float(loss.detach())
+        self.network.eval()
+        return total / batches
+
+    @torch.no_grad()
+    def validate(self, draw: DrawPairs, pairs: int) -> tuple[float, float]:
+        """Loss and accuracy on `pairs` pairs, in evaluation mode."""
+        assert not self.network.training
+        start, end, label = draw(pairs)
+        loss, accuracy = loss_and_accuracy(self.network(start, end), label)
+        return float(loss), float(accuracy)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs, BatchNorm's buffers and the optimiser included."""
+        return {"network": self.network.state_dict(), "optimiser": self._optimiser.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state`; the network is left in evaluation mode."""
+        load_arrays(self.network, state["network"])
+        load_optimiser(self._optimiser, state["optimiser"])
+        self.network.eval()
 
 
 class ReachabilityTrainer:
@@ -90,22 +146,26 @@ class ReachabilityTrainer:
         pairs = settings.refresh_pairs if self._version else settings.first_pairs
         ids = np.arange(len(self._walks))
         held_out = ids % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        loss = self._train(self._emphasised(ids[~held_out]), max(1, pairs // settings.batch))
+        training = self._emphasised(ids[~held_out])
+        batches = max(1, pairs // settings.batch)
+        loss = self._fit.train(lambda count: self._pairs(training, count), batches)
         self._fresh.clear()
-        self._network.eval()
-        validation = self._validate(ids[held_out] if held_out.any() else ids)
+        validation = ids[held_out] if held_out.any() else ids
+        validation_loss, accuracy = self._fit.validate(
+            lambda count: self._pairs(validation, count), VALIDATION_PAIRS
+        )
         self._version += 1
         assert self._features is not None
         weights = ReachabilityWeights(
             self._version,
-            fold(self._network),
+            fold(self._fit.network),
             self._features.scale,
             self._features.unit,
         )
         metrics = {
             "reachability/loss": loss,
-            "reachability/validation_loss": validation[0],
-            "reachability/validation_accuracy": validation[1],
+            "reachability/validation_loss": validation_loss,
+            "reachability/validation_accuracy": accuracy,
             "reachability/walks": float(len(self._walks)),
         }
         return weights, metrics
@@ -121,15 +181,7 @@ class ReachabilityTrainer:
 
     def _build(self, scale: Floats, unit: Floats) -> None:
         self._features = Features(self._spec, self._config.features, self._settings, scale, unit)
-        torch.manual_seed(seeding.child_seed(self._config.seed, "reachability/init"))
-        self._network = ReachabilityNetwork(self._features.reachability_width, self._settings)
-        # Coupled L2 decay (Adam, not AdamW), as in the released code.
-        self._optimiser = torch.optim.Adam(
-            self._network.parameters(),
-            lr=self._settings.lr,
-            weight_decay=self._settings.weight_decay,
-            fused=True,
-        )
+        self._fit = PairFit(self._features.reachability_width, self._settings, self._config.seed)
 
     def _pairs(self, ids: Ints, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         observations = self._walks["observations"]
@@ -141,30 +193,6 @@ class ReachabilityTrainer:
         label = torch.from_numpy(positive.astype(np.float32))
         return torch.from_numpy(start), torch.from_numpy(end), label
 
-    def _train(self, ids: Ints, batches: int) -> float:
-        """Mean training loss over `batches` minibatches."""
-        self._network.train()
-        total, size = 0.0, self._settings.batch
-        for begin in range(0, batches, DRAWN_TOGETHER):
-            count = min(DRAWN_TOGETHER, batches - begin)
-            start, end, label = self._pairs(ids, count * size)
-            for rows in torch.arange(count * size).split(size):
-                batch = slice(int(rows[0]), int(rows[-1]) + 1)
-                loss, _ = loss_and_accuracy(self._network(start[batch], end[batch]), label[batch])
-                self._optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                self._optimiser.step()
-                total += float(loss.detach())
-        return total / batches
-
-    @torch.no_grad()
-    def _validate(self, ids: Ints) -> tuple[float, float]:
-        """Loss and accuracy on held-out walks, in evaluation mode."""
-        assert not self._network.training
-        start, end, label = self._pairs(ids, VALIDATION_PAIRS)
-        loss, accuracy = loss_and_accuracy(self._network(start, end), label)
-        return float(loss), float(accuracy)
-
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs, BatchNorm's buffers and the optimiser included."""
         state: dict[str, Any] = {
@@ -175,9 +203,7 @@ class ReachabilityTrainer:
             "network": None,
         }
         if self._features is not None:
-            state |= {
-                "network": self._network.state_dict(),
-                "optimiser": self._optimiser.state_dict(),
+            state |= self._fit.state() | {
                 "scale": self._features.scale,
                 "unit": self._features.unit,
             }
@@ -191,9 +217,7 @@ class ReachabilityTrainer:
         messages.restore_generator(self._rng, state["rng"])
         if state["network"] is not None:
             self._build(state["scale"], state["unit"])
-            load_arrays(self._network, state["network"])
-            load_optimiser(self._optimiser, state["optimiser"])
-            self._network.eval()
+            self._fit.restore(state)
 
 
 def load_arrays(module: torch.nn.Module, arrays: Mapping[str, Any]) -> None:
