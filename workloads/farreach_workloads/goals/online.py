@@ -14,6 +14,7 @@ import numpy as np
 
 from farreach import runtime
 from farreach.checkpoint import Checkpoint
+from farreach.config import flat
 from farreach.launch import StopRequest
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import fidelity, parts
@@ -24,7 +25,7 @@ from farreach_workloads.goals.environments.factory import check_environment, mak
 from farreach_workloads.goals.evaluate import Outcome, success_table
 from farreach_workloads.goals.lockstep import Lockstep
 from farreach_workloads.goals.overlapped import Overlapped
-from farreach_workloads.goals.report import Reporter, flat
+from farreach_workloads.goals.report import Reporter
 
 Config = GoalsRunConfig
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -137,15 +137,3 @@ class Reporter:
         self._drawing.shutdown(wait=True)
         self._progress.close()
         self._metrics.close()
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, object]:
-    """A nested config as dotted keys."""
-    result: dict[str, object] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{name}.")
-        else:
-            result[name] = value
-    return result
