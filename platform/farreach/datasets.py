@@ -46,17 +46,21 @@ def generate(
         ConfigError: the configuration is wrong or trains instead.
         FarreachError: what recording raised.
     """
+    config, workload = load(config_name, overrides)
+    for note in workload.check(config):
+        say(f"note      {note}")
+    folder = ROOT / config.name if out is None else out
+    workload.generate(config, folder)
+    return EpisodeStore.open(folder)
+
+
+def load(config_name: str, overrides: Sequence[str] = ()) -> tuple[Any, DataWorkload]:
+    """The configuration of a data set and what records it; ConfigError if it is none."""
     loaded = configs.load(configs.find(config_name), overrides)
-    config: Any = loaded.config
     module = importlib.import_module(loaded.workload)
     if not hasattr(module, "generate"):
         raise ConfigError(
             f"{loaded.path}: trains and describes no data set. Use `farreach train {config_name}`, "
             "or name one of the configurations below data/: see `farreach list configs`."
         )
-    workload = cast(DataWorkload, module)
-    for note in workload.check(config):
-        say(f"note      {note}")
-    folder = ROOT / config.name if out is None else out
-    workload.generate(config, folder)
-    return EpisodeStore.open(folder)
+    return loaded.config, cast(DataWorkload, module)

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,18 @@ def disconnect() -> None:
 
         ray.shutdown()
         _started_here = False
+
+
+@contextmanager
+def connection(num_cpus_needed: float, *, settings: Sequence[str] = ()) -> Iterator[None]:
+    """Connect for a while; a connection that was there before stays. See `connect`."""
+    before = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    connect(num_cpus_needed, settings=settings)
+    try:
+        yield
+    finally:
+        if not before:
+            disconnect()
 
 
 def _start_local(arguments: dict[str, Any]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ class StageCache:
         self._log(f"{stage:<13} {damage or self._reason(stage, inputs)}")
         self._root.mkdir(parents=True, exist_ok=True)
         self._clear_leftovers()
-        working = Path(tempfile.mkdtemp(prefix=f"{_MINE}{os.getpid()}-", dir=self._root))
+        working = self._root / f"{_MINE}{os.getpid()}-{secrets.token_hex(4)}"
+        working.mkdir()
         try:
             build(working)
             _seal(working, inputs)

@@ -46,6 +46,8 @@ class Bundle:
         hops, next_hop: (n, n) int16, see `graph.Paths`.
         connectors: (k, 2) edges without a transition behind them.
         components: connected components before connecting.
+        directed: whether getting to a node and from it are two things; then `edges` is not
+            symmetric, and a goal's node is the one that gets to it.
     """
 
     version: int
@@ -65,6 +67,7 @@ class Bundle:
     next_hop: Ints
     connectors: Ints
     components: int
+    directed: bool = False
 
     def __len__(self) -> int:
         """Number of nodes."""
@@ -77,6 +80,10 @@ class Bundle:
     def nearest(self, embeddings: Floats) -> Ints:
         """The node that each state reaches best: (m, e) → (m,)."""
         return self.network.nearest(embeddings, self.embeddings)[0]
+
+    def nearest_to_goals(self, embeddings: Floats) -> Ints:
+        """The node that stands for each goal: (m, e) → (m,)."""
+        return self.network.nearest(embeddings, self.embeddings, incoming=self.directed)[0]
 
     def valid(self, slots: Ints, version: Ints) -> np.ndarray:
         """Whether annotations (slot, version) still mean the node that they meant."""

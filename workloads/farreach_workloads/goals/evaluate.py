@@ -89,7 +89,7 @@ class Evaluator:
         env, config = self._env, self._config
         env.rng = np.random.default_rng(seeding.child_seed(GOALS_SEED, "reset"))
         observations = env.reset()
-        slots = planner.nearest(self.goals) if planner else None
+        slots = planner.nearest_to_goals(self.goals) if planner else None
         least = np.full(env.num_envs, np.inf)
         walked = [observations]
         pursued = self.goals
@@ -164,9 +164,8 @@ def probe(
     i, j = np.nonzero(~np.eye(len(states), dtype=bool))
     length = env.path_distance(states[i], states[j])
     embeddings = bundle.network.embed(features.reachability(states))
-    nodes = bundle.nearest(embeddings)
     metrics = {}
-    hops = bundle.hops[nodes[i], nodes[j]]
+    hops = bundle.hops[bundle.nearest(embeddings)[i], bundle.nearest_to_goals(embeddings)[j]]
     if np.ptp(hops) > 0 and np.ptp(length) > 0:
         metrics["graph/hop_correlation"] = float(stats.spearmanr(hops, length).statistic)
     near = length <= np.quantile(length, NEAR_FRAC)

@@ -96,13 +96,25 @@ def measure(walks: Floats, window: int) -> tuple[Floats, Floats]:
         window: τ, the reachability window in steps.
 
     Returns:
-        scale (d,): standard deviation over all states, and unit (d,): root mean square change over
-        `window` steps, both float32 and bounded from below by a share of the median over the dims.
+        See `spread_and_unit`.
     """
-    scale = walks.reshape(-1, walks.shape[-1]).std(axis=0)
     change = walks[:, window:] - walks[:, :-window]
-    unit = np.sqrt(np.square(change, dtype=np.float64).mean(axis=(0, 1)))
-    return _bounded(scale), _bounded(unit)
+    return spread_and_unit(walks.reshape(-1, walks.shape[-1]), change.reshape(-1, walks.shape[-1]))
+
+
+def spread_and_unit(states: Floats, change: Floats) -> tuple[Floats, Floats]:
+    """Spread and unit of length of each dim.
+
+    Args:
+        states: (n, d).
+        change: (m, d), between states τ steps apart.
+
+    Returns:
+        scale (d,): standard deviation over all states, and unit (d,): root mean square change, both
+        float32 and bounded from below by a share of the median over the dims.
+    """
+    unit = np.sqrt(np.square(change, dtype=np.float64).mean(axis=0))
+    return _bounded(states.std(axis=0)), _bounded(unit)
 
 
 def _bounded(spread: Floats) -> Floats:

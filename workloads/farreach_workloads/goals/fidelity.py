@@ -64,10 +64,13 @@ PAPER: dict[str, dict[str, Any]] = {
 }
 
 
-def with_paper_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+Values = Mapping[str, Mapping[str, Any]]
+
+
+def with_paper_values(raw: Mapping[str, Any], paper: Values = PAPER) -> dict[str, Any]:
     """The raw configuration with the paper's value wherever it sets none."""
     filled = copy.deepcopy(dict(raw))
-    for section, values in PAPER.items():
+    for section, values in paper.items():
         target = filled.get(section, {})
         if isinstance(target, Config):
             target = {name: getattr(target, name) for name in target.model_fields_set}
@@ -76,10 +79,10 @@ def with_paper_values(raw: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def deviations(config: Config) -> list[str]:
+def deviations(config: Config, paper: Values = PAPER) -> list[str]:
     """One line per setting that differs from the paper: `features.goal: masked (paper: full)`."""
     lines = []
-    for section, values in PAPER.items():
+    for section, values in paper.items():
         for key, value in values.items():
             ours = getattr(getattr(config, section), key)
             if ours != value:

@@ -8,9 +8,7 @@ policy learns to reach what the memory holds (arXiv:2206.11733).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from farreach import runtime
 from farreach.checkpoint import Checkpoint
@@ -18,13 +16,13 @@ from farreach.config import flat
 from farreach.launch import StopRequest
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import fidelity, parts
-from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
-from farreach_workloads.goals.evaluate import Outcome, success_table
+from farreach_workloads.goals.evaluate import success_table
 from farreach_workloads.goals.lockstep import Lockstep
 from farreach_workloads.goals.overlapped import Overlapped
+from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
 from farreach_workloads.goals.report import Reporter
 
 Config = GoalsRunConfig
@@ -50,7 +48,7 @@ def run(
             settings=("runtime.rollout_actors", "runtime.cpus.rollout", "runtime.cpus.learner"),
         )
     step = None if checkpoint is None else int(checkpoint.info["env_steps"])
-    reporter = Reporter(config, run, env, purge_step=step)
+    reporter = Reporter(config, run, env, config.training.env_steps, purge_step=step)
     coordinator: Coordinator | None = None
     try:
         with StopRequest() as stop:
@@ -76,38 +74,16 @@ def run(
             runtime.disconnect()
 
 
-def _replay(
-    config: GoalsRunConfig, checkpoint: Checkpoint
-) -> tuple[dict[str, float], Outcome, Bundle]:
-    """Evaluate a checkpoint in this process."""
-    learner: dict[str, Any] = checkpoint.part("learner")
-    bundle = Bundle.from_arrays(learner["bundle"])
-    evaluator = parts.make_evaluator(config)
-    metrics, outcome = evaluator.evaluate(learner["agent"]["actor"], bundle)
-    return metrics, outcome, bundle
-
-
 def evaluate(
     config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the held-out goals."""
-    if episodes is not None:
-        evaluation = config.evaluation.model_copy(update={"episodes": episodes})
-        config = config.model_copy(update={"evaluation": evaluation})
-    return _replay(config, checkpoint)[0]
+    return evaluate_checkpoint(config, checkpoint, episodes)[0]
 
 
 def plot(config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Draw every picture of a checkpoint again."""
-    from farreach_workloads.goals import pictures
-
-    _, outcome, bundle = _replay(config, checkpoint)
-    visits = np.array(checkpoint.part("coordinator")["visits"])
-    env = make_environment(config.environment, 1)
-    suffix = f"{checkpoint.step:09d}"
-    files = pictures.draw_all(config, env, bundle, outcome, visits, run.figures, suffix)
-    animation = pictures.animate(run.figures, "visits")
-    return [*files.values(), *([animation] if animation else [])]
+    return plot_checkpoint(config, run, checkpoint)
 
 
 def export(

@@ -20,7 +20,7 @@ from farreach_workloads.goals.evaluate import Outcome
 
 if TYPE_CHECKING:
     from farreach.rundir import RunDirectory
-    from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.config import ReachingConfig
 
 FLUSH_EVERY_S = 2.0
 
@@ -30,15 +30,26 @@ class Reporter:
 
     def __init__(
         self,
-        config: GoalsRunConfig,
+        config: ReachingConfig,
         run: RunDirectory,
         env: GoalEnvironment,
+        total: int,
+        unit: str = "env steps",
         purge_step: int | None = None,
     ) -> None:
-        """Open the files; `env` draws walls and names categories; `purge_step` as in metrics."""
+        """Open the files.
+
+        Args:
+            config: of the run.
+            run: where the files go.
+            env: draws walls and names categories.
+            total: how many units of progress the run is long.
+            unit: what they are.
+            purge_step: as in `MetricsWriter`.
+        """
         self._config, self._run, self._env = config, run, env
         self._metrics = MetricsWriter(run, purge_step)
-        self._progress = Progress(config.name, config.training.env_steps)
+        self._progress = Progress(config.name, total, unit)
         self._rates = Rates()
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._fields: dict[str, str | float] = {}
@@ -75,8 +86,8 @@ class Reporter:
         values = {name: float(np.mean(v)) for name, v in self._sums.items()}
         values |= {f"throughput/{name}_per_s": rate for name, rate in rates.items()}
         values["throughput/learner_busy_share"] = self._busy_s / (now - self._busy_since)
-        self._fields["env steps/s"] = f"{rates.get('env_steps', 0):,.0f}"
-        self._fields["updates/s"] = f"{rates.get('updates', 0):,.0f}"
+        for name, rate in rates.items():
+            self._fields[f"{name.replace('_', ' ')}/s"] = f"{rate:,.0f}"
         self._metrics.scalars(step, values)
         self._sums.clear()
         self._flushed = self._busy_since = now

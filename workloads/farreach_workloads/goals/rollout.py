@@ -40,6 +40,11 @@ class Planner:
         embeddings = self._bundle.network.embed(self._features.reachability(observations))
         return self._bundle.nearest(embeddings)
 
+    def nearest_to_goals(self, goals: Floats) -> Ints:
+        """The node that stands for each goal, (n,)."""
+        embeddings = self._bundle.network.embed(self._features.reachability(goals))
+        return self._bundle.nearest_to_goals(embeddings)
+
     def subgoals(self, observations: Floats, goals: Floats, goal_slots: Ints) -> Floats:
         """What to pursue from each observation: (n, d) observations of nodes or the goals."""
         bundle = self._bundle

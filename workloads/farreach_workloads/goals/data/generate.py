@@ -6,7 +6,7 @@ depend on how many tasks record them, nor on how often that was interrupted.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,25 +92,20 @@ def generate(config: GenerateConfig, out: Path) -> None:
     count = -(-config.episodes // config.episodes_per_shard)
     missing = [number for number in range(count) if number not in shards]
     out.mkdir(parents=True, exist_ok=True)
-    if missing and config.runtime.placement == "tasks":
-        runtime.connect(config.runtime.cpus, settings=("runtime.cpus",))
     items = [(config, number, source, out.resolve()) for number in missing]
     inline, cpus = config.runtime.placement == "inline", config.runtime.cpus
     done = sum(shard.rows - shard.episodes for shard in shards.values())
-    try:
-        with (
-            Progress(config.name, config.episodes * config.steps, "transitions") as progress,
-            closing(
-                done_in_any_order(record_shard, items, inline=inline, num_cpus=cpus)
-            ) as recorded,
-        ):
-            progress.update(done)
-            for index, shard in recorded:
-                shards[missing[index]] = shard
-                done += shard.rows - shard.episodes
-                progress.update(done, {"shards": f"{len(shards)}/{count}"})
-    finally:
-        runtime.disconnect()
+    tasks = missing and not inline
+    with (
+        runtime.connection(cpus, settings=("runtime.cpus",)) if tasks else nullcontext(),
+        Progress(config.name, config.episodes * config.steps, "transitions") as progress,
+        closing(done_in_any_order(record_shard, items, inline=inline, num_cpus=cpus)) as recorded,
+    ):
+        progress.update(done)
+        for index, shard in recorded:
+            shards[missing[index]] = shard
+            done += shard.rows - shard.episodes
+            progress.update(done, {"shards": f"{len(shards)}/{count}"})
     write_index(out, config.name, [shards[number] for number in range(count)])
 
 

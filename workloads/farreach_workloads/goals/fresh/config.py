@@ -1,0 +1,172 @@
+"""Settings of offline goal reaching: every default is stated here, once.
+
+The defaults are what works best on the maze's random data; `fidelity: paper` takes the values of
+arXiv:2301.02099 and its released code wherever a config says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from farreach.config import Config
+from farreach_workloads.goals.config import MachineConfig, NetworkConfig, ReachingConfig, SacConfig
+from farreach_workloads.goals.fidelity import with_paper_values
+
+# The maze's, where the paper's text or released configuration states one.
+PAPER: dict[str, dict[str, Any]] = {
+    "features": {
+        "dims": "all",
+        "angles": "raw",
+        "goal": "full",
+        "relative": False,
+        "scale": "none",
+    },
+    "reachability": {
+        "window": 5,
+        "directed": True,
+        "comparator": "network",
+        "epochs": 100,
+    },
+    "memory": {"capacity": 1_000, "keep_frac": 0.01},
+    "graph": {"edge_frac": 0.01, "min_edge_support": 1, "min_edge_probability": 0.0},
+    "reward": {"scale": 0.1, "weight": 1.0, "temperature": 1.0},
+    "relabel": {"path": 1.0, "future": 0.0, "node": 0.0},
+    "agent": {
+        "network": "heads",
+        "hidden": 256,
+        "lr": 3e-4,
+        "lr_decay_frac": 0.0,
+        "batch": 2_048,
+        "discount": 0.9,
+        "entropy_weight": 0.05,
+        "polyak": 0.005,
+    },
+    "training": {"epochs": 1_001, "epoch_updates": 1_000, "evaluate_every_epochs": 10},
+}
+
+
+class DataConfig(Config):
+    """The data set."""
+
+    path: str = "data/maze_random"
+    """Its folder, or recorded episodes in another layout, which are then copied once."""
+    config: str | None = None
+    """The configuration that it is recorded from if the folder holds none."""
+    cache: str = "runs/cache"
+    """Where the results of stages are kept, for all runs."""
+
+
+class FitConfig(NetworkConfig):
+    """The reachability network and its training."""
+
+    epochs: int = Field(4, ge=1)
+    epoch_pairs: int = Field(500_000, ge=1)
+    """Fresh pairs per epoch."""
+    validation_pairs: int = Field(100_000, ge=1)
+    """Pairs of the held-out episodes, the last twentieth, after each epoch."""
+
+
+class CoverConfig(Config):
+    """The memory: a cover of the data."""
+
+    capacity: int = Field(1_500, ge=2, le=32_000)
+    threshold: float = 0.0
+    """Logit below which nothing is reached, either way."""
+    keep_frac: float = Field(0.002, gt=0, le=1)
+    """Share of the observations that are candidates."""
+
+
+class GraphConfig(Config):
+    """The directed graph over the memory."""
+
+    edge_frac: float = Field(0.1, gt=0, le=1)
+    """Share of the transitions that draw edges."""
+    min_edge_support: int = Field(1, ge=1)
+    """Transitions that must have been seen before an edge counts."""
+    min_edge_probability: float = Field(1e-3, ge=0, lt=1)
+    """Reachability below which the network contradicts an edge, which is then removed."""
+    shortcut_length: float = Field(8.0, gt=0)
+    """Oracle length, in success thresholds, above which an edge is reported as a shortcut."""
+
+
+class ShapedRewardConfig(Config):
+    """scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)), arXiv:2301.02099."""
+
+    scale: float = Field(0.1, gt=0)
+    weight: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+
+
+class RowsConfig(Config):
+    """Which rows a batch consists of."""
+
+    path: float = Field(0.4, ge=0, le=1)
+    """Share of the paper's rows: goals drawn from all observations, sub-goals on the shortest path
+    and transitions along it, in the shares 1 : nodes of the path : edges with a transition."""
+    future: float = Field(0.3, ge=0, le=1)
+    """Share of goals that the same episode reaches later."""
+    node: float = Field(0.3, ge=0, le=1)
+    """Share of goals that are uniform memory nodes."""
+    subgoal_rows: bool = True
+    """Whether path rows include sub-goals."""
+    edge_rows: bool = True
+    """Whether path rows include transitions along the path."""
+    future_mean_steps: float = Field(10.0, gt=0)
+    """Mean of the geometric distribution over how far ahead a future goal lies."""
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> RowsConfig:
+        total = self.path + self.future + self.node
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"path + future + node is {total:g}; the shares must add up to 1")
+        return self
+
+
+class EpochsConfig(Config):
+    """How long the policy trains, and how often it is evaluated and saved."""
+
+    epochs: int = Field(100, ge=1)
+    epoch_updates: int = Field(1_000, ge=1)
+    max_minutes: float | None = Field(None, gt=0)
+    """Wall-clock limit of the policy's training."""
+    evaluate_every_epochs: int = Field(5, ge=1)
+    checkpoint_every_epochs: int = Field(5, ge=1)
+    figures_every_epochs: int = Field(25, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class PlacementConfig(MachineConfig):
+    """Where stages that split into parts are worked on."""
+
+    placement: Literal["tasks", "inline"] = "tasks"
+    """Ray tasks, or this process alone."""
+    cpus: float = Field(1.0, gt=0)
+    """CPUs that each task reserves."""
+
+
+class FreshRunConfig(ReachingConfig):
+    """A run of go-fresh."""
+
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "evaluation", "runtime"})
+    """Sections that may change when a run is resumed."""
+
+    fidelity: Literal["improved", "paper"] = "improved"
+    """`paper`: whatever is not set explicitly takes the paper's value instead of ours."""
+    data: DataConfig = DataConfig()
+    reachability: FitConfig = FitConfig()
+    memory: CoverConfig = CoverConfig()
+    graph: GraphConfig = GraphConfig()
+    reward: ShapedRewardConfig = ShapedRewardConfig()
+    relabel: RowsConfig = RowsConfig()
+    agent: SacConfig = SacConfig()
+    training: EpochsConfig = EpochsConfig()
+    runtime: PlacementConfig = PlacementConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_paper_values(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("fidelity") == "paper":
+            return with_paper_values(raw, PAPER)
+        return raw

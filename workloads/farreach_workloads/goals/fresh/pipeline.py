@@ -1,0 +1,320 @@
+"""The stages before the policy, each with a result that is kept: see `farreach.stages`.
+
+```
+data ─► reachability ─► memory ─► nearest ─► graph ─► (policy)
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from farreach import datasets, messages
+from farreach.actors.tasks import done_in_any_order
+from farreach.data.episodes import INDEX_FILE, EpisodeStore
+from farreach.errors import ConfigError, DataError
+from farreach.progress import Progress
+from farreach.rundir import atomic_write
+from farreach.stages import StageCache
+from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.data.recordings import import_recording
+from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
+from farreach_workloads.goals.features import Features
+from farreach_workloads.goals.folded import FoldedReachability
+from farreach_workloads.goals.fresh.cover import (
+    DataGraph,
+    Memory,
+    build_graph,
+    build_memory,
+    graph_arrays,
+    graph_from_arrays,
+    nearest_of_rows,
+    transitions,
+)
+from farreach_workloads.goals.fresh.network import fit_network
+from farreach_workloads.goals.reachability_trainer import ReachabilityWeights
+
+if TYPE_CHECKING:
+    from farreach_workloads.goals.fresh.config import FreshRunConfig
+
+# Raise the one whose code changes what it computes: old results are then built again.
+VERSIONS = {"reachability": 1, "memory": 1, "nearest": 1, "graph": 1}
+BLOCK_ROWS = 500_000
+_RESULT = "result.msgpack"
+
+Log = Callable[[str], None]
+# (stage, step within it, metrics)
+Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What the policy stands on.
+
+    Attributes:
+        store: the data set.
+        bundle: network, memory and graph as everybody reads them.
+        graph: the graph with its transitions.
+        outward: (rows,) node that each state gets to.
+        inward: (rows,) node that gets to each state.
+        metrics: diagnostics of all stages.
+    """
+
+    store: EpisodeStore
+    bundle: Bundle
+    graph: DataGraph
+    outward: Ints
+    inward: Ints
+    metrics: dict[str, float]
+
+
+def check_data(config: FreshRunConfig, env: GoalEnvironment) -> None:
+    """See that there will be data for this environment.
+
+    Raises:
+        ConfigError: there are none and no configuration to record them from.
+        DataError: there are, of another environment's shape.
+    """
+    path = Path(config.data.path)
+    if not path.exists():
+        if config.data.config is None:
+            raise ConfigError(
+                f"data.path: there is nothing at {path}. Record a data set with `farreach data "
+                "generate`, correct the path, or set data.config to have one recorded."
+            )
+        datasets.load(config.data.config)
+    elif (path / INDEX_FILE).exists():
+        _expect_dims(EpisodeStore.open(path), env)
+
+
+def _expect_dims(store: EpisodeStore, env: GoalEnvironment) -> None:
+    found = (store["observation"].dim, store["action"].dim)
+    expected = (env.spec.observation_dim, env.spec.action_dim)
+    if found != expected:
+        raise DataError(
+            f"{store.path}: has {found[0]} observation and {found[1]} action dims, environment "
+            f"{env.spec.name!r} has {expected[0]} and {expected[1]}. Correct data.path or "
+            "environment."
+        )
+
+
+class Pipeline:
+    """Runs the stages, or takes their kept results."""
+
+    def __init__(self, config: FreshRunConfig, env: GoalEnvironment, log: Log) -> None:
+        """`env` supplies the spec, and oracle distances to the diagnostics alone."""
+        self._config, self._env, self._log = config, env, log
+        self._cache = StageCache(Path(config.data.cache), log)
+
+    def run(self, report: Report) -> Foundation:
+        """All stages.
+
+        Args:
+            report: told (epoch, metrics) while the network trains.
+        """
+        config, spec = self._config, self._env.spec
+        store = self._data()
+        shared = {
+            "data": store.info["content"],
+            "seed": config.seed,
+            "environment": config.environment.model_dump(mode="json"),
+            "features": config.features.model_dump(mode="json"),
+        }
+        metrics: dict[str, float] = {}
+
+        def train(folder: Path) -> None:
+            def said(epoch: int, found: dict[str, float]) -> None:
+                metrics.update(found)
+                report(epoch, found)
+
+            weights = fit_network(store, config, spec, said)
+            content = {
+                "network": weights.network.arrays(),
+                "scale": weights.scale,
+                "unit": weights.unit,
+                "metrics": dict(metrics),
+            }
+            _write(folder, content)
+
+        network = self._stage("reachability", shared | self._settings("reachability"), train)
+        content = _read(network)
+        weights = ReachabilityWeights(
+            1, FoldedReachability.from_arrays(content["network"]), content["scale"], content["unit"]
+        )
+        metrics.update(content["metrics"])
+
+        def cover(folder: Path) -> None:
+            memory = build_memory(store, config, spec, weights)
+            _write(folder, vars(memory))
+
+        inputs = {"reachability": network.name, "seed": config.seed}
+        memory_folder = self._stage("memory", inputs | self._settings("memory"), cover)
+        memory = Memory(**_read(memory_folder))
+        embeddings = self._embed(weights, memory)
+
+        def look_up(folder: Path) -> None:
+            outward, inward = self._nearest(store, weights, embeddings)
+            np.save(folder / "outward.npy", outward)
+            np.save(folder / "inward.npy", inward)
+
+        nearest = self._stage("nearest", {"memory": memory_folder.name}, look_up)
+        outward, inward = (
+            np.load(nearest / f"{name}.npy", mmap_mode="r") for name in ("outward", "inward")
+        )
+
+        def score(i: Ints, j: Ints) -> Any:
+            return weights.network.all_pairs(embeddings[i], embeddings[j])
+
+        def connect(folder: Path) -> None:
+            graph = build_graph(store, config, outward, inward, score, len(memory.nodes))
+            _write(folder, graph_arrays(graph))
+
+        inputs = {"nearest": nearest.name, "seed": config.seed}
+        settings = self._settings("graph")
+        settings["graph"].pop("shortcut_length")  # which only reports
+        graph = graph_from_arrays(_read(self._stage("graph", inputs | settings, connect)))
+        counts = np.bincount(outward, minlength=len(memory.nodes)).astype(np.float64)
+        bundle = self._bundle(weights, memory, embeddings, graph, counts)
+        metrics |= self._diagnostics(store, memory, graph)
+        return Foundation(store, bundle, graph, outward, inward, metrics)
+
+    def _settings(self, section: str) -> dict[str, Any]:
+        return {section: getattr(self._config, section).model_dump(mode="json")}
+
+    def _stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Path:
+        return self._cache.get(name, {"version": VERSIONS[name], **inputs}, build)
+
+    def _data(self) -> EpisodeStore:
+        """Open, record or copy the data set."""
+        path, config = Path(self._config.data.path), self._config.data.config
+        if not (path / INDEX_FILE).exists() and config is not None:
+            self._log(f"{'data':<13} to be recorded from {config} into {path}")
+            store = datasets.generate(config, _placed(self._config), path)
+        elif not (path / INDEX_FILE).exists():
+            store = EpisodeStore.open(self._imported(path))
+        else:
+            store = EpisodeStore.open(path)
+            self._log(f"{'data':<13} {store.info['transitions']:,} transitions, from {path}")
+        _expect_dims(store, self._env)
+        return store
+
+    def _imported(self, path: Path) -> Path:
+        """A copy of a recording in another layout; the cache keeps it."""
+        files = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
+        listing = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        environment = self._config.environment.name
+
+        def copy(folder: Path) -> None:
+            for warning in import_recording(path, folder, environment):
+                self._log(f"warning: {warning}")
+
+        return self._cache.get("import", {"files": listing}, copy)
+
+    def _embed(self, weights: ReachabilityWeights, memory: Memory) -> Any:
+        return weights.network.embed(self._features(weights).reachability(memory.nodes))
+
+    def _features(self, weights: ReachabilityWeights) -> Features:
+        config = self._config
+        return Features(
+            self._env.spec, config.features, config.reachability, weights.scale, weights.unit
+        )
+
+    def _nearest(
+        self, store: EpisodeStore, weights: ReachabilityWeights, embeddings: Any
+    ) -> tuple[Ints, Ints]:
+        """Both nearest nodes of every row, worked on in blocks."""
+        outward = np.empty(store.rows, np.int16)
+        inward = np.empty(store.rows, np.int16)
+        begins = range(0, store.rows, BLOCK_ROWS)
+        ends = [min(begin + BLOCK_ROWS, store.rows) for begin in begins]
+        features, network = self._features(weights), weights.network
+        items = [
+            (store, features, network, embeddings, begin, end)
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+        runtime = self._config.runtime
+        inline = runtime.placement == "inline"
+        with (
+            Progress("nearest nodes", store.rows, "states") as progress,
+            closing(
+                done_in_any_order(nearest_of_rows, items, inline=inline, num_cpus=runtime.cpus)
+            ) as blocks,
+        ):
+            done = 0
+            for index, (out, into) in blocks:
+                rows = slice(begins[index], ends[index])
+                outward[rows], inward[rows] = out, into
+                done += len(out)
+                progress.update(done)
+        return outward, inward
+
+    def _bundle(
+        self,
+        weights: ReachabilityWeights,
+        memory: Memory,
+        embeddings: Any,
+        graph: DataGraph,
+        counts: Any,
+    ) -> Bundle:
+        n = len(memory.nodes)
+        return Bundle(
+            version=1,
+            network=weights.network,
+            scale=weights.scale,
+            unit=weights.unit,
+            nodes=memory.nodes,
+            embeddings=embeddings,
+            born=np.ones(n, np.int64),
+            added_at=memory.rows,
+            predecessor=np.full(n, -1),
+            passes=counts,
+            attempts=np.zeros(n),
+            successes=np.zeros(n),
+            edges=graph.edges,
+            hops=graph.paths.hops,
+            next_hop=graph.paths.next_hop,
+            connectors=graph.paths.connectors,
+            components=graph.paths.components,
+            directed=self._config.reachability.directed,
+        )
+
+    def _diagnostics(
+        self, store: EpisodeStore, memory: Memory, graph: DataGraph
+    ) -> dict[str, float]:
+        """What shows a bad graph before the policy fails (in part by the oracle)."""
+        i, j = np.nonzero(graph.edges)
+        length = self._env.path_distance(memory.nodes[i], memory.nodes[j])
+        long = self._config.graph.shortcut_length * self._env.spec.success_threshold
+        return {
+            "data/transitions": float(len(transitions(store))),
+            "memory/tested": float(memory.tested),
+            "memory/overwritten": float(memory.overwritten),
+            "graph/edges": float(len(i)),
+            "graph/contradicted": float(graph.contradicted),
+            "graph/connectors": float(len(graph.paths.connectors)),
+            "graph/components": float(graph.paths.components),
+            "graph/mean_hops": float(graph.paths.hops.mean()),
+            "graph/diameter_hops": float(graph.paths.hops.max()),
+            "graph/mean_edge_length": float(length.mean()) if len(i) else 0.0,
+            "graph/shortcut_frac": float((length > long).mean()) if len(i) else 0.0,
+        }
+
+
+def _placed(config: FreshRunConfig) -> list[str]:
+    """Where the data are recorded: where the other stages are worked on."""
+    return [f"runtime.placement={config.runtime.placement}", f"runtime.cpus={config.runtime.cpus}"]
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    atomic_write(folder / _RESULT, messages.pack(content))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = messages.unpack((folder / _RESULT).read_bytes())
+    return content

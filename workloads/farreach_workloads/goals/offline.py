@@ -1,0 +1,257 @@
+"""go-fresh, offline: goal reaching from a fixed data set, without rewards (arXiv:2301.02099).
+
+The stages before the policy keep their results (`fresh/pipeline.py`); the policy then learns from
+the data alone, and the environment is used to evaluate it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from farreach import runtime
+from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.config import flat
+from farreach.data.episodes import OBSERVATION
+from farreach.launch import Stopped, StopRequest
+from farreach.rundir import RunDirectory
+from farreach_workloads.goals import fidelity
+from farreach_workloads.goals.coordinator import mean_metrics
+from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
+from farreach_workloads.goals.environments.factory import check_environment, make_environment
+from farreach_workloads.goals.evaluate import Evaluator, success_table
+from farreach_workloads.goals.fresh.config import PAPER, FreshRunConfig
+from farreach_workloads.goals.fresh.cover import transitions
+from farreach_workloads.goals.fresh.learner import FreshLearner
+from farreach_workloads.goals.fresh.pipeline import Foundation, Pipeline, check_data
+from farreach_workloads.goals.fresh.relabel import PathRows
+from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
+from farreach_workloads.goals.report import Reporter
+
+Config = FreshRunConfig
+
+SUCCESS = "evaluation/success_final"
+# Updates between two looks at the clock and at whether to stop.
+UPDATES_TOGETHER = 100
+VISITED_ROWS = 1_000_000
+
+
+def check(config: FreshRunConfig) -> list[str]:
+    """Make the environment once and look for the data; where the run differs from the paper."""
+    check_environment(config.environment)
+    env = make_environment(config.environment, 1)
+    check_data(config, env)
+    deviations = fidelity.deviations(config, PAPER)
+    if not deviations:
+        return ["every setting is the paper's"]
+    return ["differs from the paper in:", *(f"  {line}" for line in deviations)]
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know of the time before.
+
+    Attributes:
+        epoch: epochs of the policy that are done.
+        train_s: seconds that its training took.
+        evaluations: metrics of the last evaluations.
+        foundation_s: seconds that the stages before took, kept results included.
+    """
+
+    epoch: int = 0
+    train_s: float = 0.0
+    foundation_s: float = 0.0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+class Offline:
+    """Trains the policy on what the stages have left."""
+
+    def __init__(
+        self,
+        config: FreshRunConfig,
+        run: RunDirectory,
+        reporter: Reporter,
+        stop: StopRequest,
+        env: GoalEnvironment,
+        foundation: Foundation,
+    ) -> None:
+        """A fresh agent; `restore` may follow."""
+        self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
+        self._foundation = foundation
+        rows = PathRows(
+            foundation.store,
+            transitions(foundation.store),
+            foundation.outward,
+            foundation.inward,
+            foundation.graph,
+            config.relabel,
+        )
+        self.learner = FreshLearner(config, env.spec, foundation.store, rows, foundation.bundle)
+        copies = make_environment(config.environment, config.evaluation.episodes)
+        self._evaluator = Evaluator(config, copies)
+        self._visits = visited(foundation, env)
+        self._checkpoints = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
+        self.progress = Progress()
+        self._begun = time.monotonic()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        content = checkpoint.parts()
+        self.learner.restore(content["learner"])
+        self.progress = Progress(**content["coordinator"]["progress"])
+        self._reporter.restored(self.learner.updates, self._foundation.bundle)
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; the final metrics.
+
+        Raises:
+            Stopped: the user asked for it; a last checkpoint is written.
+        """
+        self._begun = time.monotonic()
+        training, progress = self._config.training, self.progress
+        self._reporter.scalars(self.learner.updates, self._foundation.metrics)
+        while not self._finished():
+            self._epoch()
+            progress.epoch += 1
+            if progress.epoch % training.evaluate_every_epochs == 0 or self._finished():
+                self._evaluate()
+            if progress.epoch % training.checkpoint_every_epochs == 0 or self._finished():
+                self._save()
+        self._reporter.final(self.learner.updates)
+        final = mean_metrics(progress.evaluations[-self._config.evaluation.last :])
+        return (
+            final
+            | self._foundation.metrics
+            | {
+                "training/updates": float(self.learner.updates),
+                "training/epochs": float(progress.epoch),
+                "training/minutes": progress.train_s / 60,
+                "training/foundation_minutes": progress.foundation_s / 60,
+            }
+        )
+
+    def _epoch(self) -> None:
+        """The updates of one epoch, or what is left of one that was interrupted."""
+        size = self._config.training.epoch_updates
+        end = (self.progress.epoch + 1) * size
+        while self.learner.updates < end:
+            if self._stop.signum is not None:
+                self._save()
+                raise Stopped(self._stop.signum)
+            if self._out_of_time():
+                return
+            count = min(UPDATES_TOGETHER, end - self.learner.updates)
+            metrics = self.learner.update(count, self._done_share())
+            self._reporter.count("updates", count)
+            self._reporter.rollout(self.learner.updates, metrics)
+            self._reporter.progress(self.learner.updates, self._done_share())
+
+    def _elapsed_s(self) -> float:
+        return self.progress.train_s + time.monotonic() - self._begun
+
+    def _out_of_time(self) -> bool:
+        limit = self._config.training.max_minutes
+        return limit is not None and self._elapsed_s() >= 60 * limit
+
+    def _finished(self) -> bool:
+        return self.progress.epoch >= self._config.training.epochs or self._out_of_time()
+
+    def _done_share(self) -> float:
+        """Share of training that is done, by updates or by time, whichever is further."""
+        training = self._config.training
+        share = self.learner.updates / (training.epochs * training.epoch_updates)
+        if training.max_minutes is not None:
+            share = max(share, self._elapsed_s() / (60 * training.max_minutes))
+        return min(1.0, share)
+
+    def _evaluate(self) -> None:
+        bundle, at = self._foundation.bundle, self.learner.updates
+        metrics, outcome = self._evaluator.evaluate(self.learner.policy(), bundle)
+        evaluations = self.progress.evaluations
+        evaluations.append(metrics)
+        del evaluations[: -self._config.evaluation.last]
+        self._reporter.scalars(at, metrics)
+        self._reporter.evaluated(at, metrics)
+        due = self.progress.epoch % self._config.training.figures_every_epochs == 0
+        if due or self._finished():
+            self._reporter.figures(at, bundle, outcome, self._visits)
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self.progress.train_s += now - self._begun
+        self._begun = now
+        content = {
+            "learner": self.learner.state(),
+            "coordinator": {"progress": asdict(self.progress), "visits": self._visits},
+        }
+        updates, evaluations = self.learner.updates, self.progress.evaluations
+        info = {"updates": updates, "epoch": self.progress.epoch}
+        score = evaluations[-1].get(SUCCESS) if evaluations else None
+        path = self._checkpoints.save(content, step=updates, info=info, score=score)
+        self._reporter.flush()
+        self._run.event("checkpoint", path=path.name, **info)
+
+
+def visited(foundation: Foundation, env: GoalEnvironment) -> Ints:
+    """States of the data per coverage cell, from a sample of them; empty without such cells."""
+    rows = np.linspace(0, foundation.store.rows - 1, min(VISITED_ROWS, foundation.store.rows))
+    cell, count = env.cells(foundation.store[OBSERVATION][rows.astype(np.int64)])
+    return np.bincount(cell[cell >= 0], minlength=count) if count else np.zeros(0, np.int64)
+
+
+def run(
+    config: FreshRunConfig, run: RunDirectory, checkpoint: Checkpoint | None
+) -> dict[str, float]:
+    """Run all stages, the policy from a checkpoint if there is one; see `farreach.launch`."""
+    env = make_environment(config.environment, 1)
+    step = None if checkpoint is None else int(checkpoint.info["updates"])
+    total = config.training.epochs * config.training.epoch_updates
+    tasks = config.runtime.placement == "tasks"
+    reporter = Reporter(config, run, env, total, "updates", purge_step=step)
+    begun = time.monotonic()
+    try:
+        with runtime.connection(config.runtime.cpus) if tasks else nullcontext():
+            foundation = Pipeline(config, env, reporter.log).run(
+                lambda epoch, metrics: reporter.log(_epoch_line(config, epoch, metrics))
+            )
+        with StopRequest() as stop:
+            offline = Offline(config, run, reporter, stop, env, foundation)
+            if checkpoint is not None:
+                offline.restore(checkpoint)
+            offline.progress.foundation_s += time.monotonic() - begun
+            metrics = offline.run()
+        reporter.hparams(flat(config.model_dump()), metrics)
+        for line in success_table(metrics, env.spec.categories):
+            reporter.log(line)
+        reporter.log(f"pictures     {run.figures}")
+        reporter.log(f"tensorboard  {run.tensorboard}")
+        reporter.log(f"checkpoints  {run.checkpoints}")
+        return metrics
+    finally:
+        reporter.close()
+
+
+def _epoch_line(config: FreshRunConfig, epoch: int, metrics: dict[str, float]) -> str:
+    accuracy = metrics["reachability/validation_accuracy"]
+    loss = metrics["reachability/validation_loss"]
+    return (
+        f"{'':<13} epoch {epoch}/{config.reachability.epochs}: held-out accuracy {accuracy:.3f}, "
+        f"loss {loss:.3f}"
+    )
+
+
+def evaluate(
+    config: FreshRunConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
+) -> dict[str, float]:
+    """Metrics of a checkpoint on the held-out goals."""
+    return evaluate_checkpoint(config, checkpoint, episodes)[0]
+
+
+def plot(config: FreshRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
+    """Draw every picture of a checkpoint again."""
+    return plot_checkpoint(config, run, checkpoint)
