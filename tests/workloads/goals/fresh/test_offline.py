@@ -1,0 +1,199 @@
+"""The stages and the policy, end to end on the maze's small data set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from farreach import launch
+from farreach.checkpoint import CheckpointStore
+from farreach.cli import main
+from farreach.errors import ConfigError, DataError
+from farreach.rundir import RunDirectory
+from farreach_workloads.goals.fresh import pipeline
+
+DEBUG = "goals/fresh_maze_debug"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Where all runs of this module find the data and keep the results of stages."""
+    return tmp_path_factory.mktemp("offline")
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    def run(name, *settings):
+        overrides = [f"data.path={data}/maze", f"data.cache={data}/cache", *settings]
+        return launch.train(DEBUG, overrides, run_dir=tmp_path / name)
+
+    return run
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The stages that were built, in order."""
+    done = []
+    for name in ("fit_network", "build_memory", "build_graph"):
+        original = getattr(pipeline, name)
+
+        def watched(*arguments, _name=name, _original=original):
+            done.append(_name)
+            return _original(*arguments)
+
+        monkeypatch.setattr(pipeline, name, watched)
+    return done
+
+
+def policy(run):
+    state = CheckpointStore(run.checkpoints).newest().part("learner")["agent"]["actor"]
+    return np.concatenate([np.ravel(values) for values in state.values()])
+
+
+def test_a_run_leaves_results_pictures_and_diagnostics(train):
+    run = train("run")
+    result = run.read_result()
+    for name in (
+        "evaluation/success_final",
+        "evaluation_planned/success_final",
+        "graph/components",
+        "graph/connectors",
+        "graph/edges",
+        "graph/hop_correlation",
+        "graph/mean_hops",
+        "graph/shortcut_frac",
+        "memory/tested",
+        "reachability/validation_accuracy",
+        "training/foundation_minutes",
+    ):
+        assert np.isfinite(result[name]), name
+    assert result["training/updates"] == 400
+    names = {path.name.partition("-")[0] for path in run.figures.glob("*.png")}
+    assert {"memory", "reachability", "success", "paths", "visits"} <= names
+    assert launch.evaluate(run.path, episodes=20)["evaluation/success_final"] <= 1
+    assert launch.plot(run.path)
+
+
+def test_unchanged_stages_are_skipped_and_changed_ones_rebuilt(train, built, capfd):
+    train("first")
+    built.clear()
+    train("again", "agent.lr=1e-4", "evaluation.episodes=20")
+    assert built == []
+    assert capfd.readouterr().err.count("unchanged, from") >= 4
+    train("graph", "graph.edge_frac=0.5")
+    assert built == ["build_graph"]
+    assert "graph         to be built: graph.edge_frac 1.0 → 0.5" in capfd.readouterr().err
+    built.clear()
+    train("memory", "memory.keep_frac=0.1")
+    assert built == ["build_memory", "build_graph"]
+    built.clear()
+    train("network", "reachability.window=4")
+    assert built == ["fit_network", "build_memory", "build_graph"]
+
+
+def test_the_same_seed_gives_the_same_policy_and_another_does_not(train):
+    np.testing.assert_array_equal(policy(train("one")), policy(train("two")))
+    assert not np.array_equal(policy(train("three", "seed=1")), policy(train("one-again")))
+
+
+@pytest.mark.ray
+def test_tasks_give_what_one_process_gives(train, data, ray_local):
+    inline = policy(train("inline", f"data.cache={data}/inline"))
+    tasks = policy(train("tasks", f"data.cache={data}/tasks", "runtime.placement=tasks"))
+    np.testing.assert_array_equal(inline, tasks)
+
+
+def test_a_killed_policy_training_resumes_to_the_same_end(train, data, tmp_path):
+    whole = train("whole", "training.epochs=4")
+    settings = [f"data.path={data}/maze", f"data.cache={data}/cache", "training.epochs=4"]
+    program = [sys.executable, "-m", "farreach"]
+    run = RunDirectory(tmp_path / "killed")
+    process = subprocess.Popen(
+        [*program, "train", DEBUG, *settings, "--run-dir", str(run.path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+    )
+    until = time.monotonic() + 120
+    while not any(run.checkpoints.glob("step_*")):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not run.result_path.exists()
+    launch.resume(run.path)
+    np.testing.assert_array_equal(policy(run), policy(whole))
+    assert run.read_result()["training/updates"] == 800
+
+
+def test_sigterm_leaves_a_checkpoint_and_resume_ends_the_same(train, data, tmp_path):
+    whole = train("whole", "training.epochs=4", "training.checkpoint_every_epochs=4")
+    settings = [f"data.path={data}/maze", f"data.cache={data}/cache", "training.epochs=4"]
+    settings += ["training.checkpoint_every_epochs=4"]
+    run = RunDirectory(tmp_path / "stopped")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "farreach", "train", DEBUG, *settings, "--run-dir", str(run.path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+    )
+    until = time.monotonic() + 120
+    # The first evaluation follows the first epoch, so that there is something to lose.
+    while not (run.metrics_path.exists() and "evaluation/" in run.metrics_path.read_text()):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    launch.resume(run.path)
+    np.testing.assert_array_equal(policy(run), policy(whole))
+
+
+def test_recordings_in_another_layout_are_copied_once(data, train, tmp_path, capfd):
+    train("first")  # so that the data are there
+    from farreach.data.episodes import EpisodeStore
+
+    folder = tmp_path / "episodes"
+    folder.mkdir()
+    for number, episode in enumerate(EpisodeStore.open(data / "maze").episodes()):
+        np.savez(folder / f"{number:03}.npz", **episode.columns)
+    settings = [f"data.path={folder}", "data.config=null"]
+    one = train("npz", *settings)
+    assert "import        not built yet" in capfd.readouterr().err
+    two = train("npz-again", *settings)
+    assert "import        unchanged, from" in capfd.readouterr().err
+    np.testing.assert_array_equal(policy(one), policy(two))
+
+
+def test_mistakes_are_refused_before_a_run_begins(data, train, tmp_path):
+    train("first")
+    with pytest.raises(ConfigError, match=r"data.path: there is nothing at .*nowhere. Record a"):
+        train("x", f"data.path={tmp_path}/nowhere", "data.config=null")
+    with pytest.raises(DataError, match=r"maze: has 7 observation and 2 action dims, environment"):
+        train("x", "environment.name=pusher")
+    with pytest.raises(ConfigError, match=r"path \+ future \+ node is 1.1"):
+        train("x", "relabel.path=0.5")
+    with pytest.raises(ConfigError, match=r"walk_maze.yaml: trains and describes no data set"):
+        train("x", f"data.path={tmp_path}/nowhere", "data.config=goals/walk_maze")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_paper_preset_says_what_it_changes(data, capsys):
+    paths = [f"data.path={data}/none", "data.config=data/maze_random_debug"]
+    assert main(["check", "goals/fresh_maze", "fidelity=paper", *paths]) == 0
+    assert "every setting is the paper's" in capsys.readouterr().out
+    assert main(["check", "goals/fresh_maze", *paths]) == 0
+    assert "features.goal: masked (paper: full)" in capsys.readouterr().out
+
+
+def test_the_result_is_json_with_seed_and_versions(train):
+    run = train("run")
+    content = json.loads(run.result_path.read_text())
+    assert content["seed"] == 0
+    assert "farreach" in content["versions"]
