@@ -168,7 +168,7 @@ class Straight:
 def test_rewards_are_the_shaped_reward_at_the_next_state(toy):
     rows = draw(toy, count=500, path=0.4, future=0.3, node=0.3)
     nodes = np.random.default_rng(5).normal(size=(NODES, 3)).astype(np.float32)
-    bundle = SimpleNamespace(nodes=nodes, network=Straight())
+    bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
     features = SimpleNamespace(reachability=lambda observations: observations)
     settings = ShapedRewardConfig(scale=0.5, weight=2.0, temperature=3.0)
     batch = fetch(rows, toy.store, bundle, features, settings)

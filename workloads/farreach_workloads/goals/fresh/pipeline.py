@@ -24,7 +24,7 @@ from farreach.rundir import atomic_write
 from farreach.stages import StageCache
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.data.recordings import import_recording
-from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.folded import FoldedReachability
 from farreach_workloads.goals.fresh.cover import (
@@ -41,7 +41,7 @@ from farreach_workloads.goals.fresh.network import fit_network
 from farreach_workloads.goals.reachability_trainer import ReachabilityWeights
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.fresh.config import FreshRunConfig
+    from farreach_workloads.goals.fresh.config import FreshRunConfig, PlacementConfig
 
 # Raise the one whose code changes what it computes: old results are then built again.
 VERSIONS = {"reachability": 1, "memory": 1, "nearest": 1, "graph": 1}
@@ -159,7 +159,10 @@ class Pipeline:
         embeddings = self._embed(weights, memory)
 
         def look_up(folder: Path) -> None:
-            outward, inward = self._nearest(store, weights, embeddings)
+            features = self._features(weights)
+            outward, inward = nearest_of_all(
+                store, features, weights.network, embeddings, config.runtime
+            )
             np.save(folder / "outward.npy", outward)
             np.save(folder / "inward.npy", inward)
 
@@ -225,35 +228,6 @@ class Pipeline:
             self._env.spec, config.features, config.reachability, weights.scale, weights.unit
         )
 
-    def _nearest(
-        self, store: EpisodeStore, weights: ReachabilityWeights, embeddings: Any
-    ) -> tuple[Ints, Ints]:
-        """Both nearest nodes of every row, worked on in blocks."""
-        outward = np.empty(store.rows, np.int16)
-        inward = np.empty(store.rows, np.int16)
-        begins = range(0, store.rows, BLOCK_ROWS)
-        ends = [min(begin + BLOCK_ROWS, store.rows) for begin in begins]
-        features, network = self._features(weights), weights.network
-        items = [
-            (store, features, network, embeddings, begin, end)
-            for begin, end in zip(begins, ends, strict=True)
-        ]
-        runtime = self._config.runtime
-        inline = runtime.placement == "inline"
-        with (
-            Progress("nearest nodes", store.rows, "states") as progress,
-            closing(
-                done_in_any_order(nearest_of_rows, items, inline=inline, num_cpus=runtime.cpus)
-            ) as blocks,
-        ):
-            done = 0
-            for index, (out, into) in blocks:
-                rows = slice(begins[index], ends[index])
-                outward[rows], inward[rows] = out, into
-                done += len(out)
-                progress.update(done)
-        return outward, inward
-
     def _bundle(
         self,
         weights: ReachabilityWeights,
@@ -304,6 +278,35 @@ class Pipeline:
             "graph/mean_edge_length": float(length.mean()) if len(i) else 0.0,
             "graph/shortcut_frac": float((length > long).mean()) if len(i) else 0.0,
         }
+
+
+def nearest_of_all(
+    store: EpisodeStore,
+    features: Features,
+    network: FoldedReachability,
+    nodes: Floats,
+    settings: PlacementConfig,
+) -> tuple[Ints, Ints]:
+    """Outward and inward node of every row, int16 both, worked on in blocks; nodes (n, e)."""
+    outward = np.empty(store.rows, np.int16)
+    inward = np.empty(store.rows, np.int16)
+    begins = range(0, store.rows, BLOCK_ROWS)
+    items = [
+        (store, features, network, nodes, begin, min(begin + BLOCK_ROWS, store.rows))
+        for begin in begins
+    ]
+    inline, cpus = settings.placement == "inline", settings.cpus
+    done = 0
+    with (
+        Progress("nearest nodes", store.rows, "states") as progress,
+        closing(done_in_any_order(nearest_of_rows, items, inline=inline, num_cpus=cpus)) as blocks,
+    ):
+        for index, (out, into) in blocks:
+            rows = slice(begins[index], begins[index] + len(out))
+            outward[rows], inward[rows] = out, into
+            done += len(out)
+            progress.update(done)
+    return outward, inward
 
 
 def _placed(config: FreshRunConfig) -> list[str]:

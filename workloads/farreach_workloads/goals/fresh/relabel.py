@@ -55,6 +55,28 @@ class Rows:
         return Rows(*(getattr(self, field.name)[order] for field in fields(self)))
 
 
+class _Discrete:
+    """A distribution over 0 … k - 1, with a guide that says where in its cumulative sum to look.
+
+    Several times as fast as a binary search (Chen and Asau, 1974).
+    """
+
+    def __init__(self, weights: Floats) -> None:
+        self._cumulative = np.cumsum(weights, dtype=np.float64)
+        self._cumulative /= self._cumulative[-1]
+        begins = np.arange(len(weights)) / len(weights)
+        self._guide = np.searchsorted(self._cumulative, begins, side="right")
+
+    def draw(self, count: int, rng: np.random.Generator) -> Ints:
+        at = rng.random(count)
+        found = self._guide[(at * len(self._guide)).astype(np.int64)]
+        behind = np.flatnonzero(self._cumulative[found] <= at)
+        while behind.size:
+            found[behind] += 1
+            behind = behind[self._cumulative[found[behind]] <= at[behind]]
+        return found
+
+
 class _Groups:
     """Rows grouped by their node, to draw uniformly from a node's own."""
 
@@ -98,10 +120,11 @@ class PathRows:
         self._by_outward = _Groups(following, outward[following], count)
         self._by_inward = _Groups(np.arange(store.rows), inward, count)
         self._subgoals = hops.astype(np.int64) + 1 if settings.subgoal_rows else 0 * hops
-        self._stored = _stored_edges(graph) if settings.edge_rows else 0 * hops.astype(np.int64)
+        self._path_nodes, self._edge_ends, stored = _path_tables(graph)
+        self._stored = stored if settings.edge_rows else np.zeros_like(stored)
         self._per_pair = 1 + self._subgoals + self._stored
         weight = np.outer(self._by_outward.sizes, self._by_inward.sizes) * self._per_pair
-        self._cumulative = np.cumsum(weight.ravel().astype(np.float64))
+        self._pairs = _Discrete(weight.ravel())
         self._shares = np.cumsum([settings.path, settings.future, settings.node])
 
     def draw(self, count: int, rng: np.random.Generator) -> Rows:
@@ -118,9 +141,9 @@ class PathRows:
     def _path(self, count: int, rng: np.random.Generator) -> Rows:
         """Base, sub-goal and edge rows."""
         nodes = len(self._per_pair)
-        at = rng.random(count) * self._cumulative[-1]
-        pair = np.searchsorted(self._cumulative, at, side="right")
-        start, end = np.divmod(np.minimum(pair, nodes * nodes - 1), nodes)
+        pair = self._pairs.draw(count, rng)
+        start = pair // nodes
+        end = pair - nodes * start
         following = self._by_outward.draw(start, rng)
         goal_row = self._by_inward.draw(end, rng)
         one = _below(rng, self._per_pair[start, end])
@@ -129,39 +152,17 @@ class PathRows:
         goal_node, hops = end.copy(), self._graph.paths.hops[start, end].astype(np.int64)
         sub = np.flatnonzero(kind == SUBGOAL)
         ahead = one[sub] - 1
-        goal_node[sub] = self._along(start[sub], end[sub], ahead)
+        goal_node[sub] = self._path_nodes[pair[sub], ahead]
         hops[sub], goal_row[sub] = ahead, -1
         edge = np.flatnonzero(kind == EDGE)
-        wanted = one[edge] - 1 - subgoals[edge]
-        number, head = self._stored_edge(start[edge], end[edge], wanted)
+        step = self._edge_ends[pair[edge], one[edge] - 1 - subgoals[edge]]
+        tail, head = (self._path_nodes[pair[edge], at] for at in (step - 1, step))
+        number = self._graph.edge[tail, head]
         begin = self._graph.edge_starts[number]
         chosen = _below(rng, self._graph.edge_starts[number + 1] - begin)
         following[edge] = self._graph.edge_rows[begin + chosen]
         hops[edge] = self._graph.paths.hops[head, end[edge]]
         return Rows(following, goal_row, goal_node, hops, kind)
-
-    def _along(self, start: Ints, end: Ints, ahead: Ints) -> Ints:
-        """The node so many hops along each path."""
-        node, left = start.copy(), ahead.copy()
-        while (on := np.flatnonzero(left > 0)).size:
-            node[on] = self._graph.paths.next_hop[node[on], end[on]]
-            left[on] -= 1
-        return node
-
-    def _stored_edge(self, start: Ints, end: Ints, wanted: Ints) -> tuple[Ints, Ints]:
-        """Number and head of the `wanted`-th edge of each path that has a transition."""
-        node, left = start.copy(), wanted.copy()
-        number, head = np.full(len(start), -1), np.full(len(start), -1)
-        on = np.arange(len(start))
-        while on.size:
-            following = self._graph.paths.next_hop[node[on], end[on]].astype(np.int64)
-            edge = self._graph.edge[node[on], following]
-            here = (edge >= 0) & (left[on] == 0)
-            number[on[here]], head[on[here]] = edge[here], following[here]
-            left[on] -= edge >= 0
-            node[on] = following
-            on = on[~here]
-        return number, head
 
     def _future(self, count: int, rng: np.random.Generator) -> Rows:
         """Goals that the transition's own episode reaches later."""
@@ -183,18 +184,27 @@ class PathRows:
         return Rows(following, goal_row, goal_node, hops, np.full(len(following), kind))
 
 
-def _stored_edges(graph: DataGraph) -> Ints:
-    """Edges with a transition on the shortest path of each pair, (n, n)."""
+def _path_tables(graph: DataGraph) -> tuple[Ints, Ints, Ints]:
+    """All shortest paths, written out for n nodes and a largest hop count of h.
+
+    Returns:
+        The node after k steps from i to j at [i × n + j, k], (n², h + 1) int16; the steps whose
+        edge has a transition behind it, in order, (n², h) int16; and how many those are, (n, n).
+    """
     hops, next_hop = graph.paths.hops, graph.paths.next_hop
-    count = len(hops)
-    stored = np.zeros((count, count), np.int64)
-    node = np.repeat(np.arange(count)[:, None], count, axis=1)
-    end = np.arange(count)[None, :]
-    for _ in range(int(hops.max())):
+    count, longest = len(hops), int(hops.max())
+    nodes = np.empty((count * count, longest + 1), np.int16)
+    ends = np.zeros((count * count, longest), np.int16)
+    stored = np.zeros(count * count, np.int64)
+    end = np.tile(np.arange(count), count)
+    nodes[:, 0] = node = np.repeat(np.arange(count), count)
+    for step in range(1, longest + 1):
         following = next_hop[node, end].astype(np.int64)
-        stored += graph.edge[node, following] >= 0
-        node = following
-    return stored
+        behind = np.flatnonzero(graph.edge[node, following] >= 0)
+        ends[behind, stored[behind]] = step
+        stored[behind] += 1
+        nodes[:, step] = node = following
+    return nodes, ends, stored.reshape(count, count)
 
 
 def _below(rng: np.random.Generator, bound: Ints) -> Ints:
@@ -224,14 +234,14 @@ def fetch(
 
     scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)); nothing is terminal.
     """
-    observations = store[OBSERVATION]
+    observations, network = store[OBSERVATION], bundle.network
     following = observations[rows.following]
-    goal = bundle.nodes[rows.goal_node]
-    data = np.flatnonzero(rows.goal_row >= 0)
-    goal[data] = observations[rows.goal_row[data]]
-    network = bundle.network
     start = network.embed(features.reachability(following))
-    end = network.embed(features.reachability(goal))
+    goal = bundle.nodes.take(rows.goal_node, axis=0)
+    end = bundle.embeddings.take(rows.goal_node, axis=0)
+    data = np.flatnonzero(rows.goal_row >= 0)
+    goal[data] = drawn = observations[rows.goal_row[data]]
+    end[data] = network.embed(features.reachability(drawn))
     near = sigmoid(network.logits(start, end) / settings.temperature) - 1.0
     reward = settings.scale * (settings.weight * near - rows.hops)
     return Batch(
