@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from farreach_workloads.goals import evaluate
 from farreach_workloads.goals.evaluate import Evaluator, memory_metrics, probe
+from farreach_workloads.goals.rollout import Planner
 
 THRESHOLD = 0.5
 HORIZON = 6  # goals lie within 4 units of the start in each dim, a step is one unit
@@ -84,6 +87,34 @@ def test_success_is_read_at_the_last_step_and_passing_by_counts_apart(run):
     assert metrics["evaluation/success_final"] == (path[:, -1] < THRESHOLD).mean()
     assert metrics["evaluation/success_any"] == (path.min(axis=1) < THRESHOLD).mean()
     assert metrics["evaluation/success_any"] > metrics["evaluation/success_final"]
+    right = outcome.goals[:, 0] >= 0
+    for name, own in (("right", right), ("left", ~right)):
+        ever = (path[own].min(axis=1) < THRESHOLD).mean()
+        assert metrics[f"evaluation/success_any_{name}"] == ever
+
+
+def test_goals_are_reported_under_their_own_categories(run, toy):
+    class Turns(toy.Plane):
+        def goal_categories(self, goals):
+            return np.arange(len(goals)) % 2
+
+    metrics, outcome, _ = run(still, env=Turns(40, np.random.default_rng(0)))
+    near = np.hypot(*outcome.goals[:, :2].T) < THRESHOLD
+    assert metrics["evaluation/success_final_left"] == near[::2].mean()
+    assert metrics["evaluation/success_final_right"] == near[1::2].mean()
+
+
+def test_the_goals_node_is_the_one_that_gets_to_it_if_directions_differ(toy):
+    # Forwards a unit costs 1, backwards 10; nodes at 0 and 2. From 0.8 one gets to 2, and 0 gets
+    # to it.
+    bundle = toy.bundle([0.0, 2.0], [(0, 1)], network=toy.network(1.0, 1.0, 10.0), directed=True)
+    planner = Planner(bundle, toy.config(), toy.env())
+    between = toy.points([0.8])
+    assert planner.nearest(between).tolist() == [1]
+    assert planner.nearest_to_goals(between).tolist() == [0]
+    undirected = replace(bundle, directed=False)
+    planner = Planner(undirected, toy.config(), toy.env())
+    assert planner.nearest_to_goals(between).tolist() == [1]
 
 
 def test_the_whole_is_the_mean_of_the_categories_weighted_by_their_goals(run):

@@ -71,6 +71,15 @@ def test_each_picture_is_written_in_its_size_and_is_not_blank(plain, name):
     assert len(np.unique(inner.reshape(-1, 3), axis=0)) > 3
 
 
+def test_edges_through_walls_are_drawn_in_red(draw, plain, toy):
+    red = (214, 39, 40)
+    assert pixels_near(plain["memory"], red) == 0
+    # Nodes 1.5 apart in a line, and an edge from the first to the last, 6 long: over 8 × 0.5.
+    edges = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4)]
+    shortcut = draw("memory", bundle=toy.bundle(np.arange(5) * 1.5, edges))
+    assert pixels_near(shortcut["memory"], red) > 20
+
+
 def test_pictures_of_the_memory_change_with_the_memory(draw, plain, toy):
     other = draw(bundle=toy.line(4, apart=1.0))
     for name in ("memory", "reachability", "paths"):

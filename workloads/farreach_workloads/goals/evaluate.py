@@ -12,7 +12,7 @@ from scipy import stats
 
 from farreach import seeding
 from farreach_workloads.goals.bundle import nodes_per_category
-from farreach_workloads.goals.environments.base import Floats, GoalEnvironment
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.rollout import Planner
 from farreach_workloads.goals.sac import Policy
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 GOALS_SEED = 20_220_611
 PROBED = 100  # uniform states whose pairs probe network and graph
 NEAR_FRAC = 0.02  # of these pairs count as near
+SHORTCUT_THRESHOLDS = 8  # success thresholds of free path between the ends of an edge
 
 
 def success_table(metrics: Mapping[str, float], categories: tuple[str, ...]) -> list[str]:
@@ -107,9 +108,10 @@ class Evaluator:
     def _summary(self, group: str, outcome: Outcome) -> dict[str, float]:
         spec = self._env.spec
         final = outcome.final_distance < spec.success_threshold
+        ever = outcome.least_distance < spec.success_threshold
         metrics = {
             f"{group}/success_final": float(final.mean()),
-            f"{group}/success_any": float((outcome.least_distance < spec.success_threshold).mean()),
+            f"{group}/success_any": float(ever.mean()),
             f"{group}/within_two_thresholds": float(
                 (outcome.final_distance < 2 * spec.success_threshold).mean()
             ),
@@ -118,8 +120,10 @@ class Evaluator:
         if len(spec.categories) > 1:
             label = self._env.goal_categories(self.goals)
             for index, name in enumerate(spec.categories):
-                if (label == index).any():
-                    metrics[f"{group}/success_final_{name}"] = float(final[label == index].mean())
+                own = label == index
+                if own.any():
+                    metrics[f"{group}/success_final_{name}"] = float(final[own].mean())
+                    metrics[f"{group}/success_any_{name}"] = float(ever[own].mean())
         return metrics
 
 
@@ -136,11 +140,21 @@ def memory_metrics(bundle: Bundle, env: GoalEnvironment, uniform: Floats) -> dic
     for node in bundle.nodes:
         nearest = np.minimum(nearest, env.distance(uniform, np.broadcast_to(node, uniform.shape)))
     metrics["memory/distance_to_node"] = float(nearest.mean())
-    i, j = np.nonzero(np.triu(bundle.edges, 1))
-    if len(i):
-        length = env.path_distance(bundle.nodes[i], bundle.nodes[j])
-        metrics["graph/shortcut_frac"] = float((length > 8 * env.spec.success_threshold).mean())
+    *_, is_shortcut = shortcuts(bundle, env)
+    if len(is_shortcut):
+        metrics["graph/shortcut_frac"] = float(is_shortcut.mean())
     return metrics
+
+
+def shortcuts(bundle: Bundle, env: GoalEnvironment) -> tuple[Ints, Ints, np.ndarray]:
+    """The ends of all edges, (k,) both, and which lead through walls by the oracle, (k,) bool.
+
+    An edge is such a shortcut if the free path between its ends is longer than
+    `SHORTCUT_THRESHOLDS` success thresholds. Undirected edges count once.
+    """
+    i, j = np.nonzero(bundle.edges if bundle.directed else np.triu(bundle.edges, 1))
+    length = env.path_distance(bundle.nodes[i], bundle.nodes[j])
+    return i, j, length > SHORTCUT_THRESHOLDS * env.spec.success_threshold
 
 
 def probe(

@@ -16,7 +16,7 @@ from PIL import Image
 from farreach.rundir import atomic_write
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
-from farreach_workloads.goals.evaluate import Outcome
+from farreach_workloads.goals.evaluate import Outcome, shortcuts
 from farreach_workloads.goals.rewards import sigmoid
 
 if TYPE_CHECKING:
@@ -60,9 +60,16 @@ class _Scene:
 def _memory(scene: _Scene) -> Figure:
     bundle = scene.bundle
     figure, axes = scene.axes(f"{len(bundle)} memory nodes, by the step they were added at")
-    i, j = np.nonzero(np.triu(bundle.edges, 1))
+    i, j, is_shortcut = shortcuts(bundle, scene.env)
     segments: Any = np.stack([scene.nodes[i], scene.nodes[j]], axis=1)
-    axes.add_collection(LineCollection(segments, colors="0.6", linewidths=0.4, alpha=0.5))
+    axes.add_collection(
+        LineCollection(segments[~is_shortcut], colors="0.6", linewidths=0.4, alpha=0.5)
+    )
+    if is_shortcut.any():
+        through = f"{is_shortcut.sum()} edges through walls"
+        axes.add_collection(
+            LineCollection(segments[is_shortcut], colors="tab:red", linewidths=0.9, label=through)
+        )
     points = axes.scatter(
         scene.nodes[:, 0],
         scene.nodes[:, 1],

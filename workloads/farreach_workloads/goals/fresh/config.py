@@ -87,8 +87,6 @@ class GraphConfig(Config):
     """Transitions that must have been seen before an edge counts."""
     min_edge_probability: float = Field(1e-3, ge=0, lt=1)
     """Reachability below which the network contradicts an edge, which is then removed."""
-    shortcut_length: float = Field(8.0, gt=0)
-    """Oracle length, in success thresholds, above which an edge is reported as a shortcut."""
 
 
 class ShapedRewardConfig(Config):

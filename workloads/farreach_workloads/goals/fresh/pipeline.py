@@ -179,9 +179,8 @@ class Pipeline:
             _write(folder, graph_arrays(graph))
 
         inputs = {"nearest": nearest.name, "seed": config.seed}
-        settings = self._settings("graph")
-        settings["graph"].pop("shortcut_length")  # which only reports
-        graph = graph_from_arrays(_read(self._stage("graph", inputs | settings, connect)))
+        folder = self._stage("graph", inputs | self._settings("graph"), connect)
+        graph = graph_from_arrays(_read(folder))
         counts = np.bincount(outward, minlength=len(memory.nodes)).astype(np.float64)
         bundle = self._bundle(weights, memory, embeddings, graph, counts)
         metrics |= self._diagnostics(store, memory, graph)
@@ -264,7 +263,6 @@ class Pipeline:
         """What shows a bad graph before the policy fails (in part by the oracle)."""
         i, j = np.nonzero(graph.edges)
         length = self._env.path_distance(memory.nodes[i], memory.nodes[j])
-        long = self._config.graph.shortcut_length * self._env.spec.success_threshold
         return {
             "data/transitions": float(len(transitions(store))),
             "memory/tested": float(memory.tested),
@@ -276,7 +274,6 @@ class Pipeline:
             "graph/mean_hops": float(graph.paths.hops.mean()),
             "graph/diameter_hops": float(graph.paths.hops.max()),
             "graph/mean_edge_length": float(length.mean()) if len(i) else 0.0,
-            "graph/shortcut_frac": float((length > long).mean()) if len(i) else 0.0,
         }
 
 
