@@ -177,6 +177,12 @@ def test_mistakes_are_refused_before_a_run_begins(data, train, tmp_path):
         train("x", f"data.path={tmp_path}/nowhere", "data.config=null")
     with pytest.raises(DataError, match=r"maze: has 7 observation and 2 action dims, environment"):
         train("x", "environment.name=pusher")
+    nowhere = f"data.path={tmp_path}/nowhere"
+    with pytest.raises(ConfigError, match=r"data.config: data/pusher_random records 'pusher' wi"):
+        train("x", nowhere, "data.config=data/pusher_random")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: holds no recorded episodes"):
+        train("x", f"data.path={tmp_path}/empty", "data.config=null")
     with pytest.raises(ConfigError, match=r"path \+ future \+ node is 1.1"):
         train("x", "relabel.path=0.5")
     with pytest.raises(ConfigError, match=r"walk_maze.yaml: trains and describes no data set"):

@@ -23,6 +23,7 @@ from farreach.progress import Progress
 from farreach.rundir import atomic_write
 from farreach.stages import StageCache
 from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.data.layouts import open_recording
 from farreach_workloads.goals.data.recordings import import_recording
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.features import Features
@@ -49,7 +50,7 @@ BLOCK_ROWS = 500_000
 _RESULT = "result.msgpack"
 
 Log = Callable[[str], None]
-# (stage, step within it, metrics)
+# (epoch of the network, metrics)
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -88,9 +89,17 @@ def check_data(config: FreshRunConfig, env: GoalEnvironment) -> None:
                 f"data.path: there is nothing at {path}. Record a data set with `farreach data "
                 "generate`, correct the path, or set data.config to have one recorded."
             )
-        datasets.load(config.data.config)
+        recorded = datasets.load(config.data.config)[0].environment
+        if recorded != config.environment:
+            raise ConfigError(
+                f"data.config: {config.data.config} records {recorded.name!r} with options "
+                f"{recorded.options}, the run's environment is {config.environment.name!r} with "
+                f"{config.environment.options}. Correct one of the two."
+            )
     elif (path / INDEX_FILE).exists():
         _expect_dims(EpisodeStore.open(path), env)
+    elif config.data.config is None:
+        open_recording(path)
 
 
 def _expect_dims(store: EpisodeStore, env: GoalEnvironment) -> None:
@@ -118,73 +127,85 @@ class Pipeline:
         Args:
             report: told (epoch, metrics) while the network trains.
         """
-        config, spec = self._config, self._env.spec
         store = self._data()
-        shared = {
+        network, weights, metrics = self._reachability(store, report)
+        cover, memory = self._memory(store, network, weights)
+        embeddings = weights.network.embed(self._features(weights).reachability(memory.nodes))
+        nearest, outward, inward = self._nearest(store, cover, weights, embeddings)
+
+        def score(i: Ints, j: Ints) -> Floats:
+            return weights.network.all_pairs(embeddings[i], embeddings[j])
+
+        def connect(folder: Path) -> None:
+            count = len(memory.nodes)
+            graph = build_graph(store, self._config, outward, inward, score, count)
+            _write(folder, graph_arrays(graph))
+
+        inputs = {"nearest": nearest, "seed": self._config.seed} | self._settings("graph")
+        graph = graph_from_arrays(_read(self._stage("graph", inputs, connect)))
+        passes = np.bincount(outward, minlength=len(memory.nodes)).astype(np.float64)
+        bundle = self._bundle(weights, memory, embeddings, graph, passes)
+        metrics = metrics | self._diagnostics(store, memory, graph)
+        return Foundation(store, bundle, graph, outward, inward, metrics)
+
+    def _reachability(
+        self, store: EpisodeStore, report: Report
+    ) -> tuple[str, ReachabilityWeights, dict[str, float]]:
+        """The artefact's name, the network, and the metrics of its last epoch."""
+        config = self._config
+
+        def train(folder: Path) -> None:
+            last: dict[str, float] = {}
+
+            def said(epoch: int, metrics: dict[str, float]) -> None:
+                last.update(metrics)
+                report(epoch, metrics)
+
+            weights = fit_network(store, config, self._env.spec, said)
+            arrays = weights.network.arrays()
+            content = {"network": arrays, "scale": weights.scale, "unit": weights.unit}
+            _write(folder, content | {"metrics": last})
+
+        inputs = {
             "data": store.info["content"],
             "seed": config.seed,
             "environment": config.environment.model_dump(mode="json"),
             "features": config.features.model_dump(mode="json"),
         }
-        metrics: dict[str, float] = {}
+        folder = self._stage("reachability", inputs | self._settings("reachability"), train)
+        content = _read(folder)
+        network = FoldedReachability.from_arrays(content["network"])
+        weights = ReachabilityWeights(1, network, content["scale"], content["unit"])
+        return folder.name, weights, content["metrics"]
 
-        def train(folder: Path) -> None:
-            def said(epoch: int, found: dict[str, float]) -> None:
-                metrics.update(found)
-                report(epoch, found)
-
-            weights = fit_network(store, config, spec, said)
-            content = {
-                "network": weights.network.arrays(),
-                "scale": weights.scale,
-                "unit": weights.unit,
-                "metrics": dict(metrics),
-            }
-            _write(folder, content)
-
-        network = self._stage("reachability", shared | self._settings("reachability"), train)
-        content = _read(network)
-        weights = ReachabilityWeights(
-            1, FoldedReachability.from_arrays(content["network"]), content["scale"], content["unit"]
-        )
-        metrics.update(content["metrics"])
+    def _memory(
+        self, store: EpisodeStore, network: str, weights: ReachabilityWeights
+    ) -> tuple[str, Memory]:
+        """The artefact's name and the memory."""
 
         def cover(folder: Path) -> None:
-            memory = build_memory(store, config, spec, weights)
-            _write(folder, vars(memory))
+            _write(folder, vars(build_memory(store, self._config, self._env.spec, weights)))
 
-        inputs = {"reachability": network.name, "seed": config.seed}
-        memory_folder = self._stage("memory", inputs | self._settings("memory"), cover)
-        memory = Memory(**_read(memory_folder))
-        embeddings = self._embed(weights, memory)
+        inputs = {"reachability": network, "seed": self._config.seed}
+        folder = self._stage("memory", inputs | self._settings("memory"), cover)
+        return folder.name, Memory(**_read(folder))
+
+    def _nearest(
+        self, store: EpisodeStore, memory: str, weights: ReachabilityWeights, embeddings: Floats
+    ) -> tuple[str, Ints, Ints]:
+        """The artefact's name, and both nearest nodes of every row, mapped."""
 
         def look_up(folder: Path) -> None:
-            features = self._features(weights)
-            outward, inward = nearest_of_all(
-                store, features, weights.network, embeddings, config.runtime
-            )
-            np.save(folder / "outward.npy", outward)
-            np.save(folder / "inward.npy", inward)
+            features, placement = self._features(weights), self._config.runtime
+            found = nearest_of_all(store, features, weights.network, embeddings, placement)
+            for name, nodes in zip(("outward", "inward"), found, strict=True):
+                np.save(folder / f"{name}.npy", nodes)
 
-        nearest = self._stage("nearest", {"memory": memory_folder.name}, look_up)
+        folder = self._stage("nearest", {"memory": memory}, look_up)
         outward, inward = (
-            np.load(nearest / f"{name}.npy", mmap_mode="r") for name in ("outward", "inward")
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("outward", "inward")
         )
-
-        def score(i: Ints, j: Ints) -> Any:
-            return weights.network.all_pairs(embeddings[i], embeddings[j])
-
-        def connect(folder: Path) -> None:
-            graph = build_graph(store, config, outward, inward, score, len(memory.nodes))
-            _write(folder, graph_arrays(graph))
-
-        inputs = {"nearest": nearest.name, "seed": config.seed}
-        folder = self._stage("graph", inputs | self._settings("graph"), connect)
-        graph = graph_from_arrays(_read(folder))
-        counts = np.bincount(outward, minlength=len(memory.nodes)).astype(np.float64)
-        bundle = self._bundle(weights, memory, embeddings, graph, counts)
-        metrics |= self._diagnostics(store, memory, graph)
-        return Foundation(store, bundle, graph, outward, inward, metrics)
+        return folder.name, outward, inward
 
     def _settings(self, section: str) -> dict[str, Any]:
         return {section: getattr(self._config, section).model_dump(mode="json")}
@@ -218,9 +239,6 @@ class Pipeline:
 
         return self._cache.get("import", {"files": listing}, copy)
 
-    def _embed(self, weights: ReachabilityWeights, memory: Memory) -> Any:
-        return weights.network.embed(self._features(weights).reachability(memory.nodes))
-
     def _features(self, weights: ReachabilityWeights) -> Features:
         config = self._config
         return Features(
@@ -231,9 +249,9 @@ class Pipeline:
         self,
         weights: ReachabilityWeights,
         memory: Memory,
-        embeddings: Any,
+        embeddings: Floats,
         graph: DataGraph,
-        counts: Any,
+        passes: Floats,
     ) -> Bundle:
         n = len(memory.nodes)
         return Bundle(
@@ -246,7 +264,7 @@ class Pipeline:
             born=np.ones(n, np.int64),
             added_at=memory.rows,
             predecessor=np.full(n, -1),
-            passes=counts,
+            passes=passes,
             attempts=np.zeros(n),
             successes=np.zeros(n),
             edges=graph.edges,
