@@ -17,6 +17,7 @@ from farreach import runtime
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.config import flat
 from farreach.data.episodes import OBSERVATION
+from farreach.errors import CheckpointError
 from farreach.launch import Stopped, StopRequest
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import fidelity
@@ -52,7 +53,7 @@ def check(config: FreshRunConfig) -> list[str]:
 
 
 @dataclass
-class Progress:
+class Counters:
     """What a resumed run must know of the time before.
 
     Attributes:
@@ -96,14 +97,20 @@ class Offline:
         self._evaluator = Evaluator(config, copies)
         self._visits = visited(foundation, env)
         self._checkpoints = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        self.progress = Progress()
+        self.counters = Counters()
         self._begun = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         content = checkpoint.parts()
+        if content["coordinator"]["foundation"] != self._foundation.name:
+            raise CheckpointError(
+                f"{checkpoint.path}: its policy stands on {content['coordinator']['foundation']}, "
+                f"but the stages now give {self._foundation.name}: the data set or the code has "
+                "changed. Bring back the old one, or train anew."
+            )
         self.learner.restore(content["learner"])
-        self.progress = Progress(**content["coordinator"]["progress"])
+        self.counters = Counters(**content["coordinator"]["counters"])
         self._reporter.restored(self.learner.updates, self._foundation.bundle)
 
     def run(self) -> dict[str, float]:
@@ -113,32 +120,32 @@ class Offline:
             Stopped: the user asked for it; a last checkpoint is written.
         """
         self._begun = time.monotonic()
-        training, progress = self._config.training, self.progress
+        training, counters = self._config.training, self.counters
         self._reporter.scalars(self.learner.updates, self._foundation.metrics)
         while not self._finished():
             self._epoch()
-            progress.epoch += 1
-            if progress.epoch % training.evaluate_every_epochs == 0 or self._finished():
+            counters.epoch += 1
+            if counters.epoch % training.evaluate_every_epochs == 0 or self._finished():
                 self._evaluate()
-            if progress.epoch % training.checkpoint_every_epochs == 0 or self._finished():
+            if counters.epoch % training.checkpoint_every_epochs == 0 or self._finished():
                 self._save()
         self._reporter.final(self.learner.updates)
-        final = mean_metrics(progress.evaluations[-self._config.evaluation.last :])
+        final = mean_metrics(counters.evaluations[-self._config.evaluation.last :])
         return (
             final
             | self._foundation.metrics
             | {
                 "training/updates": float(self.learner.updates),
-                "training/epochs": float(progress.epoch),
-                "training/minutes": progress.train_s / 60,
-                "training/foundation_minutes": progress.foundation_s / 60,
+                "training/epochs": float(counters.epoch),
+                "training/minutes": counters.train_s / 60,
+                "training/foundation_minutes": counters.foundation_s / 60,
             }
         )
 
     def _epoch(self) -> None:
         """The updates of one epoch, or what is left of one that was interrupted."""
         size = self._config.training.epoch_updates
-        end = (self.progress.epoch + 1) * size
+        end = (self.counters.epoch + 1) * size
         while self.learner.updates < end:
             if self._stop.signum is not None:
                 self._save()
@@ -152,14 +159,14 @@ class Offline:
             self._reporter.progress(self.learner.updates, self._done_share())
 
     def _elapsed_s(self) -> float:
-        return self.progress.train_s + time.monotonic() - self._begun
+        return self.counters.train_s + time.monotonic() - self._begun
 
     def _out_of_time(self) -> bool:
         limit = self._config.training.max_minutes
         return limit is not None and self._elapsed_s() >= 60 * limit
 
     def _finished(self) -> bool:
-        return self.progress.epoch >= self._config.training.epochs or self._out_of_time()
+        return self.counters.epoch >= self._config.training.epochs or self._out_of_time()
 
     def _done_share(self) -> float:
         """Share of training that is done, by updates or by time, whichever is further."""
@@ -172,25 +179,29 @@ class Offline:
     def _evaluate(self) -> None:
         bundle, at = self._foundation.bundle, self.learner.updates
         metrics, outcome = self._evaluator.evaluate(self.learner.policy(), bundle)
-        evaluations = self.progress.evaluations
+        evaluations = self.counters.evaluations
         evaluations.append(metrics)
         del evaluations[: -self._config.evaluation.last]
         self._reporter.scalars(at, metrics)
         self._reporter.evaluated(at, metrics)
-        due = self.progress.epoch % self._config.training.figures_every_epochs == 0
+        due = self.counters.epoch % self._config.training.figures_every_epochs == 0
         if due or self._finished():
             self._reporter.figures(at, bundle, outcome, self._visits)
 
     def _save(self) -> None:
         now = time.monotonic()
-        self.progress.train_s += now - self._begun
+        self.counters.train_s += now - self._begun
         self._begun = now
         content = {
             "learner": self.learner.state(),
-            "coordinator": {"progress": asdict(self.progress), "visits": self._visits},
+            "coordinator": {
+                "counters": asdict(self.counters),
+                "foundation": self._foundation.name,
+                "visits": self._visits,
+            },
         }
-        updates, evaluations = self.learner.updates, self.progress.evaluations
-        info = {"updates": updates, "epoch": self.progress.epoch}
+        updates, evaluations = self.learner.updates, self.counters.evaluations
+        info = {"updates": updates, "epoch": self.counters.epoch}
         score = evaluations[-1].get(SUCCESS) if evaluations else None
         path = self._checkpoints.save(content, step=updates, info=info, score=score)
         self._reporter.flush()
@@ -223,7 +234,7 @@ def run(
             offline = Offline(config, run, reporter, stop, env, foundation)
             if checkpoint is not None:
                 offline.restore(checkpoint)
-            offline.progress.foundation_s += time.monotonic() - begun
+            offline.counters.foundation_s += time.monotonic() - begun
             metrics = offline.run()
         reporter.hparams(flat(config.model_dump()), metrics)
         for line in success_table(metrics, env.spec.categories):

@@ -47,7 +47,7 @@ class Reporter:
             unit: what they are.
             purge_step: as in `MetricsWriter`.
         """
-        self._config, self._run, self._env = config, run, env
+        self._config, self._run, self._env, self._unit = config, run, env, unit
         self._metrics = MetricsWriter(run, purge_step)
         self._progress = Progress(config.name, total, unit)
         self._rates = Rates()
@@ -123,7 +123,7 @@ class Reporter:
 
     def restored(self, step: int, bundle: Bundle) -> None:
         """Say where a resumed run continues."""
-        self.log(f"continuing at {step:,} environment steps with {len(bundle)} memory nodes")
+        self.log(f"continuing at {step:,} {self._unit} with {len(bundle)} memory nodes")
 
     def final(self, step: int) -> None:
         """Wait for the pictures and animate the visits."""

@@ -13,7 +13,7 @@ import pytest
 from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.cli import main
-from farreach.errors import ConfigError, DataError
+from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals.fresh import pipeline
 
@@ -153,6 +153,13 @@ def test_sigterm_leaves_a_checkpoint_and_resume_ends_the_same(train, data, tmp_p
     assert process.wait(60) == 75
     launch.resume(run.path)
     np.testing.assert_array_equal(policy(run), policy(whole))
+
+
+def test_a_policy_is_not_continued_on_other_stages(train, monkeypatch):
+    run = train("run")
+    monkeypatch.setitem(pipeline.VERSIONS, "memory", 99)
+    with pytest.raises(CheckpointError, match=r"step_000000000400: its policy stands on graph-"):
+        launch.resume(run.path, ["training.epochs=3"])
 
 
 def test_recordings_in_another_layout_are_copied_once(data, train, tmp_path, capfd):

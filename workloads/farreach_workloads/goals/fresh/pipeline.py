@@ -59,6 +59,7 @@ class Foundation:
     """What the policy stands on.
 
     Attributes:
+        name: of the last stage's result, which depends on all others.
         store: the data set.
         bundle: network, memory and graph as everybody reads them.
         graph: the graph with its transitions.
@@ -67,6 +68,7 @@ class Foundation:
         metrics: diagnostics of all stages.
     """
 
+    name: str
     store: EpisodeStore
     bundle: Bundle
     graph: DataGraph
@@ -142,11 +144,12 @@ class Pipeline:
             _write(folder, graph_arrays(graph))
 
         inputs = {"nearest": nearest, "seed": self._config.seed} | self._settings("graph")
-        graph = graph_from_arrays(_read(self._stage("graph", inputs, connect)))
+        folder = self._stage("graph", inputs, connect)
+        graph = graph_from_arrays(_read(folder))
         passes = np.bincount(outward, minlength=len(memory.nodes)).astype(np.float64)
         bundle = self._bundle(weights, memory, embeddings, graph, passes)
         metrics = metrics | self._diagnostics(store, memory, graph)
-        return Foundation(store, bundle, graph, outward, inward, metrics)
+        return Foundation(folder.name, store, bundle, graph, outward, inward, metrics)
 
     def _reachability(
         self, store: EpisodeStore, report: Report
