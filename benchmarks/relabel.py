@@ -25,7 +25,7 @@ from farreach import datasets
 from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.fresh.cover import transitions
 from farreach_workloads.goals.fresh.pipeline import Foundation, Pipeline
-from farreach_workloads.goals.fresh.relabel import PathRows, fetch
+from farreach_workloads.goals.fresh.relabel import PathRows, PathSource
 from farreach_workloads.goals.rewards import sigmoid
 
 ROUNDS = 5
@@ -118,11 +118,12 @@ def main() -> None:
         )
         rng = np.random.default_rng(0)
         features = base.bundle.features(config, make_environment(config.environment, 1).spec)
+        source = PathSource(rows, base.store, base.bundle, features, config.reward)
         peer = RowByRow(config, base)
 
         def ours() -> None:
             for _ in range(20):
-                fetch(rows.draw(COUNT, rng), base.store, base.bundle, features, config.reward)
+                source.fetch(rows.draw(COUNT, rng))
 
         seconds, theirs = measure.medians([ours, lambda: peer.fill(COUNT)], ROUNDS)
     rate, peer_rate = 20 * COUNT / seconds, COUNT / theirs

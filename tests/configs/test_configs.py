@@ -13,6 +13,9 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 DEBUG = [path for path in FILES if path.stem.endswith("_debug")]
 # Variants of one run need no twin each: variant → the debug configuration of their common base.
 COVERED = {
+    "goals/fresh_maze_actionable": "goals/fresh_maze_paper_debug",
+    "goals/fresh_maze_her": "goals/fresh_maze_paper_debug",
+    "goals/fresh_maze_her_uniform": "goals/fresh_maze_paper_debug",
     "goals/oracle_curriculum": "goals/walk_maze_debug",
     "goals/oracle_reward": "goals/walk_maze_debug",
     "goals/random_walk_only": "goals/walk_maze_debug",

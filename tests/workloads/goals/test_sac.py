@@ -64,15 +64,19 @@ def reference_update(sac, data, noise):
     with torch.no_grad():
         next_action, next_log_prob = sample_squashed(*sac.actor(data["next_pair"]), noise[:count])
         q = torch.minimum(*sac.target(data["next_pair"], next_action))
-        y = data["reward"] + discount * (q - alpha * next_log_prob)
+        continues = data.get("continues", torch.ones(count))
+        y = data["reward"] + discount * continues * (q - alpha * next_log_prob)
     q1, q2 = sac.critic(data["pair"], data["action"])
     return ((q1 - y) ** 2).mean() + ((q2 - y) ** 2).mean()
 
 
+@pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("network", ["concat", "heads"])
-def test_one_update_equals_the_losses_written_out(network):
+def test_one_update_equals_the_losses_written_out(network, ends):
     sac, twin = agent(network=network), agent(network=network)
     data = batch()
+    if ends:
+        data["continues"] = (torch.arange(64) % 3 > 0).float()
     noise = torch.randn(128, 2, generator=torch.Generator().manual_seed(0))
     twin._noise.manual_seed(0)
     sac._noise.manual_seed(0)

@@ -27,9 +27,10 @@ from farreach_workloads.goals.environments.factory import check_environment, mak
 from farreach_workloads.goals.evaluate import Evaluator, success_table
 from farreach_workloads.goals.fresh.config import PAPER, FreshRunConfig
 from farreach_workloads.goals.fresh.cover import transitions
+from farreach_workloads.goals.fresh.hindsight import HindsightSource
 from farreach_workloads.goals.fresh.learner import FreshLearner
 from farreach_workloads.goals.fresh.pipeline import Foundation, Pipeline, check_data
-from farreach_workloads.goals.fresh.relabel import PathRows
+from farreach_workloads.goals.fresh.relabel import PathRows, PathSource, RowSource
 from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
 from farreach_workloads.goals.report import Reporter
 
@@ -84,15 +85,8 @@ class Offline:
         """A fresh agent; `restore` may follow."""
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._foundation = foundation
-        rows = PathRows(
-            foundation.store,
-            transitions(foundation.store),
-            foundation.outward,
-            foundation.inward,
-            foundation.graph,
-            config.relabel,
-        )
-        self.learner = FreshLearner(config, env.spec, foundation.store, rows, foundation.bundle)
+        source = row_source(config, env, foundation)
+        self.learner = FreshLearner(config, env.spec, source, foundation.bundle)
         copies = make_environment(config.environment, config.evaluation.episodes)
         self._evaluator = Evaluator(config, copies)
         self._visits = visited(foundation, env)
@@ -206,6 +200,23 @@ class Offline:
         path = self._checkpoints.save(content, step=updates, info=info, score=score)
         self._reporter.flush()
         self._run.event("checkpoint", path=path.name, **info)
+
+
+def row_source(config: FreshRunConfig, env: GoalEnvironment, foundation: Foundation) -> RowSource:
+    """What the configured method trains on."""
+    store = foundation.store
+    features = foundation.bundle.features(config, env.spec)
+    if config.method == "hindsight":
+        return HindsightSource(store, features, config.hindsight)
+    rows = PathRows(
+        store,
+        transitions(store),
+        foundation.outward,
+        foundation.inward,
+        foundation.graph,
+        config.relabel,
+    )
+    return PathSource(rows, store, foundation.bundle, features, config.reward)
 
 
 def visited(foundation: Foundation, env: GoalEnvironment) -> Ints:

@@ -59,7 +59,8 @@ class GoalSac:
 
         Args:
             batch: `pair` (n, w) and `next_pair` (n, w) features of (s, g) and (s', g), `action`
-                (n, a), `reward` (n,).
+                (n, a), `reward` (n,); optionally `continues` (n,), 0 where the transition ends the
+                pursuit and the bootstrap is cut, 1 elsewhere.
 
         Returns:
             Critic loss, mean Q and policy entropy, each ().
@@ -74,7 +75,8 @@ class GoalSac:
         alpha, discount = self.config.entropy_weight, self.config.discount
         first, second = _values(self._target_heads, self._targets, next_pair, sampled[:count])
         following = torch.minimum(first[-1], second[-1])[:, 0]
-        goal = batch["reward"] + discount * (following - alpha * log_prob[:count])
+        later = discount * (following - alpha * log_prob[:count])
+        goal = batch["reward"] + (later * batch["continues"] if "continues" in batch else later)
         loss, value = self._critic_step(pair, batch["action"], goal)
         action, own = sampled[count:], slice(count, None)
         # Of the actor's loss, mean of α log π - min Q, by the action and by its two parameters.
@@ -116,6 +118,17 @@ class GoalSac:
             )
         )
         return by_first + by_second
+
+    @torch.no_grad()
+    def first_value(self, pair: Tensor, action: Tensor) -> Tensor:
+        """The first critic's value of features (n, w) and actions (n, a), (n,)."""
+        return self.critic(pair, action)[0]
+
+    @torch.no_grad()
+    def sample(self, pair: Tensor, noise: Tensor) -> Tensor:
+        """Actions of the current policy, (n, a), from standard normal noise (n, a)."""
+        mean, log_std = self.actor(pair)
+        return sample_squashed(mean, log_std, noise)[0]
 
     def export_policy(self) -> dict[str, np.ndarray]:
         """The actor's parameters as arrays that nobody else writes to."""

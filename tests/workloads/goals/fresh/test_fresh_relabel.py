@@ -19,7 +19,7 @@ from farreach_workloads.goals.fresh.relabel import (
     NODE,
     SUBGOAL,
     PathRows,
-    fetch,
+    PathSource,
 )
 from farreach_workloads.goals.graph import directed_paths
 from farreach_workloads.goals.rewards import sigmoid
@@ -171,7 +171,7 @@ def test_rewards_are_the_shaped_reward_at_the_next_state(toy):
     bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
     features = SimpleNamespace(reachability=lambda observations: observations)
     settings = ShapedRewardConfig(scale=0.5, weight=2.0, temperature=3.0)
-    batch = fetch(rows, toy.store, bundle, features, settings)
+    batch = PathSource(None, toy.store, bundle, features, settings).fetch(rows)
     observation = toy.store["observation"][np.arange(13)]
     action = toy.store["action"][np.arange(13)]
     for index in range(500):

@@ -155,6 +155,23 @@ def test_sigterm_leaves_a_checkpoint_and_resume_ends_the_same(train, data, tmp_p
     np.testing.assert_array_equal(policy(run), policy(whole))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("hindsight.negative_actions=uniform",),
+        ("hindsight.negative_actions=policy", "hindsight.random_goals=value"),
+    ],
+)
+def test_the_baselines_train_on_the_same_stages(settings, train, built):
+    fresh = train("fresh")
+    built.clear()
+    run = train("baseline", "method=hindsight", *settings)
+    assert built == []
+    assert np.isfinite(run.read_result()["evaluation/success_final"])
+    assert not np.array_equal(policy(run), policy(fresh))
+
+
 def test_a_policy_is_not_continued_on_other_stages(train, monkeypatch):
     run = train("run")
     monkeypatch.setitem(pipeline.VERSIONS, "memory", 99)

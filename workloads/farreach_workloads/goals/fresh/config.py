@@ -122,6 +122,21 @@ class RowsConfig(Config):
         return self
 
 
+class HindsightConfig(Config):
+    """The rows of the baselines: reward 1 where the goal is reached, which ends the pursuit."""
+
+    negative_actions: Literal["none", "uniform", "policy"] = "none"
+    """Whether each row is followed by one with another action, reward 0: uniform (HER + uniform
+    negatives) or the policy's own (Actionable Models)."""
+    random_goals: Literal["zero", "value"] = "zero"
+    """Reward of a transition with a goal from elsewhere: 0, or its value (Actionable Models)."""
+    rescale_values: bool = False
+    """Multiply values by `scale` once more, as the released code does."""
+    piece_steps: int | None = Field(None, ge=1)
+    """Cut episodes into pieces of so many transitions; None leaves them whole."""
+    scale: float = Field(1.0, gt=0)
+
+
 class EpochsConfig(Config):
     """How long the policy trains, and how often it is evaluated and saved."""
 
@@ -152,12 +167,15 @@ class FreshRunConfig(ReachingConfig):
 
     fidelity: Literal["improved", "paper"] = "improved"
     """`paper`: whatever is not set explicitly takes the paper's value instead of ours."""
+    method: Literal["fresh", "hindsight"] = "fresh"
+    """`hindsight`: one of the baselines; the stages then serve evaluation alone."""
     data: DataConfig = DataConfig()
     reachability: FitConfig = FitConfig()
     memory: CoverConfig = CoverConfig()
     graph: GraphConfig = GraphConfig()
     reward: ShapedRewardConfig = ShapedRewardConfig()
     relabel: RowsConfig = RowsConfig()
+    hindsight: HindsightConfig = HindsightConfig()
     agent: SacConfig = SacConfig()
     training: EpochsConfig = EpochsConfig()
     runtime: PlacementConfig = PlacementConfig()

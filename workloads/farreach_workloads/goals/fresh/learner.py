@@ -10,16 +10,14 @@ import numpy as np
 import torch
 
 from farreach import messages, seeding
-from farreach_workloads.goals.fresh.relabel import fetch
 from farreach_workloads.goals.learner import learning_rate
 from farreach_workloads.goals.sac import GoalSac
 
 if TYPE_CHECKING:
-    from farreach.data.episodes import EpisodeStore
     from farreach_workloads.goals.bundle import Bundle
     from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
     from farreach_workloads.goals.fresh.config import FreshRunConfig
-    from farreach_workloads.goals.fresh.relabel import PathRows
+    from farreach_workloads.goals.fresh.relabel import RowSource
 
 # Rows that are drawn and rewarded together: large enough to spread NumPy's cost per call.
 ROWS_TOGETHER = 8192
@@ -29,7 +27,7 @@ class FreshLearner:
     """Draws rows and takes gradient steps.
 
     ```
-    learner = FreshLearner(config, spec, store, rows, bundle)
+    learner = FreshLearner(config, spec, source, bundle)
     metrics = learner.update(1000, progress=0.1)
     ```
     """
@@ -38,13 +36,12 @@ class FreshLearner:
         self,
         config: FreshRunConfig,
         spec: GoalEnvironmentSpec,
-        store: EpisodeStore,
-        rows: PathRows,
+        source: RowSource,
         bundle: Bundle,
     ) -> None:
-        """A fresh agent."""
+        """A fresh agent that learns from the rows of `source`."""
         torch.set_num_threads(config.runtime.torch_threads)
-        self._config, self._store, self._rows, self._bundle = config, store, rows, bundle
+        self._config, self._source, self._bundle = config, source, bundle
         self._features = bundle.features(config, spec)
         self._rng = seeding.generator(config.seed, "learner")
         self._agent = GoalSac(
@@ -89,20 +86,18 @@ class FreshLearner:
 
     def batch(self, count: int) -> tuple[dict[str, torch.Tensor], float]:
         """Rows ready for the agent, on its device, and their mean reward."""
-        drawn = self._rows.draw(count, self._rng)
-        # Kinds come one after the other, and a minibatch shall hold all of them.
-        drawn = drawn.shuffled(self._rng)
-        rows = fetch(drawn, self._store, self._bundle, self._features, self._config.reward)
+        rows = self._source.batch(count, self._rng, self._agent)
         arrays = {
             "pair": self._features.pair(rows.observation, rows.goal),
             "next_pair": self._features.pair(rows.next_observation, rows.goal),
             "action": rows.action,
             "reward": rows.reward,
         }
+        if rows.continues is not None:
+            arrays["continues"] = rows.continues
         device = self._agent.device
-        return {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}, float(
-            rows.reward.mean()
-        )
+        tensors = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
+        return tensors, float(rows.reward.mean())
 
     def policy(self) -> dict[str, np.ndarray]:
         """The policy's weights now."""

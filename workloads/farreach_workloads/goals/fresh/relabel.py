@@ -13,7 +13,7 @@ Source: arXiv:2301.02099, its released code's replay filler.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.features import Features
     from farreach_workloads.goals.fresh.config import RowsConfig, ShapedRewardConfig
     from farreach_workloads.goals.fresh.cover import DataGraph
+    from farreach_workloads.goals.sac import GoalSac
 
 BASE, SUBGOAL, EDGE, FUTURE, NODE = range(5)
 
@@ -55,19 +56,21 @@ class Rows:
         return Rows(*(getattr(self, field.name)[order] for field in fields(self)))
 
 
-class _Discrete:
+class Discrete:
     """A distribution over 0 … k - 1, with a guide that says where in its cumulative sum to look.
 
     Several times as fast as a binary search (Chen and Asau, 1974).
     """
 
     def __init__(self, weights: Floats) -> None:
+        """Probabilities in proportion to `weights`, (k,)."""
         self._cumulative = np.cumsum(weights, dtype=np.float64)
         self._cumulative /= self._cumulative[-1]
         begins = np.arange(len(weights)) / len(weights)
         self._guide = np.searchsorted(self._cumulative, begins, side="right")
 
     def draw(self, count: int, rng: np.random.Generator) -> Ints:
+        """`count` independent draws."""
         at = rng.random(count)
         found = self._guide[(at * len(self._guide)).astype(np.int64)]
         behind = np.flatnonzero(self._cumulative[found] <= at)
@@ -124,7 +127,7 @@ class PathRows:
         self._stored = stored if settings.edge_rows else np.zeros_like(stored)
         self._per_pair = 1 + self._subgoals + self._stored
         weight = np.outer(self._by_outward.sizes, self._by_inward.sizes) * self._per_pair
-        self._pairs = _Discrete(weight.ravel())
+        self._pairs = Discrete(weight.ravel())
         self._shares = np.cumsum([settings.path, settings.future, settings.node])
 
     def draw(self, count: int, rng: np.random.Generator) -> Rows:
@@ -214,40 +217,66 @@ def _below(rng: np.random.Generator, bound: Ints) -> Ints:
 
 @dataclass
 class Batch:
-    """Rows as arrays: observation, action, next observation and goal (n, ·), reward (n,)."""
+    """Rows as arrays: observation, action, next observation and goal (n, ·), reward (n,).
+
+    `continues` (n,) is 0 where the bootstrap is cut; None if it is nowhere.
+    """
 
     observation: Floats
     action: Floats
     next_observation: Floats
     goal: Floats
     reward: Floats
+    continues: Floats | None = None
 
 
-def fetch(
-    rows: Rows,
-    store: EpisodeStore,
-    bundle: Bundle,
-    features: Features,
-    settings: ShapedRewardConfig,
-) -> Batch:
-    """What the rows hold, and the shaped reward of each.
+class RowSource(Protocol):
+    """What the learner trains on."""
 
-    scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)); nothing is terminal.
-    """
-    observations, network = store[OBSERVATION], bundle.network
-    following = observations[rows.following]
-    start = network.embed(features.reachability(following))
-    goal = bundle.nodes.take(rows.goal_node, axis=0)
-    end = bundle.embeddings.take(rows.goal_node, axis=0)
-    data = np.flatnonzero(rows.goal_row >= 0)
-    goal[data] = drawn = observations[rows.goal_row[data]]
-    end[data] = network.embed(features.reachability(drawn))
-    near = sigmoid(network.logits(start, end) / settings.temperature) - 1.0
-    reward = settings.scale * (settings.weight * near - rows.hops)
-    return Batch(
-        observations[rows.following - 1],
-        store[ACTION][rows.following],
-        following,
-        goal,
-        reward.astype(np.float32),
-    )
+    def batch(self, count: int, rng: np.random.Generator, agent: GoalSac) -> Batch:
+        """Draw `count` rows, in no order; `agent` is the one that is being trained."""
+
+
+class PathSource:
+    """The paper's rows with the shaped reward."""
+
+    def __init__(
+        self,
+        rows: PathRows,
+        store: EpisodeStore,
+        bundle: Bundle,
+        features: Features,
+        settings: ShapedRewardConfig,
+    ) -> None:
+        """Rewards come from the bundle's network and the rows' hops."""
+        self._rows, self._store, self._bundle = rows, store, bundle
+        self._features, self._settings = features, settings
+
+    def batch(self, count: int, rng: np.random.Generator, agent: GoalSac) -> Batch:
+        """See `RowSource`."""
+        # Kinds come one after the other, and a minibatch shall hold all of them.
+        return self.fetch(self._rows.draw(count, rng).shuffled(rng))
+
+    def fetch(self, rows: Rows) -> Batch:
+        """What the rows hold, and the shaped reward of each.
+
+        scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)); nothing is terminal.
+        """
+        bundle, settings = self._bundle, self._settings
+        observations, network = self._store[OBSERVATION], bundle.network
+        following = observations[rows.following]
+        start = network.embed(self._features.reachability(following))
+        goal = bundle.nodes.take(rows.goal_node, axis=0)
+        end = bundle.embeddings.take(rows.goal_node, axis=0)
+        data = np.flatnonzero(rows.goal_row >= 0)
+        goal[data] = drawn = observations[rows.goal_row[data]]
+        end[data] = network.embed(self._features.reachability(drawn))
+        near = sigmoid(network.logits(start, end) / settings.temperature) - 1.0
+        reward = settings.scale * (settings.weight * near - rows.hops)
+        return Batch(
+            observations[rows.following - 1],
+            self._store[ACTION][rows.following],
+            following,
+            goal,
+            reward.astype(np.float32),
+        )
