@@ -85,7 +85,7 @@ def _memory(scene: _Scene) -> Figure:
         s=120,
         color="red",
         zorder=3,
-        label="start",
+        label="first node",
     )
     axes.legend(loc="upper right")
     figure.colorbar(points, ax=axes, label="million environment steps")
