@@ -1,4 +1,4 @@
-"""The command line: `farreach train | resume | evaluate | check | list | plot | export | data`.
+"""The command line: `farreach train | resume | evaluate | check | list | plot | curves | …`.
 
 Exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 75 stopped by SIGTERM with a
 checkpoint, 130 Ctrl-C.
@@ -32,6 +32,7 @@ BEHAVIOURS_MODULE = "farreach_workloads.goals.data.behaviours"
 LISTS = ("configs", "environments", "behaviours", "workloads", "settings")
 FORMATS = ("rllib",)
 DATA = "data"
+DEFAULT_CURVE = "evaluation/success_final"
 
 EPILOG = """\
 examples:
@@ -187,6 +188,15 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
 
 
+def _curves_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--metric", default=DEFAULT_CURVE, help=f"default: {DEFAULT_CURVE}")
+    parser.add_argument("--x", choices=("step", "minutes"), default="step")
+    parser.add_argument(
+        "--out", type=Path, default=Path("curves.png"), help="file to draw (default: curves.png)"
+    )
+
+
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     cli_data.generate_arguments(parser)
@@ -238,6 +248,15 @@ def _plot(options: argparse.Namespace) -> None:
 
     for path in launch.plot(options.run):
         say(str(path))
+
+
+def _curves(options: argparse.Namespace) -> None:
+    from farreach import curves
+
+    for band in curves.draw(options.runs, options.metric, options.x, options.out):
+        end = f"{band.mean[-1]:.3f} ± {band.high[-1] - band.mean[-1]:.3f}"
+        say(f"{band.name}: {end} at the end, {band.seeds} runs")
+    say(str(options.out))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -368,6 +387,14 @@ _COMMANDS: tuple[_Command, ...] = (
         "draw the figures of a run",
         "  farreach plot latest",
         _add_run,
+    ),
+    (
+        "curves",
+        _curves,
+        "draw the learning curves of several runs, with bands over seeds",
+        "  farreach curves runs/walk_maze-* --out walk.png\n"
+        "  farreach curves runs/* --metric evaluation/success_any --x minutes --out all.pdf",
+        _curves_arguments,
     ),
     (
         "export",

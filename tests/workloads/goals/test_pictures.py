@@ -8,7 +8,7 @@ from farreach_workloads.goals import pictures
 from farreach_workloads.goals.evaluate import Outcome
 
 SIZE = (660, 594)  # 6 × 5.4 inches at 110 dots
-NAMES = ["memory", "reachability", "success", "visits", "paths"]
+NAMES = ["memory", "reachability", "distances", "success", "visits", "paths"]
 
 
 def outcome(final, least, shift=0.0):
@@ -82,7 +82,7 @@ def test_edges_through_walls_are_drawn_in_red(draw, plain, toy):
 
 def test_pictures_of_the_memory_change_with_the_memory(draw, plain, toy):
     other = draw(bundle=toy.line(4, apart=1.0))
-    for name in ("memory", "reachability", "paths"):
+    for name in ("memory", "reachability", "distances", "paths"):
         assert (other[name] != plain[name]).any(), name
     for name in ("success", "visits"):
         np.testing.assert_array_equal(other[name], plain[name])

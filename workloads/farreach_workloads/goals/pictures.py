@@ -164,11 +164,16 @@ def _paths(scene: _Scene) -> Figure:
     order = np.argsort(scene.env.path_distance(outcome.positions[:, 0], outcome.goals))
     chosen = order[np.linspace(0, len(order) - 1, PATHS_SHOWN).astype(int)]
     features = bundle.features(scene.config, scene.env.spec)
-    ends = np.concatenate([outcome.positions[chosen, 0], outcome.goals[chosen]])
-    nearest = bundle.nearest(bundle.network.embed(features.reachability(ends)))
+    start, end = (
+        nearest(bundle.network.embed(features.reachability(states)))
+        for nearest, states in (
+            (bundle.nearest, outcome.positions[chosen, 0]),
+            (bundle.nearest_to_goals, outcome.goals[chosen]),
+        )
+    )
     for index, goal in enumerate(chosen):
         colour = mpl.colormaps["tab10"](index)
-        path = bundle.path(int(nearest[index]), int(nearest[PATHS_SHOWN + index]))
+        path = bundle.path(int(start[index]), int(end[index]))
         axes.plot(*scene.nodes[path].T, "--", color=colour, linewidth=1)
         axes.plot(*outcome.positions[goal][:, scene.plane].T, color=colour, linewidth=1.5)
         x, y = outcome.goals[goal, scene.plane]
@@ -176,9 +181,22 @@ def _paths(scene: _Scene) -> Figure:
     return figure
 
 
+def _distances(scene: _Scene) -> Figure:
+    """Hops from every node to the goal that is farthest from the first node."""
+    bundle = scene.bundle
+    goal = int(bundle.hops[0].argmax())
+    figure, axes = scene.axes("hops to the star along the graph")
+    hops = bundle.hops[:, goal]
+    points = axes.scatter(scene.nodes[:, 0], scene.nodes[:, 1], c=hops, s=22, cmap="viridis_r")
+    axes.scatter(scene.nodes[goal, 0], scene.nodes[goal, 1], marker="*", s=140, color="red")
+    figure.colorbar(points, ax=axes, label="hops")
+    return figure
+
+
 PICTURES: dict[str, Callable[[_Scene], Figure]] = {
     "memory": _memory,
     "reachability": _reachability,
+    "distances": _distances,
     "success": _success,
     "visits": _visits,
     "paths": _paths,

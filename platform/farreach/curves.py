@@ -1,0 +1,142 @@
+"""Learning curves of several runs in one picture: a line per configuration, a band over seeds."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from farreach.errors import ConfigError, RunDirectoryError
+from farreach.registry import near_match
+from farreach.rundir import RunDirectory, atomic_write
+from farreach.yaml_source import read
+
+Floats = NDArray[np.floating[Any]]
+Axis = Literal["step", "minutes"]
+
+POINTS = 200
+DPI = 110
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one run.
+
+    Attributes:
+        name: the configuration's name, which its seeds share.
+        x: (n,) steps, or minutes since the first point that was logged.
+        y: (n,).
+    """
+
+    name: str
+    x: Floats
+    y: Floats
+
+
+def read_series(run: RunDirectory, metric: str, axis: Axis = "step") -> Series:
+    """The points of a metric, without those that a resumed run has logged again.
+
+    Minutes are those of the clock, pauses of a stopped run included.
+
+    Raises:
+        RunDirectoryError: the run has not logged the metric.
+    """
+    points: list[tuple[float, float, float]] = []  # step, time, value
+    seen: set[str] = set()
+    begun: float | None = None
+    for line in _lines(run.metrics_path):
+        if line.get("event") == "resumed":
+            points = [point for point in points if point[0] <= line["step"]]
+            continue
+        begun = line["time"] if begun is None else begun
+        seen |= line.keys()
+        if line.get(metric) is not None:
+            points.append((line["step"], line["time"], line[metric]))
+    if not points:
+        known = sorted(name for name in seen if "/" in name)
+        raise RunDirectoryError(f"{run.path} has logged no {metric!r}. {near_match(metric, known)}")
+    step, at, value = np.array(sorted(points), np.float64).T
+    assert begun is not None
+    name = str(read(run.config_path, str(run.config_path))[0]["name"])
+    return Series(name, step if axis == "step" else (at - begun) / 60, value)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+@dataclass(frozen=True)
+class Band:
+    """The seeds of a configuration together, on a common axis: (k,) each."""
+
+    name: str
+    seeds: int
+    x: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def bands(series: Sequence[Series]) -> list[Band]:
+    """Mean, and mean ± standard deviation, over the runs of each name, sorted by it.
+
+    Runs are interpolated linearly over the stretch of the axis that all of them cover.
+    """
+    groups: dict[str, list[Series]] = defaultdict(list)
+    for one in series:
+        groups[one.name].append(one)
+    found = []
+    for name, group in sorted(groups.items()):
+        first = max(one.x[0] for one in group)
+        last = max(first, min(one.x[-1] for one in group))
+        x = np.linspace(first, last, POINTS)
+        y = np.stack([np.interp(x, one.x, one.y) for one in group])
+        mean, spread = y.mean(axis=0), y.std(axis=0)
+        found.append(Band(name, len(group), x, mean, mean - spread, mean + spread))
+    return found
+
+
+def draw(paths: Sequence[Path], metric: str, axis: Axis, out: Path) -> list[Band]:
+    """Draw the curves of some runs into a file whose ending says its kind.
+
+    Raises:
+        ConfigError: a kind of file that cannot be drawn.
+        RunDirectoryError: no run there, or it has not logged the metric.
+    """
+    kinds = Figure().canvas.get_supported_filetypes()
+    kind = out.suffix.removeprefix(".")
+    if kind not in kinds:
+        raise ConfigError(
+            f"--out {out}: cannot draw a {out.suffix or 'file without an ending'}. "
+            f"Known: {', '.join(sorted(kinds))}."
+        )
+    found = bands([read_series(RunDirectory.open(path), metric, axis) for path in paths])
+    figure = Figure(figsize=(7, 4.5), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for index, band in enumerate(found):
+        colour = mpl.colormaps["tab10"](index % 10)
+        seeds = f"{band.seeds} seeds" if band.seeds > 1 else "1 seed"
+        axes.plot(band.x, band.mean, color=colour, label=f"{band.name} ({seeds})")
+        if band.seeds > 1:
+            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("steps" if axis == "step" else "minutes")
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, picture.getvalue())
+    return found
