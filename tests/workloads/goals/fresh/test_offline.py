@@ -96,6 +96,14 @@ def test_unchanged_stages_are_skipped_and_changed_ones_rebuilt(train, built, cap
     assert built == ["fit_network", "build_memory", "build_graph"]
 
 
+def test_a_full_memory_and_a_graph_in_pieces_are_warned_of(train, capfd):
+    train("full", "memory.capacity=30", "graph.edge_frac=0.02")
+    said = capfd.readouterr().err
+    assert "warning: memory.capacity 30 was reached and" in said
+    assert "edges without a transition behind them join them" in said
+    assert "30 nodes, " in said
+
+
 def test_the_same_seed_gives_the_same_policy_and_another_does_not(train):
     np.testing.assert_array_equal(policy(train("one")), policy(train("two")))
     assert not np.array_equal(policy(train("three", "seed=1")), policy(train("one-again")))

@@ -7,7 +7,7 @@ data ─► reachability ─► memory ─► nearest ─► graph ─► (polic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +149,7 @@ class Pipeline:
         passes = np.bincount(outward, minlength=len(memory.nodes)).astype(np.float64)
         bundle = self._bundle(weights, memory, embeddings, graph, passes)
         metrics = metrics | self._diagnostics(store, memory, graph)
+        self._say(memory, metrics)
         return Foundation(folder.name, store, bundle, graph, outward, inward, metrics)
 
     def _reachability(
@@ -209,6 +210,25 @@ class Pipeline:
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("outward", "inward")
         )
         return folder.name, outward, inward
+
+    def _say(self, memory: Memory, metrics: Mapping[str, float]) -> None:
+        """What the user should know of memory and graph, and what looks wrong."""
+        self._log(
+            f"{'':<13} {len(memory.nodes)} nodes, {metrics['graph/edges']:.0f} edges, paths of "
+            f"{metrics['graph/mean_hops']:.1f} hops, {metrics['graph/diameter_hops']:.0f} at most"
+        )
+        if memory.overwritten:
+            self._log(
+                f"warning: memory.capacity {self._config.memory.capacity} was reached and "
+                f"{memory.overwritten} nodes gave way to others. Raise it, or lower "
+                "memory.threshold."
+            )
+        if metrics["graph/connectors"]:
+            self._log(
+                f"warning: the graph had {metrics['graph/components']:.0f} components; "
+                f"{metrics['graph/connectors']:.0f} edges without a transition behind them join "
+                "them. Raise graph.edge_frac or record more data if they are many."
+            )
 
     def _settings(self, section: str) -> dict[str, Any]:
         return {section: getattr(self._config, section).model_dump(mode="json")}
