@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,46 @@ def learning_rate(config: SacConfig, progress: float) -> float:
         return config.lr
     left = min(1.0, max(0.0, (1.0 - progress) / config.lr_decay_frac))
     return config.lr * (FINAL_LR_FRAC + (1 - FINAL_LR_FRAC) * left)
+
+
+# count → rows as tensors on the agent's device, and their mean reward.
+DrawRows = Callable[[int], tuple[dict[str, torch.Tensor], float]]
+
+
+def take_updates(agent: GoalSac, draw: DrawRows, count: int, progress: float) -> dict[str, float]:
+    """Take `count` gradient steps on fresh rows, several minibatches drawn at a time.
+
+    Args:
+        agent: takes the steps.
+        draw: what it learns from.
+        count: number of updates.
+        progress: share of training that is done, for the learning rate.
+
+    Returns:
+        Means over the updates, and the seconds that they took.
+    """
+    begin = time.perf_counter()
+    size = agent.config.batch
+    lr = learning_rate(agent.config, progress)
+    agent.set_lr(lr)
+    done, sums, reward_sum = 0, torch.zeros(3), 0.0
+    while done < count:
+        together = min(max(1, ROWS_TOGETHER // size), count - done)
+        batch, reward = draw(together * size)
+        reward_sum += reward * together
+        for index in range(together):
+            rows = slice(index * size, (index + 1) * size)
+            sums += torch.stack(agent.update({k: v[rows] for k, v in batch.items()})).cpu()
+        done += together
+    critic_loss, q_value, entropy = (sums / count).tolist()
+    return {
+        "learner/critic_loss": critic_loss,
+        "learner/q_value": q_value,
+        "learner/entropy": entropy,
+        "learner/reward": reward_sum / count,
+        "learner/lr": lr,
+        "learner/busy_s": time.perf_counter() - begin,
+    }
 
 
 class Learner:
@@ -108,32 +148,9 @@ class Learner:
         Returns:
             Means over the updates, and the policy's weights after the last one.
         """
-        begin = time.perf_counter()
         assert self._agent is not None
-        size = self._config.agent.batch
-        lr = learning_rate(self._config.agent, progress)
-        self._agent.set_lr(lr)
-        done, sums, reward_sum = 0, torch.zeros(3), 0.0
-        while done < count:
-            together = min(max(1, ROWS_TOGETHER // size), count - done)
-            batch, reward = self.batch(together * size)
-            reward_sum += reward * together
-            for index in range(together):
-                rows = slice(index * size, (index + 1) * size)
-                sums += torch.stack(
-                    self._agent.update({k: v[rows] for k, v in batch.items()})
-                ).cpu()
-            done += together
+        metrics = take_updates(self._agent, self.batch, count, progress)
         self._updates += count
-        critic_loss, q_value, entropy = (sums / count).tolist()
-        metrics = {
-            "learner/critic_loss": critic_loss,
-            "learner/q_value": q_value,
-            "learner/entropy": entropy,
-            "learner/reward": reward_sum / count,
-            "learner/lr": lr,
-            "learner/busy_s": time.perf_counter() - begin,
-        }
         return metrics, self._agent.export_policy()
 
     def batch(self, count: int) -> tuple[dict[str, torch.Tensor], float]:

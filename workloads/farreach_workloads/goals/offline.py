@@ -149,7 +149,7 @@ class Offline:
             count = min(UPDATES_TOGETHER, end - self.learner.updates)
             metrics = self.learner.update(count, self._done_share())
             self._reporter.count("updates", count)
-            self._reporter.rollout(self.learner.updates, metrics)
+            self._reporter.learner(self.learner.updates, metrics)
             self._reporter.progress(self.learner.updates, self._done_share())
 
     def _elapsed_s(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from farreach import messages, seeding
-from farreach_workloads.goals.learner import learning_rate
+from farreach_workloads.goals.learner import take_updates
 from farreach_workloads.goals.sac import GoalSac
 
 if TYPE_CHECKING:
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
     from farreach_workloads.goals.fresh.config import FreshRunConfig
     from farreach_workloads.goals.fresh.relabel import RowSource
-
-# Rows that are drawn and rewarded together: large enough to spread NumPy's cost per call.
-ROWS_TOGETHER = 8192
 
 
 class FreshLearner:
@@ -57,32 +53,11 @@ class FreshLearner:
             progress: share of training that is done, for the learning rate.
 
         Returns:
-            Means over the updates.
+            See `take_updates`.
         """
-        begin = time.perf_counter()
-        size = self._config.agent.batch
-        lr = learning_rate(self._config.agent, progress)
-        self._agent.set_lr(lr)
-        done, sums, reward_sum = 0, torch.zeros(3), 0.0
-        while done < count:
-            together = min(max(1, ROWS_TOGETHER // size), count - done)
-            batch, reward = self.batch(together * size)
-            reward_sum += reward * together
-            for index in range(together):
-                part = slice(index * size, (index + 1) * size)
-                losses = self._agent.update({k: v[part] for k, v in batch.items()})
-                sums += torch.stack(losses).cpu()
-            done += together
+        metrics = take_updates(self._agent, self.batch, count, progress)
         self.updates += count
-        critic_loss, q_value, entropy = (sums / count).tolist()
-        return {
-            "learner/critic_loss": critic_loss,
-            "learner/q_value": q_value,
-            "learner/entropy": entropy,
-            "learner/reward": reward_sum / count,
-            "learner/lr": lr,
-            "throughput/updates_per_s": count / (time.perf_counter() - begin),
-        }
+        return metrics
 
     def batch(self, count: int) -> tuple[dict[str, torch.Tensor], float]:
         """Rows ready for the agent, on its device, and their mean reward."""
