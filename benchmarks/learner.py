@@ -82,7 +82,7 @@ class SameSize(gymnasium.Env[Any, Any]):
 
 def widths(learner: Learner) -> tuple[int, int]:
     """Width of the policy's input and of an action."""
-    batch, _ = learner.batch(1)
+    batch = learner.batch(1)
     return batch["pair"].shape[1], batch["action"].shape[1]
 
 
@@ -254,7 +254,7 @@ def large_batch_rows() -> None:
 
     def peer() -> None:
         for _ in range(count):
-            plain.update(learner.batch(size)[0])
+            plain.update(learner.batch(size))
 
     measure.compare_rates(
         "batch_2048",

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from farreach.registry import near_match
 from farreach.yaml_source import KeyPath, Sources, Tree, located
 
 # Keys of the file itself, which no model declares.
@@ -94,7 +95,10 @@ def _message(found: list[ErrorDetails], path: KeyPath, model: type[BaseModel]) -
     first = found[0]
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
-        return _unknown_key(path, model)
+        return _unknown_key(path, model, first["loc"])
+    if kind == "union_tag_invalid":
+        tag, known = first["ctx"]["tag"], re.findall(r"'([^']*)'", first["ctx"]["expected_tags"])
+        return f"there is no kind {tag!r}. {near_match(tag, known)}"
     if kind == "missing":
         if first["loc"][-1] != path[-1]:  # an entry of a list, which is not a key
             return "has too few entries."
@@ -115,10 +119,20 @@ def _without_subject(message: str) -> str:
     return re.sub(r"^\w+ (?=should )", "", message)
 
 
-def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
+def _unknown_key(path: KeyPath, model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     models = [model]
     for key in path[:-1]:
         models = _below(models, key)
+    # Of a union whose members are told apart by a tag, the one that the location names.
+    tags = [part for part in location if part not in path]
+    tagged = [
+        one
+        for one in models
+        if any(
+            tag in get_args(field.annotation) for field in one.model_fields.values() for tag in tags
+        )
+    ]
+    models = tagged or models
     known = sorted(_fields(models) | set(FILE_KEYS if len(path) == 1 else ()))
     near = difflib.get_close_matches(str(path[-1]), known, n=1)
     mend = f" Did you mean {near[0]!r}?" if near else ""

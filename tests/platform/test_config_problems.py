@@ -131,7 +131,11 @@ def complain(tmp_path, monkeypatch):
         ),
         (
             "world:\n  type: walker\n  leg: 1\n",
-            "x.yaml:3: world.leg: unknown key. Did you mean 'legs'? Known keys: cells, legs, type",
+            "x.yaml:3: world.leg: unknown key. Did you mean 'legs'? Known keys: legs, type",
+        ),
+        (
+            "world:\n  type: wlker\n",
+            "x.yaml:1: world: there is no kind 'wlker'. Did you mean 'walker'?",
         ),
         ("world:\n  cells: 1\n", "x.yaml:1: world: "),
     ],

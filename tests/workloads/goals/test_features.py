@@ -30,9 +30,26 @@ def test_the_paper_sees_everything_raw():
 
 
 def test_widths_are_what_comes_out():
-    for settings in ({}, {"goal": "full"}, {"dims": "all", "relative": False}):
+    for settings in (
+        {},
+        {"goal": "full"},
+        {"dims": "all", "relative": False},
+        {"frequencies": 3},
+    ):
         each = features(**settings)
         assert each.pair(STATE, GOAL).shape[1] == each.pair_width
+
+
+def test_frequencies_add_sines_and_cosines_of_doubled_inputs_to_state_and_goal():
+    each = features(frequencies=2, relative=False)
+    pair = each.pair(STATE, GOAL)[0]
+    x, y, gx, gy = 1.0, -1.0, 2.0, -2.0
+    state = [x, y, 1, 0, *np.sin([x, 2 * x, y, 2 * y]), *np.cos([x, 2 * x, y, 2 * y])]
+    goal = [gx, gy, *np.sin([gx, 2 * gx, gy, 2 * gy]), *np.cos([gx, 2 * gx, gy, 2 * gy])]
+    np.testing.assert_allclose(pair, [*state, *goal], atol=1e-6)
+    np.testing.assert_allclose(each.observation(STATE)[0], state, atol=1e-6)
+    # The reachability network keeps its input.
+    np.testing.assert_allclose(each.reachability(STATE)[0], [1, -1, 1, 0], atol=1e-6)
 
 
 def test_measure_gives_spread_and_displacement_over_the_window():

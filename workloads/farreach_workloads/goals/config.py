@@ -44,6 +44,9 @@ class FeaturesConfig(Config):
     logarithmic far from it."""
     scale: Literal["walk", "none"] = "walk"
     """Divide inputs by their spread in the first random walks (`walk`), or leave them."""
+    frequencies: int = Field(0, ge=0, le=8)
+    """Add sines and cosines of 1, 2, 4, … times the policy's inputs, so many each: values that jump
+    at a wall are then within reach of a small network (arXiv:2206.04672)."""
 
 
 class PhasesConfig(Config):
@@ -180,16 +183,22 @@ class RelabelConfig(Config):
         return self
 
 
-class SacConfig(Config):
-    """Goal-conditioned SAC with a fixed entropy weight."""
+class AgentSettings(Config):
+    """What every agent has that learns by gradient steps."""
 
-    network: Literal["concat", "heads"] = "concat"
-    """Plain concatenation of state and goal, or the paper's separate heads."""
-    hidden: int = Field(128, ge=1)
     lr: float = Field(1e-3, gt=0)
     lr_decay_frac: float = Field(0.4, ge=0, le=1)
     """Last share of training over which the learning rate falls linearly to a tenth."""
     batch: int = Field(256, ge=1)
+
+
+class SacConfig(AgentSettings):
+    """Goal-conditioned SAC with a fixed entropy weight."""
+
+    kind: Literal["sac"] = "sac"
+    network: Literal["concat", "heads"] = "concat"
+    """Plain concatenation of state and goal, or the paper's separate heads."""
+    hidden: int = Field(128, ge=1)
     discount: float = Field(0.98, gt=0, lt=1)
     entropy_weight: float = Field(0.02, ge=0)
     polyak: float = Field(0.005, gt=0, le=1)
@@ -287,7 +296,7 @@ class ReachingConfig(Config):
     features: FeaturesConfig = FeaturesConfig()
     reachability: NetworkConfig = NetworkConfig()
     planning: PlanningConfig = PlanningConfig()
-    agent: SacConfig = SacConfig()
+    agent: AgentSettings = SacConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: MachineConfig = MachineConfig()
 

@@ -11,10 +11,10 @@ import torch
 from scipy import stats
 
 from farreach import seeding
+from farreach_workloads.goals.agents.build import Acting, make_policy
 from farreach_workloads.goals.bundle import nodes_per_category
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.rollout import Planner
-from farreach_workloads.goals.sac import Policy
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.bundle import Bundle
@@ -76,7 +76,7 @@ class Evaluator:
     ) -> tuple[dict[str, float], Outcome]:
         """Flat and graph-planned success, coverage of the memory; and the flat outcome."""
         features = bundle.features(self._config, self._env.spec)
-        policy = Policy(self._config.agent, features, self._env.spec.action_dim)
+        policy = make_policy(self._config.agent, features, self._env.spec.action_dim)
         policy.load(weights)
         planner = Planner(bundle, self._config, self._env)
         flat = self._run(policy, None)
@@ -86,7 +86,7 @@ class Evaluator:
         metrics |= probe(bundle, features, self._env, self.goals)
         return metrics, flat
 
-    def _run(self, policy: Policy, planner: Planner | None) -> Outcome:
+    def _run(self, policy: Acting, planner: Planner | None) -> Outcome:
         env, config = self._env, self._config
         env.rng = np.random.default_rng(seeding.child_seed(GOALS_SEED, "reset"))
         observations = env.reset()

@@ -19,20 +19,30 @@ HERE = 2.0
 
 
 class _Columns:
-    """Some dims of an observation: angles as sine and cosine, the rest divided by a scale."""
+    """Some dims of an observation: angles as sine and cosine, the rest divided by a scale.
 
-    def __init__(self, dims: tuple[int, ...], angles: tuple[int, ...], scale: Floats) -> None:
+    With frequencies, the sines and cosines of 1, 2, 4, … times the scaled dims follow.
+    """
+
+    def __init__(
+        self, dims: tuple[int, ...], angles: tuple[int, ...], scale: Floats, frequencies: int = 0
+    ) -> None:
         self.angles = np.array([d for d in dims if d in angles], np.int64)
         self.plain = np.array([d for d in dims if d not in angles], np.int64)
         self.inverse = (1.0 / scale[self.plain]).astype(np.float32)
-        self.width = len(self.plain) + 2 * len(self.angles)
+        self.factors = (2.0 ** np.arange(frequencies)).astype(np.float32)
+        self.width = (1 + 2 * frequencies) * len(self.plain) + 2 * len(self.angles)
 
     def __call__(self, observations: Floats) -> Floats:
         plain = observations[:, self.plain] * self.inverse
-        if not len(self.angles):
-            return plain
-        angles = observations[:, self.angles]
-        return np.concatenate([plain, np.sin(angles), np.cos(angles)], axis=1)
+        parts = [plain]
+        if len(self.angles):
+            angles = observations[:, self.angles]
+            parts += [np.sin(angles), np.cos(angles)]
+        if len(self.factors):
+            phase = (plain[:, :, None] * self.factors).reshape(len(plain), -1)
+            parts += [np.sin(phase), np.cos(phase)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 class Features:
@@ -59,8 +69,9 @@ class Features:
         policy_dims = spec.policy_dims if features.dims == "state" else everything
         goal_dims = spec.goal_dims if features.goal == "masked" else policy_dims
         reach_dims = spec.reachability_dims if reachability.dims == "state" else spec.goal_dims
-        self._policy = _Columns(policy_dims, angles, divide)
-        self._goal = _Columns(goal_dims, angles, divide)
+        frequencies = features.frequencies
+        self._policy = _Columns(policy_dims, angles, divide, frequencies)
+        self._goal = _Columns(goal_dims, angles, divide, frequencies)
         self._reach = _Columns(reach_dims, angles, divide)
         self._goal_dims = np.array(spec.goal_dims, np.int64)
         self._relative = np.array(spec.goal_dims if features.relative else (), np.int64)
@@ -77,6 +88,10 @@ class Features:
             gap = goals[:, dims] - observations[:, dims]
             parts.append(np.arcsinh(gap / self.unit[dims]))
         return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def observation(self, observations: Floats) -> Floats:
+        """The state's part of `pair`: (n, d) → (n, observation_width) float32."""
+        return self._policy(observations).astype(np.float32, copy=False)
 
     def reachability(self, observations: Floats) -> Floats:
         """Input of the reachability network: (n, d) → (n, reachability_width) float32."""

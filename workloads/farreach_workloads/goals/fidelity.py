@@ -20,6 +20,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "goal": "full",
         "relative": False,
         "scale": "none",
+        "frequencies": 0,
     },
     "phases": {"random_start": "goal", "planned_frac": 0.0},
     "reachability": {

@@ -18,7 +18,8 @@ from farreach_workloads.goals.relabel import Relabeller
 from farreach_workloads.goals.sac import GoalSac
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.config import GoalsRunConfig, SacConfig
+    from farreach_workloads.goals.agents.build import Agent
+    from farreach_workloads.goals.config import AgentSettings, GoalsRunConfig
 
 # Rows that are relabelled and rewarded together: large enough to spread NumPy's cost per call.
 ROWS_TOGETHER = 8192
@@ -27,7 +28,7 @@ REANNOTATED_EPISODES = 64
 FINAL_LR_FRAC = 0.1
 
 
-def learning_rate(config: SacConfig, progress: float) -> float:
+def learning_rate(config: AgentSettings, progress: float) -> float:
     """Constant, then linear to a tenth of it over the last `lr_decay_frac` of training."""
     if config.lr_decay_frac == 0:
         return config.lr
@@ -35,11 +36,11 @@ def learning_rate(config: SacConfig, progress: float) -> float:
     return config.lr * (FINAL_LR_FRAC + (1 - FINAL_LR_FRAC) * left)
 
 
-# count → rows as tensors on the agent's device, and their mean reward.
-DrawRows = Callable[[int], tuple[dict[str, torch.Tensor], float]]
+# count → rows as tensors on the agent's device.
+DrawRows = Callable[[int], dict[str, torch.Tensor]]
 
 
-def take_updates(agent: GoalSac, draw: DrawRows, count: int, progress: float) -> dict[str, float]:
+def take_updates(agent: Agent, draw: DrawRows, count: int, progress: float) -> dict[str, float]:
     """Take `count` gradient steps on fresh rows, several minibatches drawn at a time.
 
     Args:
@@ -49,27 +50,29 @@ def take_updates(agent: GoalSac, draw: DrawRows, count: int, progress: float) ->
         progress: share of training that is done, for the learning rate.
 
     Returns:
-        Means over the updates, and the seconds that they took.
+        Means over the updates of what the agent reports, and the seconds that they took.
     """
     begin = time.perf_counter()
     size = agent.config.batch
     lr = learning_rate(agent.config, progress)
     agent.set_lr(lr)
-    done, sums, reward_sum = 0, torch.zeros(3), 0.0
+    done, names, total = 0, [], torch.zeros(())
+    reward = torch.zeros(())
     while done < count:
         together = min(max(1, ROWS_TOGETHER // size), count - done)
-        batch, reward = draw(together * size)
-        reward_sum += reward * together
+        batch = draw(together * size)
+        if "reward" in batch:
+            reward = reward + batch["reward"].mean() * together
         for index in range(together):
             rows = slice(index * size, (index + 1) * size)
-            sums += torch.stack(agent.update({k: v[rows] for k, v in batch.items()})).cpu()
+            found = agent.update({k: v[rows] for k, v in batch.items()})
+            names = list(found)
+            total = total + torch.stack(list(found.values())).cpu()
         done += together
-    critic_loss, q_value, entropy = (sums / count).tolist()
-    return {
-        "learner/critic_loss": critic_loss,
-        "learner/q_value": q_value,
-        "learner/entropy": entropy,
-        "learner/reward": reward_sum / count,
+    metrics = dict(zip(names, (total / count).tolist(), strict=True))
+    if "reward" in batch:
+        metrics["reward"] = float(reward) / count
+    return {f"learner/{name}": value for name, value in metrics.items()} | {
         "learner/lr": lr,
         "learner/busy_s": time.perf_counter() - begin,
     }
@@ -153,8 +156,8 @@ class Learner:
         self._updates += count
         return metrics, self._agent.export_policy()
 
-    def batch(self, count: int) -> tuple[dict[str, torch.Tensor], float]:
-        """Relabelled rows ready for the agent, on its device, and their mean reward."""
+    def batch(self, count: int) -> dict[str, torch.Tensor]:
+        """Relabelled rows ready for the agent, on its device."""
         assert self._bundle is not None
         assert self._features is not None
         assert self._agent is not None
@@ -166,8 +169,7 @@ class Learner:
             "action": sample.action,
             "reward": reward,
         }
-        device = self._agent.device
-        return {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}, float(reward.mean())
+        return {k: torch.from_numpy(v).to(self._agent.device) for k, v in arrays.items()}
 
     def policy(self) -> dict[str, np.ndarray]:
         """The policy's weights now."""

@@ -1,4 +1,4 @@
-"""go-fresh, offline: goal reaching from a fixed data set, without rewards (arXiv:2301.02099).
+"""Goal reaching from a fixed data set, without rewards: go-fresh (arXiv:2301.02099) and others.
 
 The stages before the policy keep their results (`fresh/pipeline.py`); the policy then learns from
 the data alone, and the environment is used to evaluate it.
@@ -21,6 +21,10 @@ from farreach.errors import CheckpointError
 from farreach.launch import Stopped, StopRequest
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import fidelity
+from farreach_workloads.goals.agents.build import make_agent
+from farreach_workloads.goals.agents.rows import TrainingRows
+from farreach_workloads.goals.agents.trunk import TrunkAgent, TrunkRows
+from farreach_workloads.goals.config import SacConfig
 from farreach_workloads.goals.coordinator import mean_metrics
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
@@ -33,6 +37,7 @@ from farreach_workloads.goals.fresh.pipeline import Foundation, Pipeline, check_
 from farreach_workloads.goals.fresh.relabel import PathRows, PathSource, RowSource
 from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
 from farreach_workloads.goals.report import Reporter
+from farreach_workloads.goals.sac import GoalSac
 
 Config = FreshRunConfig
 
@@ -47,6 +52,8 @@ def check(config: FreshRunConfig) -> list[str]:
     check_environment(config.environment)
     env = make_environment(config.environment, 1)
     check_data(config, env)
+    if not isinstance(config.agent, SacConfig):
+        return []
     deviations = fidelity.deviations(config, PAPER)
     if not deviations:
         return ["every setting is the paper's"]
@@ -85,8 +92,8 @@ class Offline:
         """A fresh agent; `restore` may follow."""
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._foundation = foundation
-        source = row_source(config, env, foundation)
-        self.learner = FreshLearner(config, env.spec, source, foundation.bundle)
+        agent, source = agent_and_rows(config, env, foundation)
+        self.learner = FreshLearner(config, agent, source, foundation.bundle)
         copies = make_environment(config.environment, config.evaluation.episodes)
         self._evaluator = Evaluator(config, copies)
         self._visits = visited(foundation, env)
@@ -202,12 +209,19 @@ class Offline:
         self._run.event("checkpoint", path=path.name, **info)
 
 
-def row_source(config: FreshRunConfig, env: GoalEnvironment, foundation: Foundation) -> RowSource:
-    """What the configured method trains on."""
-    store = foundation.store
-    features = foundation.bundle.features(config, env.spec)
+def agent_and_rows(
+    config: FreshRunConfig, env: GoalEnvironment, foundation: Foundation
+) -> tuple[GoalSac | TrunkAgent, RowSource]:
+    """A fresh agent, and what it trains on."""
+    store, bundle = foundation.store, foundation.bundle
+    features = bundle.features(config, env.spec)
+    agent = make_agent(
+        config.agent, features, env.spec.action_dim, config.seed, config.runtime.device
+    )
+    if isinstance(agent, TrunkAgent):
+        return agent, TrunkRows(agent, TrainingRows(store, features))
     if config.method == "hindsight":
-        return HindsightSource(store, features, config.hindsight)
+        return agent, HindsightSource(store, features, config.hindsight, agent)
     rows = PathRows(
         store,
         transitions(store),
@@ -216,7 +230,7 @@ def row_source(config: FreshRunConfig, env: GoalEnvironment, foundation: Foundat
         foundation.graph,
         config.relabel,
     )
-    return PathSource(rows, store, foundation.bundle, features, config.reward)
+    return agent, PathSource(rows, store, bundle, features, config.reward)
 
 
 def visited(foundation: Foundation, env: GoalEnvironment) -> Ints:

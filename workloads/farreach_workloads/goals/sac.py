@@ -54,7 +54,7 @@ class GoalSac:
                 group["lr"] = lr
 
     @torch.no_grad()
-    def update(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def update(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One step of critic, actor and target.
 
         Args:
@@ -63,7 +63,7 @@ class GoalSac:
                 pursuit and the bootstrap is cut, 1 elsewhere.
 
         Returns:
-            Critic loss, mean Q and policy entropy, each ().
+            `critic_loss`, mean `q_value` and policy `entropy`, each ().
         """
         pair, next_pair, count = batch["pair"], batch["next_pair"], len(batch["pair"])
         # One pass of the actor serves both the target action and the actor's own loss.
@@ -90,7 +90,7 @@ class GoalSac:
         self._actor_heads.backward(own, [(self._actor_trunk, gradient)])
         self._actor_optimiser.step()
         self._target_flat.lerp_(self._critic_flat, self.config.polyak)
-        return loss, value, -log_prob[own].mean()
+        return {"critic_loss": loss, "q_value": value, "entropy": -log_prob[own].mean()}
 
     def _critic_step(self, pair: Tensor, action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
         """One step on the squared error to `goal` (n,); the loss and the mean value, each ()."""

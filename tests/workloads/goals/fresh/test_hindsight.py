@@ -47,7 +47,7 @@ class Agent:
 
 
 def source(store, **settings):
-    return HindsightSource(store, Pairs(), HindsightConfig(**settings))
+    return HindsightSource(store, Pairs(), HindsightConfig(**settings), Agent())
 
 
 def filled_buffer(episodes):
@@ -91,7 +91,7 @@ def drawn(store, count=4000, seed=0, **settings):
     """The batch, and the rows it was made of."""
     made = source(store, **settings)
     rows = made.draw(count, np.random.default_rng(seed))
-    return made.batch(count, np.random.default_rng(seed), Agent()), rows
+    return made.batch(count, np.random.default_rng(seed)), rows
 
 
 def test_hindsight_pays_for_what_is_reached_and_ends_there(store):

@@ -180,6 +180,29 @@ def test_the_baselines_train_on_the_same_stages(settings, train, built):
     assert not np.array_equal(policy(run), policy(fresh))
 
 
+@pytest.mark.parametrize("kind", ["gcbc", "gcivl", "gciql", "crl", "qrl", "hiql"])
+def test_other_agents_train_on_the_same_stages_and_plan(kind, train, built):
+    train("fresh")
+    built.clear()
+    small = ["agent.hidden=16", "agent.layers=1", "agent.batch=64", "training.epoch_updates=20"]
+    run = train(kind, f"agent.kind={kind}", *small)
+    assert built == []
+    result = run.read_result()
+    assert np.isfinite(result["evaluation/success_final"])
+    assert np.isfinite(result["evaluation_planned/success_final"])
+    assert launch.evaluate(run.path, episodes=20)["evaluation/success_final"] <= 1
+    assert launch.plot(run.path)
+
+
+def test_another_agent_resumes_to_the_same_end(train):
+    small = ["agent.kind=gcivl", "agent.hidden=16", "agent.layers=1", "agent.batch=64"]
+    small += ["training.epoch_updates=20"]
+    whole = train("whole", *small)
+    part = train("part", *small, "training.epochs=1")
+    launch.resume(part.path, ["training.epochs=2"])
+    np.testing.assert_array_equal(policy(part), policy(whole))
+
+
 def test_a_policy_is_not_continued_on_other_stages(train, monkeypatch):
     run = train("run")
     monkeypatch.setitem(pipeline.VERSIONS, "memory", 99)
@@ -217,6 +240,16 @@ def test_mistakes_are_refused_before_a_run_begins(data, train, tmp_path):
         train("x", f"data.path={tmp_path}/empty", "data.config=null")
     with pytest.raises(ConfigError, match=r"path \+ future \+ node is 1.1"):
         train("x", "relabel.path=0.5")
+    with pytest.raises(ConfigError, match=r"agent: there is no kind 'qlr'. Did you mean 'qrl'"):
+        train("x", "agent.kind=qlr")
+    with pytest.raises(ConfigError, match=r"agent.entropy_weight: unknown key"):
+        train("x", "agent.kind=crl", "agent.entropy_weight=1")
+    with pytest.raises(ConfigError, match=r"method: hindsight trains SAC"):
+        train("x", "agent.kind=crl", "method=hindsight")
+    with pytest.raises(ConfigError, match=r"fidelity: paper is go-fresh's and trains SAC, not crl"):
+        train("x", "agent.kind=crl", "fidelity=paper")
+    with pytest.raises(ConfigError, match=r"reward.distance: lengths needs reachability.compar"):
+        train("x", "reward.distance=lengths", "reachability.comparator=network")
     with pytest.raises(ConfigError, match=r"walk_maze.yaml: trains and describes no data set"):
         train("x", f"data.path={tmp_path}/nowhere", "data.config=goals/walk_maze")
     assert not (tmp_path / "x").exists()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from farreach.config import Config
+from farreach_workloads.goals.agents.build import OfflineAgent, agent_kind
 from farreach_workloads.goals.config import MachineConfig, NetworkConfig, ReachingConfig, SacConfig
 from farreach_workloads.goals.fidelity import with_paper_values
 
@@ -22,6 +23,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "goal": "full",
         "relative": False,
         "scale": "none",
+        "frequencies": 0,
     },
     "reachability": {
         "window": 5,
@@ -31,7 +33,7 @@ PAPER: dict[str, dict[str, Any]] = {
     },
     "memory": {"capacity": 1_000, "keep_frac": 0.01},
     "graph": {"edge_frac": 0.01, "min_edge_support": 1, "min_edge_probability": 0.0},
-    "reward": {"scale": 0.1, "weight": 1.0, "temperature": 1.0},
+    "reward": {"distance": "hops", "scale": 0.1, "weight": 1.0, "temperature": 1.0},
     "relabel": {"path": 1.0, "future": 0.0, "node": 0.0},
     "agent": {
         "network": "heads",
@@ -90,8 +92,11 @@ class GraphConfig(Config):
 
 
 class ShapedRewardConfig(Config):
-    """scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)), arXiv:2301.02099."""
+    """What a row's next state s' is worth on the way to its goal; nothing is terminal."""
 
+    distance: Literal["hops", "lengths"] = "hops"
+    """`hops`: scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)), arXiv:2301.02099.
+    `lengths`: -scale × the length of the way along the graph, see `fresh/lengths.py`."""
     scale: float = Field(0.1, gt=0)
     weight: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)
@@ -160,7 +165,7 @@ class PlacementConfig(MachineConfig):
 
 
 class FreshRunConfig(ReachingConfig):
-    """A run of go-fresh."""
+    """A run of go-fresh, or of another agent on its stages."""
 
     RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "evaluation", "runtime"})
     """Sections that may change when a run is resumed."""
@@ -168,7 +173,8 @@ class FreshRunConfig(ReachingConfig):
     fidelity: Literal["improved", "paper"] = "improved"
     """`paper`: whatever is not set explicitly takes the paper's value instead of ours."""
     method: Literal["fresh", "hindsight"] = "fresh"
-    """`hindsight`: one of the baselines; the stages then serve evaluation alone."""
+    """What SAC trains on: go-fresh's rows, or those of one of its baselines. Other agents draw
+    their own; for them and the baselines the stages serve planning and evaluation alone."""
     data: DataConfig = DataConfig()
     reachability: FitConfig = FitConfig()
     memory: CoverConfig = CoverConfig()
@@ -176,13 +182,31 @@ class FreshRunConfig(ReachingConfig):
     reward: ShapedRewardConfig = ShapedRewardConfig()
     relabel: RowsConfig = RowsConfig()
     hindsight: HindsightConfig = HindsightConfig()
-    agent: SacConfig = SacConfig()
+    agent: OfflineAgent = SacConfig()
     training: EpochsConfig = EpochsConfig()
     runtime: PlacementConfig = PlacementConfig()
+
+    @model_validator(mode="after")
+    def _lengths_need_a_metric(self) -> FreshRunConfig:
+        if self.reward.distance == "lengths" and self.reachability.comparator != "metric":
+            raise ValueError(
+                "reward.distance: lengths needs reachability.comparator: metric, whose logits are "
+                "distances"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_is_of_sac(self) -> FreshRunConfig:
+        if self.method != "fresh" and not isinstance(self.agent, SacConfig):
+            raise ValueError(f"method: {self.method} trains SAC; remove it or agent.kind")
+        return self
 
     @model_validator(mode="before")
     @classmethod
     def _take_paper_values(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and raw.get("fidelity") == "paper":
+            kind = agent_kind(raw.get("agent", {}))
+            if kind != "sac":
+                raise ValueError(f"fidelity: paper is go-fresh's and trains SAC, not {kind}")
             return with_paper_values(raw, PAPER)
         return raw

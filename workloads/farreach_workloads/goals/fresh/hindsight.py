@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from farreach.data.episodes import ACTION, OBSERVATION, EpisodeStore
-from farreach_workloads.goals.environments.base import Ints
+from farreach_workloads.goals.environments.base import Floats, Ints
 from farreach_workloads.goals.fresh.relabel import Batch, Discrete
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ class HindsightRows:
 class HindsightSource:
     """Draws the baselines' rows and rewards them; see the module."""
 
-    def __init__(self, store: EpisodeStore, features: Features, settings: HindsightConfig) -> None:
-        """Rows of all episodes with a transition."""
+    def __init__(
+        self, store: EpisodeStore, features: Features, settings: HindsightConfig, agent: GoalSac
+    ) -> None:
+        """Rows of all episodes with a transition; `agent` is the one that is being trained."""
+        self._agent = agent
         self._store, self._features, self._settings = store, features, settings
         self._begins, self._lengths = _pieces(store, settings.piece_steps)
         # A piece of T transitions gives 1 + 2 + … + T pairs of rows.
@@ -85,8 +88,13 @@ class HindsightSource:
             rng.random(count) < negatives,
         )
 
-    def batch(self, count: int, rng: np.random.Generator, agent: GoalSac) -> Batch:
+    def inputs(self, count: int, rng: np.random.Generator) -> dict[str, Floats]:
         """See `RowSource`; negative actions and values are those of the agent now."""
+        return self.batch(count, rng).inputs(self._features)
+
+    def batch(self, count: int, rng: np.random.Generator) -> Batch:
+        """The same, as what the rows hold."""
+        agent = self._agent
         rows, settings = self.draw(count, rng), self._settings
         observations = self._store[OBSERVATION]
         observation, goal = observations[rows.following - 1], observations[rows.goal_row]

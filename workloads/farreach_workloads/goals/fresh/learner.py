@@ -1,4 +1,4 @@
-"""Last stage: goal-conditioned SAC on rows of the data set, which never sees the environment."""
+"""Last stage: an agent on rows of the data set, which never sees the environment."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 
 from farreach import messages, seeding
 from farreach_workloads.goals.learner import take_updates
-from farreach_workloads.goals.sac import GoalSac
 
 if TYPE_CHECKING:
+    from farreach_workloads.goals.agents.build import Agent
     from farreach_workloads.goals.bundle import Bundle
-    from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
     from farreach_workloads.goals.fresh.config import FreshRunConfig
     from farreach_workloads.goals.fresh.relabel import RowSource
 
@@ -23,26 +22,18 @@ class FreshLearner:
     """Draws rows and takes gradient steps.
 
     ```
-    learner = FreshLearner(config, spec, source, bundle)
+    learner = FreshLearner(config, agent, source, bundle)
     metrics = learner.update(1000, progress=0.1)
     ```
     """
 
     def __init__(
-        self,
-        config: FreshRunConfig,
-        spec: GoalEnvironmentSpec,
-        source: RowSource,
-        bundle: Bundle,
+        self, config: FreshRunConfig, agent: Agent, source: RowSource, bundle: Bundle
     ) -> None:
-        """A fresh agent that learns from the rows of `source`."""
+        """`agent` learns from the rows of `source`; evaluation needs the `bundle`."""
         torch.set_num_threads(config.runtime.torch_threads)
-        self._config, self._source, self._bundle = config, source, bundle
-        self._features = bundle.features(config, spec)
+        self._agent, self._source, self._bundle = agent, source, bundle
         self._rng = seeding.generator(config.seed, "learner")
-        self._agent = GoalSac(
-            config.agent, self._features, spec.action_dim, config.seed, config.runtime.device
-        )
         self.updates = 0
 
     def update(self, count: int, progress: float) -> dict[str, float]:
@@ -59,20 +50,10 @@ class FreshLearner:
         self.updates += count
         return metrics
 
-    def batch(self, count: int) -> tuple[dict[str, torch.Tensor], float]:
-        """Rows ready for the agent, on its device, and their mean reward."""
-        rows = self._source.batch(count, self._rng, self._agent)
-        arrays = {
-            "pair": self._features.pair(rows.observation, rows.goal),
-            "next_pair": self._features.pair(rows.next_observation, rows.goal),
-            "action": rows.action,
-            "reward": rows.reward,
-        }
-        if rows.continues is not None:
-            arrays["continues"] = rows.continues
-        device = self._agent.device
-        tensors = {k: torch.from_numpy(v).to(device) for k, v in arrays.items()}
-        return tensors, float(rows.reward.mean())
+    def batch(self, count: int) -> dict[str, torch.Tensor]:
+        """Rows ready for the agent, on its device."""
+        arrays = self._source.inputs(count, self._rng)
+        return {k: torch.from_numpy(v).to(self._agent.device) for k, v in arrays.items()}
 
     def policy(self) -> dict[str, np.ndarray]:
         """The policy's weights now."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from farreach.data.episodes import ACTION, OBSERVATION, EpisodeStore
 from farreach_workloads.goals.environments.base import Floats, Ints
+from farreach_workloads.goals.fresh.lengths import PathLengths
 from farreach_workloads.goals.relabel import future_steps
 from farreach_workloads.goals.rewards import sigmoid
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.features import Features
     from farreach_workloads.goals.fresh.config import RowsConfig, ShapedRewardConfig
     from farreach_workloads.goals.fresh.cover import DataGraph
-    from farreach_workloads.goals.sac import GoalSac
 
 BASE, SUBGOAL, EDGE, FUTURE, NODE = range(5)
 
@@ -40,6 +40,7 @@ class Rows:
         following: (n,) row of the data set that the transition leads to; it starts one before.
         goal_row: (n,) row of the goal, or -1 where a node is the goal.
         goal_node: (n,) the node that is the goal, or that gets to it.
+        node: (n,) the node that hops count from.
         hops: (n,) from where the transition leads to, to the goal.
         kind: (n,) BASE, SUBGOAL, EDGE, FUTURE or NODE.
     """
@@ -47,6 +48,7 @@ class Rows:
     following: Ints
     goal_row: Ints
     goal_node: Ints
+    node: Ints
     hops: Ints
     kind: Ints
 
@@ -152,7 +154,11 @@ class PathRows:
         one = _below(rng, self._per_pair[start, end])
         subgoals = self._subgoals[start, end]
         kind = np.where(one == 0, BASE, np.where(one <= subgoals, SUBGOAL, EDGE))
-        goal_node, hops = end.copy(), self._graph.paths.hops[start, end].astype(np.int64)
+        node, goal_node, hops = (
+            start.copy(),
+            end.copy(),
+            self._graph.paths.hops[start, end].astype(np.int64),
+        )
         sub = np.flatnonzero(kind == SUBGOAL)
         ahead = one[sub] - 1
         goal_node[sub] = self._path_nodes[pair[sub], ahead]
@@ -164,8 +170,8 @@ class PathRows:
         begin = self._graph.edge_starts[number]
         chosen = _below(rng, self._graph.edge_starts[number + 1] - begin)
         following[edge] = self._graph.edge_rows[begin + chosen]
-        hops[edge] = self._graph.paths.hops[head, end[edge]]
-        return Rows(following, goal_row, goal_node, hops, kind)
+        node[edge], hops[edge] = head, self._graph.paths.hops[head, end[edge]]
+        return Rows(following, goal_row, goal_node, node, hops, kind)
 
     def _future(self, count: int, rng: np.random.Generator) -> Rows:
         """Goals that the transition's own episode reaches later."""
@@ -183,8 +189,9 @@ class PathRows:
         return self._towards(following, np.full(count, -1), node, NODE)
 
     def _towards(self, following: Ints, goal_row: Ints, goal_node: Ints, kind: int) -> Rows:
-        hops = self._graph.paths.hops[self._outward[following], goal_node].astype(np.int64)
-        return Rows(following, goal_row, goal_node, hops, np.full(len(following), kind))
+        node = self._outward[following].astype(np.int64)
+        hops = self._graph.paths.hops[node, goal_node].astype(np.int64)
+        return Rows(following, goal_row, goal_node, node, hops, np.full(len(following), kind))
 
 
 def _path_tables(graph: DataGraph) -> tuple[Ints, Ints, Ints]:
@@ -229,12 +236,22 @@ class Batch:
     reward: Floats
     continues: Floats | None = None
 
+    def inputs(self, features: Features) -> dict[str, Floats]:
+        """The rows as `GoalSac.update` takes them."""
+        arrays = {
+            "pair": features.pair(self.observation, self.goal),
+            "next_pair": features.pair(self.next_observation, self.goal),
+            "action": self.action,
+            "reward": self.reward,
+        }
+        return arrays if self.continues is None else arrays | {"continues": self.continues}
+
 
 class RowSource(Protocol):
     """What the learner trains on."""
 
-    def batch(self, count: int, rng: np.random.Generator, agent: GoalSac) -> Batch:
-        """Draw `count` rows, in no order; `agent` is the one that is being trained."""
+    def inputs(self, count: int, rng: np.random.Generator) -> dict[str, Floats]:
+        """Draw `count` rows, in no order, as the agent's `update` takes them."""
 
 
 class PathSource:
@@ -251,17 +268,15 @@ class PathSource:
         """Rewards come from the bundle's network and the rows' hops."""
         self._rows, self._store, self._bundle = rows, store, bundle
         self._features, self._settings = features, settings
+        self._lengths = PathLengths(bundle) if settings.distance == "lengths" else None
 
-    def batch(self, count: int, rng: np.random.Generator, agent: GoalSac) -> Batch:
+    def inputs(self, count: int, rng: np.random.Generator) -> dict[str, Floats]:
         """See `RowSource`."""
         # Kinds come one after the other, and a minibatch shall hold all of them.
-        return self.fetch(self._rows.draw(count, rng).shuffled(rng))
+        return self.fetch(self._rows.draw(count, rng).shuffled(rng)).inputs(self._features)
 
     def fetch(self, rows: Rows) -> Batch:
-        """What the rows hold, and the shaped reward of each.
-
-        scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)); nothing is terminal.
-        """
+        """What the rows hold, and the shaped reward of each; see `ShapedRewardConfig`."""
         bundle, settings = self._bundle, self._settings
         observations, network = self._store[OBSERVATION], bundle.network
         following = observations[rows.following]
@@ -271,8 +286,11 @@ class PathSource:
         data = np.flatnonzero(rows.goal_row >= 0)
         goal[data] = drawn = observations[rows.goal_row[data]]
         end[data] = network.embed(self._features.reachability(drawn))
-        near = sigmoid(network.logits(start, end) / settings.temperature) - 1.0
-        reward = settings.scale * (settings.weight * near - rows.hops)
+        if self._lengths is not None:
+            reward = -settings.scale * self._lengths.lengths(start, rows.node, end, rows.goal_node)
+        else:
+            near = sigmoid(network.logits(start, end) / settings.temperature) - 1.0
+            reward = settings.scale * (settings.weight * near - rows.hops)
         return Batch(
             observations[rows.following - 1],
             self._store[ACTION][rows.following],
