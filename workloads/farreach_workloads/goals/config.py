@@ -240,6 +240,16 @@ class TrainingConfig(Config):
     """Environment steps between two sets of pictures; the last evaluation gets one besides."""
 
 
+class StartConfig(Config):
+    """What a run begins with, instead of with nothing."""
+
+    run: str | None = None
+    """Folder of an offline run (or `latest`) whose policy and data this one continues online."""
+    data_steps: int = Field(500_000, ge=1)
+    """Steps of its data set that network, memory and replay take over; at most half of the
+    replay."""
+
+
 class CpusConfig(Config):
     """CPUs that each role reserves."""
 
@@ -309,6 +319,7 @@ class GoalsRunConfig(ReachingConfig):
 
     fidelity: Literal["improved", "paper"] = "improved"
     """`paper`: whatever is not set explicitly takes the paper's value instead of ours."""
+    start: StartConfig = StartConfig()
     environment: CopiesConfig = CopiesConfig()
     phases: PhasesConfig = PhasesConfig()
     reachability: ReachabilityConfig = ReachabilityConfig()

@@ -22,6 +22,7 @@ from farreach.actors.weights import WeightBoard
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import ActorError
 from farreach.launch import Stopped, StopRequest
+from farreach_workloads.goals import continuation
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.parts import Parts
 from farreach_workloads.goals.report import Reporter
@@ -119,9 +120,18 @@ class Coordinator(ABC):
         firsts = [rollout.call("first_walks", share, returns=2) for rollout in parts.rollouts]
         for rollout, (walks, info) in zip(parts.rollouts, firsts, strict=True):
             self._take_walks(walks, self._fetch(rollout.role, info))
+        start = continuation.load(self._config) if self._config.start.run is not None else None
+        if start is not None:
+            self._tell(parts.reachability, "begin_with", start.scale, start.unit)
+            walks = start.walks_message()
+            self._tell(parts.reachability, "add", walks)
+            self._tell(parts.memory, "add", walks)
         weights, metrics = parts.reachability.call("refresh", returns=2)
         self._report(self._fetch("reachability", metrics))
         self._new_bundle(*parts.memory.call("integrate", weights, returns=2))
+        if start is not None:
+            pieces = (start.agent, start.observations, start.actions)
+            self._tell(parts.learner, "begin_with", *pieces)
         self._board.publish("policy", parts.learner.call("policy"))
         self.save()
 

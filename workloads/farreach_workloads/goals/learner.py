@@ -12,7 +12,7 @@ import torch
 from farreach import messages, seeding
 from farreach.data.replay import Ring
 from farreach_workloads.goals.bundle import Bundle
-from farreach_workloads.goals.environments.base import GoalEnvironment
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironment
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.relabel import Relabeller
 from farreach_workloads.goals.sac import GoalSac
@@ -115,6 +115,29 @@ class Learner:
         self._last_seq[producer] = seq
         columns = ("observations", "actions", "goals", "goal_slot", "nearest", "version")
         self._ring.append({name: episodes[name] for name in columns})
+
+    def begin_with(self, agent: Mapping[str, Any], observations: Floats, actions: Floats) -> None:
+        """Take over another run's agent, and experience with the last state as the goal.
+
+        Args:
+            agent: a state of `GoalSac`.
+            observations: (n, steps + 1, d).
+            actions: (n, steps, a).
+        """
+        assert self._agent is not None
+        self._agent.restore(agent)
+        count, shape = len(observations), observations.shape[:2]
+        # Nodes of version -1 are no longer what they were, so that each use looks them up.
+        self._ring.append(
+            {
+                "observations": observations,
+                "actions": actions,
+                "goals": observations[:, -1],
+                "goal_slot": np.full(count, -1),
+                "nearest": np.zeros(shape, np.int32),
+                "version": np.full(count, -1),
+            }
+        )
 
     def set_bundle(self, bundle: Bundle) -> None:
         """Use this bundle from the next batch on and re-annotate a few stored episodes with it."""

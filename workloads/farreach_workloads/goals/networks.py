@@ -6,16 +6,25 @@ Source: arXiv:2301.02099 and the code arXiv:2206.11733 grew from, for the separa
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from farreach_workloads.goals.features import Features
-
 LOG_STD_RANGE = (-20.0, 2.0)
 HEAD_HIDDEN, HEAD_WIDTH = 64, 16
+
+
+class InputWidths(Protocol):
+    """Widths of a network's input: of the state's part, and of all of it; see `Features`."""
+
+    @property
+    def observation_width(self) -> int:
+        """Of the state."""
+
+    @property
+    def pair_width(self) -> int:
+        """Of state and goal together."""
 
 
 def _linear(before: int, after: int) -> nn.Linear:
@@ -59,7 +68,7 @@ class PairHeads(nn.Module):
         return torch.cat([head(part) for head, part in parts], dim=1)
 
 
-def _input(network: str, features: Features) -> tuple[nn.Module, int]:
+def _input(network: str, features: InputWidths) -> tuple[nn.Module, int]:
     if network == "heads":
         goal = features.pair_width - features.observation_width
         return PairHeads(features.observation_width, goal), 2 * HEAD_WIDTH
@@ -69,7 +78,7 @@ def _input(network: str, features: Features) -> tuple[nn.Module, int]:
 class Actor(nn.Module):
     """Squashed Gaussian policy over (state, goal) features."""
 
-    def __init__(self, features: Features, action_dim: int, network: str, hidden: int) -> None:
+    def __init__(self, features: InputWidths, action_dim: int, network: str, hidden: int) -> None:
         """`network` is `concat` or `heads`, see `SacConfig`."""
         super().__init__()
         self.heads, width = _input(network, features)
@@ -103,7 +112,7 @@ def sample_squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tenso
 class TwinCritic(nn.Module):
     """Two Q functions; they share the heads, if there are any, as in the paper's code."""
 
-    def __init__(self, features: Features, action_dim: int, network: str, hidden: int) -> None:
+    def __init__(self, features: InputWidths, action_dim: int, network: str, hidden: int) -> None:
         """See `Actor`."""
         super().__init__()
         self.heads, width = _input(network, features)

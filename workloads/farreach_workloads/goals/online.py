@@ -15,7 +15,7 @@ from farreach.checkpoint import Checkpoint
 from farreach.config import flat
 from farreach.launch import StopRequest
 from farreach.rundir import RunDirectory
-from farreach_workloads.goals import fidelity, parts
+from farreach_workloads.goals import continuation, fidelity, parts
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
@@ -31,6 +31,8 @@ Config = GoalsRunConfig
 def check(config: GoalsRunConfig) -> list[str]:
     """Make the environment once; notes on where the run differs from the paper."""
     check_environment(config.environment)
+    if config.start.run is not None:
+        continuation.load(config)
     deviations = fidelity.deviations(config)
     if not deviations:
         return ["every setting is the paper's"]

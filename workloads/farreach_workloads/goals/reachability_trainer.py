@@ -138,6 +138,10 @@ class ReachabilityTrainer:
         """Store random walks; `walks["observations"]` is (n, steps + 1, d)."""
         self._fresh.append(self._walks.append({"observations": walks["observations"]}))
 
+    def begin_with(self, scale: Floats, unit: Floats) -> None:
+        """Measure the inputs as another run did, (d,) both, instead of by the first walks."""
+        self._build(scale, unit)
+
     def refresh(self) -> tuple[ReachabilityWeights, dict[str, float]]:
         """Train on `first_pairs` (at first) or `refresh_pairs` fresh pairs and publish."""
         if self._features is None:

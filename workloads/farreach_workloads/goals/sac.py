@@ -15,7 +15,13 @@ from torch import Tensor
 
 from farreach import seeding
 from farreach_workloads.goals.backward import Chain, Heads, flatten
-from farreach_workloads.goals.networks import LOG_STD_RANGE, Actor, TwinCritic, sample_squashed
+from farreach_workloads.goals.networks import (
+    LOG_STD_RANGE,
+    Actor,
+    InputWidths,
+    TwinCritic,
+    sample_squashed,
+)
 from farreach_workloads.goals.reachability_trainer import load_arrays, load_optimiser
 
 if TYPE_CHECKING:
@@ -27,7 +33,7 @@ class GoalSac:
     """Networks, targets and optimisers; `update` is one gradient step of everything."""
 
     def __init__(
-        self, config: SacConfig, features: Features, action_dim: int, seed: int, device: str
+        self, config: SacConfig, features: InputWidths, action_dim: int, seed: int, device: str
     ) -> None:
         """Fresh networks on `device`; all randomness follows from `seed`."""
         self.config, self.device = config, torch.device(device)

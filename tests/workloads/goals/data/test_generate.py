@@ -170,7 +170,7 @@ def giant():
 
 def ways(giant, behaviour, steps):
     rngs = [np.random.default_rng(seed) for seed in range(giant.num_envs)]
-    return behaviours.get(behaviour)(giant, rngs, steps)
+    return behaviours.get(behaviour)(lambda copies: giant, rngs, steps)
 
 
 def test_stitch_goes_four_cells_and_stays(giant):
@@ -213,4 +213,4 @@ def test_navigate_goes_on_to_new_goals_that_are_no_corridors(giant):
 def test_ways_need_a_map():
     env = Maze(1, np.random.default_rng(0))
     with pytest.raises(ConfigError, match="navigate and stitch need a map, which environment 'maz"):
-        behaviours.get("navigate")(env, [np.random.default_rng(0)], 3)
+        behaviours.get("navigate")(lambda copies: env, [np.random.default_rng(0)], 3)

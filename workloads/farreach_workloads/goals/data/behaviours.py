@@ -12,9 +12,12 @@ from farreach.registry import Registry
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.environments.ogbench_maze import NOISE, OGBenchPointMaze
 
-# (environment with one copy per generator, generators, steps) → observations (n, steps + 1, d) and
-# actions (n, steps, a), float32 both. What a copy does depends on its own generator alone.
-Behaviour = Callable[[GoalEnvironment, Sequence[np.random.Generator], int], tuple[Floats, Floats]]
+# number of copies → environment
+MakeEnvironment = Callable[[int], GoalEnvironment]
+# (how to make the environment, a generator per episode, steps) → observations (n, steps + 1, d) and
+# actions (n, steps, a), float32 both. An episode depends on its own generator alone, or on those
+# of its shard.
+Behaviour = Callable[[MakeEnvironment, Sequence[np.random.Generator], int], tuple[Floats, Floats]]
 
 # OGBench's recipe: deviation of the noise on actions, and how many cells away stitch's goals lie.
 WAYPOINT_NOISE = 0.5
@@ -25,9 +28,10 @@ behaviours: Registry[Behaviour] = Registry("behaviour")
 
 @behaviours.add("random")
 def random(
-    env: GoalEnvironment, rngs: Sequence[np.random.Generator], steps: int
+    make: MakeEnvironment, rngs: Sequence[np.random.Generator], steps: int
 ) -> tuple[Floats, Floats]:
     """Uniform random actions, as in the maze and pusher data of arXiv:2301.02099."""
+    env = make(len(rngs))
     first = env.scatter(rngs)
     shape = (steps, env.spec.action_dim)
     actions = np.stack([rng.uniform(-1, 1, shape).astype(np.float32) for rng in rngs], axis=1)
@@ -37,18 +41,18 @@ def random(
 
 @behaviours.add("navigate")
 def navigate(
-    env: GoalEnvironment, rngs: Sequence[np.random.Generator], steps: int
+    make: MakeEnvironment, rngs: Sequence[np.random.Generator], steps: int
 ) -> tuple[Floats, Floats]:
     """OGBench's `navigate`: noisy ways from goal to goal, a new one whenever one is reached."""
-    return _Walkers(env, rngs).follow(steps, _vertices, keep_going=True)
+    return _Walkers(make(len(rngs)), rngs).follow(steps, _vertices, keep_going=True)
 
 
 @behaviours.add("stitch")
 def stitch(
-    env: GoalEnvironment, rngs: Sequence[np.random.Generator], steps: int
+    make: MakeEnvironment, rngs: Sequence[np.random.Generator], steps: int
 ) -> tuple[Floats, Floats]:
     """OGBench's `stitch`: a noisy way to a goal four cells away, and staying there."""
-    return _Walkers(env, rngs).follow(steps, _four_cells_away, keep_going=False)
+    return _Walkers(make(len(rngs)), rngs).follow(steps, _four_cells_away, keep_going=False)
 
 
 # (free or not of each cell of the map, free cells, index of the start cell) → indices of the cells

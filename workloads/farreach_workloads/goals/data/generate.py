@@ -29,7 +29,9 @@ from farreach.data.episodes import (
 from farreach.errors import DataError, EnvironmentFault
 from farreach.progress import Progress
 from farreach_workloads.goals.config import EnvironmentConfig
+from farreach_workloads.goals.data import explore  # noqa: F401 (registers its behaviour)
 from farreach_workloads.goals.data.behaviours import behaviours
+from farreach_workloads.goals.environments.base import GoalEnvironment
 from farreach_workloads.goals.environments.factory import make_environment
 
 # Episode number (8) and step (4) of a row.
@@ -71,11 +73,12 @@ Config = GenerateConfig
 
 def check(config: GenerateConfig) -> list[str]:
     """Make the environment once and record a step of it; how large the data set will be."""
-    env = make_environment(config.environment, 1)
-    behaviours.get(config.behaviour)(env, [np.random.default_rng(0)], 1)
-    env.close()
+    spec = make_environment(config.environment, 1).spec
+    made = _Maker(config)
+    behaviours.get(config.behaviour)(made, [np.random.default_rng(0)], 1)
+    made.close()
     rows = config.episodes * (config.steps + 1)
-    size = rows * (4 * (env.spec.observation_dim + env.spec.action_dim) + ROW_NUMBERS_BYTES)
+    size = rows * (4 * (spec.observation_dim + spec.action_dim) + ROW_NUMBERS_BYTES)
     shards = -(-config.episodes // config.episodes_per_shard)
     return [f"{config.episodes * config.steps:,} transitions, {size / 1e9:.2g} GB, {shards} shards"]
 
@@ -116,14 +119,13 @@ def record_shard(
     first = number * config.episodes_per_shard
     last = min(first + config.episodes_per_shard, config.episodes)
     rngs = [seeding.generator(config.seed, "episode", index) for index in range(first, last)]
-    env = make_environment(config.environment, len(rngs))
-    observations, actions = behaviours.get(config.behaviour)(env, rngs, config.steps)
-    diverged = getattr(env, "diverged", 0)
-    env.close()
+    made = _Maker(config)
+    observations, actions = behaviours.get(config.behaviour)(made, rngs, config.steps)
+    diverged = made.close()
     if diverged:
         raise EnvironmentFault(
-            f"{env.spec.name}: the physics of {diverged} episodes diverged, so they jump. Take "
-            "another seed."
+            f"{config.environment.name}: the physics of {diverged} episodes diverged, so they "
+            "jump. Take another seed."
         )
     led = np.zeros((len(rngs), config.steps + 1, actions.shape[2]), np.float32)
     led[:, 1:] = actions
@@ -133,6 +135,25 @@ def record_shard(
     }
     lengths = [config.steps + 1] * len(rngs)
     return write_shard(out / shard_file(number), columns, lengths, first, source)
+
+
+class _Maker:
+    """Makes a behaviour's environments, and closes them when it is done."""
+
+    def __init__(self, config: GenerateConfig) -> None:
+        self._config = config.environment
+        self._made: list[GoalEnvironment] = []
+
+    def __call__(self, copies: int) -> GoalEnvironment:
+        self._made.append(make_environment(self._config, copies))
+        return self._made[-1]
+
+    def close(self) -> int:
+        """How many episodes diverged in all of them."""
+        diverged = sum(getattr(env, "diverged", 0) for env in self._made)
+        for env in self._made:
+            env.close()
+        return diverged
 
 
 def shard_file(number: int) -> str:
