@@ -46,7 +46,7 @@ def pass_by(observations, goals):
 def run(toy, monkeypatch):
     def evaluated(script, bundle=None, env=None, **sections):
         policy = Scripted(script)
-        monkeypatch.setattr(evaluate, "Policy", policy)
+        monkeypatch.setattr(evaluate, "make_policy", policy)
         config = toy.config(**sections)
         evaluator = Evaluator(config, env or toy.env(40))
         metrics, outcome = evaluator.evaluate({}, bundle or toy.line(2))
@@ -137,7 +137,7 @@ def test_goals_are_the_same_whatever_the_seed_of_the_run(run):
 
 
 def test_every_evaluation_starts_alike(toy, monkeypatch):
-    monkeypatch.setattr(evaluate, "Policy", Scripted(straight))
+    monkeypatch.setattr(evaluate, "make_policy", Scripted(straight))
     evaluator = Evaluator(toy.config(), toy.env(40))
     first, second = (evaluator.evaluate({}, toy.line(2))[1].positions for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -67,3 +67,11 @@ def test_here_is_within_two_units_in_the_goal_s_dims_whatever_the_heading():
     goals[:, 1] = [0, 0, 2.6, 2.7]  # squares in units: 2.25 + 1.69 and 2.25 + 1.8225, limit 4
     goals[:, 2] = 3.0
     assert features().here(states, goals).tolist() == [True, False, True, False]
+
+
+def test_still_is_less_than_a_tenth_of_a_unit_in_the_goal_s_dims():
+    before, after = np.zeros((3, 7), np.float32), np.zeros((3, 7), np.float32)
+    after[:, 0] = [0.09, 0.11, 0.0]
+    after[:, 1] = [0.0, 0.0, 0.19]  # a unit of y is 2
+    after[:, 2] = 1.0
+    assert features().still(before, after).tolist() == [True, False, True]

@@ -168,6 +168,22 @@ def test_planned_execution_passes_over_nodes_that_look_like_where_it_is(toy):
     assert found[:, 0].tolist() == pytest.approx([2.5, 4.6])
 
 
+def test_a_copy_that_is_stuck_gets_nearer_subgoals_until_it_moves(toy):
+    # Nodes ten units apart, and a unit is 1: 0.05 is no movement, 1.0 is.
+    planner = Planner(toy.line(6), toy.config(planning={"lookahead_hops": 3}), toy.env())
+    goals, slots = toy.points([50.0, 50.0]), np.array([5, 5])
+
+    def pursued(*xs):
+        return (planner.subgoals(toy.points(xs), goals, slots)[:, 0] / 10).tolist()
+
+    assert pursued(0.0, 0.0) == [3, 3]
+    assert pursued(0.05, 1.0) == [2, 3]
+    assert pursued(0.0, 2.0) == [1, 3]
+    assert pursued(0.05, 3.0) == [1, 3]  # one hop is the least
+    # Four choices in motion give a hop back.
+    assert [pursued(0.5 + x / 2, x / 2)[0] for x in range(9)] == [1, 1, 1, 2, 2, 2, 2, 3, 3]
+
+
 def test_a_chained_pursuit_goes_to_the_predecessor_in_its_first_half(make, toy):
     rollout, recorder = make(slots=[0, 1, 3, 4], goals={"mode": "chained"})
     bundle = toy.line(5, predecessor=np.array([-1, 0, 0, 1, 2]))

@@ -90,11 +90,11 @@ class Bundle:
         inside = (slots >= 0) & (slots < len(self))
         return inside & (self.born[np.where(inside, slots, 0)] <= version)
 
-    def subgoal(self, start: Ints, end: Ints, ahead: int) -> Ints:
-        """The node `ahead` hops along the shortest path, or the end if that is nearer."""
+    def subgoal(self, start: Ints, end: Ints, ahead: Ints) -> Ints:
+        """The node `ahead` hops along the shortest path, or the end if that is nearer; (n,) all."""
         node = start
-        for _ in range(ahead):
-            node = self.next_hop[node, end].astype(np.int64)
+        for step in range(int(ahead.max(initial=0))):
+            node = np.where(step < ahead, self.next_hop[node, end].astype(np.int64), node)
         return node
 
     def path(self, start: int, end: int) -> list[int]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LEAST_SPREAD = 0.1
 # Units within which a policy that is to go somewhere may well find that it is there.
 HERE = 2.0
+# Units below which a state has not moved.
+STILL = 0.1
 
 
 class _Columns:
@@ -99,8 +101,15 @@ class Features:
 
     def here(self, observations: Floats, goals: Floats) -> NDArray[np.bool_]:
         """Whether goals lie within `HERE` units in the goal's dims: (n, d), (n, d) → (n,)."""
-        gap = (goals - observations)[:, self._goal_dims] / self.unit[self._goal_dims]
-        return np.square(gap).sum(axis=1) <= HERE**2
+        return self._apart(observations, goals) <= HERE
+
+    def still(self, before: Floats, after: Floats) -> NDArray[np.bool_]:
+        """Whether states have moved by less than `STILL` units in the goal's dims, (n,)."""
+        return self._apart(before, after) < STILL
+
+    def _apart(self, one: Floats, other: Floats) -> Floats:
+        gap = (other - one)[:, self._goal_dims] / self.unit[self._goal_dims]
+        return np.sqrt(np.square(gap).sum(axis=1))
 
 
 def measure(walks: Floats, window: int) -> tuple[Floats, Floats]:

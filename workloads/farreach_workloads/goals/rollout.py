@@ -20,20 +20,27 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
+# Hops of lookahead that a moving copy regains with each choice of a sub-goal.
+REGAINED = 0.25
+
 
 class Planner:
     """Graph-planned execution: what to pursue now on the way to a goal.
 
     Every `replan_steps` steps the node `lookahead_hops` along the shortest path becomes the
     sub-goal; the goal itself takes over once it is that near. Nodes that a masked goal cannot tell
-    from where the copy is (it would have to turn only) are passed over, or it would stay there.
+    from where the copy is (it would have to turn only) are passed over, or it would stay there. A
+    copy that has not moved since the last choice is given a sub-goal one hop nearer, because the
+    way straight to this one may lead into a wall; one that moves regains a hop in four choices.
     """
 
     def __init__(self, bundle: Bundle, config: ReachingConfig, env: GoalEnvironment) -> None:
         """Plan on this bundle."""
         self._bundle = bundle
         self._features = bundle.features(config, env.spec)
-        self._ahead = config.planning.lookahead_hops
+        self._furthest = config.planning.lookahead_hops
+        self._ahead: Floats = np.zeros(0)
+        self._before: Floats | None = None
 
     def nearest(self, observations: Floats) -> Ints:
         """The node of each observation, (n,)."""
@@ -46,9 +53,14 @@ class Planner:
         return self._bundle.nearest_to_goals(embeddings)
 
     def subgoals(self, observations: Floats, goals: Floats, goal_slots: Ints) -> Floats:
-        """What to pursue from each observation: (n, d) observations of nodes or the goals."""
+        """What to pursue from each observation: (n, d) observations of nodes or the goals.
+
+        The copies must be the same, in the same order, from call to call.
+        """
         bundle = self._bundle
-        node = bundle.subgoal(self.nearest(observations), goal_slots, self._ahead)
+        self._adapt(observations)
+        ahead = self._ahead.astype(np.int64)
+        node = bundle.subgoal(self.nearest(observations), goal_slots, ahead)
         while True:
             passed = (node != goal_slots) & self._features.here(observations, bundle.nodes[node])
             if not passed.any():
@@ -56,6 +68,14 @@ class Planner:
             node[passed] = bundle.next_hop[node[passed], goal_slots[passed]]
         there = (node == goal_slots)[:, None]
         return np.where(there, goals, bundle.nodes[node])
+
+    def _adapt(self, observations: Floats) -> None:
+        if self._before is None:
+            self._ahead = np.full(len(observations), float(self._furthest))
+        else:
+            stuck = self._features.still(self._before, observations)
+            self._ahead = np.clip(self._ahead + np.where(stuck, -1, REGAINED), 1, self._furthest)
+        self._before = observations.copy()
 
 
 class Rollout:
