@@ -18,7 +18,7 @@ SAME = ["features.frequencies=4"]
 def offline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("continuation")
     paths = [f"data.path={folder}/maze", f"data.cache={folder}/cache"]
-    return launch.train(OFFLINE, [*paths, *SAME], run_dir=folder / "offline")
+    return launch.train(OFFLINE, paths, run_dir=folder / "offline")
 
 
 def config_of(*settings):

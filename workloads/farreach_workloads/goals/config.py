@@ -204,6 +204,13 @@ class SacConfig(AgentSettings):
     polyak: float = Field(0.005, gt=0, le=1)
 
 
+class OfflineSacConfig(SacConfig):
+    """SAC on a data set: the shaped reward grows with the distance, so the horizon may be near."""
+
+    discount: float = Field(0.9, gt=0, lt=1)
+    entropy_weight: float = Field(0.03, ge=0)
+
+
 class AgentConfig(SacConfig):
     """Goal-conditioned SAC, its replay and how much it learns from it."""
 

@@ -6,10 +6,12 @@ the data alone, and the environment is used to evaluate it.
 
 from __future__ import annotations
 
+import copy
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +30,14 @@ from farreach_workloads.goals.config import SacConfig
 from farreach_workloads.goals.coordinator import mean_metrics
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
-from farreach_workloads.goals.evaluate import Evaluator, success_table
+from farreach_workloads.goals.evaluate import success_table
 from farreach_workloads.goals.fresh.config import PAPER, FreshRunConfig
 from farreach_workloads.goals.fresh.cover import transitions
 from farreach_workloads.goals.fresh.hindsight import HindsightSource
 from farreach_workloads.goals.fresh.learner import FreshLearner
 from farreach_workloads.goals.fresh.pipeline import Foundation, Pipeline, check_data
 from farreach_workloads.goals.fresh.relabel import PathRows, PathSource, RowSource
+from farreach_workloads.goals.fresh.side_evaluation import SideEvaluator
 from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
 from farreach_workloads.goals.report import Reporter
 from farreach_workloads.goals.sac import GoalSac
@@ -66,12 +69,14 @@ class Counters:
 
     Attributes:
         epoch: epochs of the policy that are done.
+        evaluated: the last one whose policy was evaluated.
         train_s: seconds that its training took.
         evaluations: metrics of the last evaluations.
         foundation_s: seconds that the stages before took, kept results included.
     """
 
     epoch: int = 0
+    evaluated: int = 0
     train_s: float = 0.0
     foundation_s: float = 0.0
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -94,8 +99,8 @@ class Offline:
         self._foundation = foundation
         agent, source = agent_and_rows(config, env, foundation)
         self.learner = FreshLearner(config, agent, source, foundation.bundle)
-        copies = make_environment(config.environment, config.evaluation.episodes)
-        self._evaluator = Evaluator(config, copies)
+        self._evaluator = SideEvaluator(config, foundation.bundle, reporter.log)
+        self._waiting: _Evaluation | None = None
         self._visits = visited(foundation, env)
         self._checkpoints = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.counters = Counters()
@@ -123,13 +128,14 @@ class Offline:
         self._begun = time.monotonic()
         training, counters = self._config.training, self.counters
         self._reporter.scalars(self.learner.updates, self._foundation.metrics)
+        self._begin_evaluation_if_due()  # a checkpoint may have been written before its own
         while not self._finished():
             self._epoch()
             counters.epoch += 1
-            if counters.epoch % training.evaluate_every_epochs == 0 or self._finished():
-                self._evaluate()
-            if counters.epoch % training.checkpoint_every_epochs == 0 or self._finished():
-                self._save()
+            save = counters.epoch % training.checkpoint_every_epochs == 0 or self._finished()
+            if not self._begin_evaluation_if_due(save) and save:
+                self._write(self._content())
+        self._take_evaluation()
         self._reporter.final(self.learner.updates)
         final = mean_metrics(counters.evaluations[-self._config.evaluation.last :])
         return (
@@ -149,8 +155,11 @@ class Offline:
         end = (self.counters.epoch + 1) * size
         while self.learner.updates < end:
             if self._stop.signum is not None:
-                self._save()
+                self._take_evaluation()
+                self._write(self._content())
                 raise Stopped(self._stop.signum)
+            if self._waiting is not None and self._evaluator.is_done():
+                self._take_evaluation()
             if self._out_of_time():
                 return
             count = min(UPDATES_TOGETHER, end - self.learner.updates)
@@ -177,23 +186,51 @@ class Offline:
             share = max(share, self._elapsed_s() / (60 * training.max_minutes))
         return min(1.0, share)
 
-    def _evaluate(self) -> None:
-        bundle, at = self._foundation.bundle, self.learner.updates
-        metrics, outcome = self._evaluator.evaluate(self.learner.policy(), bundle)
-        evaluations = self.counters.evaluations
-        evaluations.append(metrics)
-        del evaluations[: -self._config.evaluation.last]
-        self._reporter.scalars(at, metrics)
-        self._reporter.evaluated(at, metrics)
-        due = self.counters.epoch % self._config.training.figures_every_epochs == 0
-        if due or self._finished():
-            self._reporter.figures(at, bundle, outcome, self._visits)
+    def _begin_evaluation_if_due(self, save: bool = False) -> bool:
+        """Evaluate this epoch's policy beside training; with `save`, write it with its score.
 
-    def _save(self) -> None:
+        Returns:
+            Whether it was due.
+        """
+        counters, every = self.counters, self._config.training.evaluate_every_epochs
+        due = counters.epoch % every == 0 or self._finished()
+        if not due or counters.evaluated >= counters.epoch:
+            return False
+        self._take_evaluation()
+        content = copy.deepcopy(self._content()) if save else None
+        self._waiting = _Evaluation(self.learner.updates, counters.epoch, content)
+        self._evaluator.begin(self.learner.policy())
+        if self._config.runtime.placement == "inline":
+            self._take_evaluation()
+        return True
+
+    def _take_evaluation(self) -> None:
+        """Wait for the evaluation that is under way, if there is one, and report it."""
+        if self._waiting is None:
+            return
+        waiting, self._waiting = self._waiting, None
+        metrics, outcome = self._evaluator.result()
+        counters = self.counters
+        counters.evaluated = waiting.epoch
+        counters.evaluations.append(metrics)
+        del counters.evaluations[: -self._config.evaluation.last]
+        self._reporter.scalars(waiting.updates, metrics)
+        self._reporter.evaluated(waiting.updates, metrics)
+        due = waiting.epoch % self._config.training.figures_every_epochs == 0
+        if due or self._finished():
+            bundle = self._foundation.bundle
+            self._reporter.figures(waiting.updates, bundle, outcome, self._visits)
+        if waiting.content is not None:
+            mine = waiting.content["coordinator"]["counters"]
+            mine |= {"evaluated": counters.evaluated, "evaluations": counters.evaluations}
+            self._write(waiting.content)
+
+    def _content(self) -> dict[str, Any]:
+        """A checkpoint of now."""
         now = time.monotonic()
         self.counters.train_s += now - self._begun
         self._begun = now
-        content = {
+        return {
             "learner": self.learner.state(),
             "coordinator": {
                 "counters": asdict(self.counters),
@@ -201,12 +238,34 @@ class Offline:
                 "visits": self._visits,
             },
         }
-        updates, evaluations = self.learner.updates, self.counters.evaluations
-        info = {"updates": updates, "epoch": self.counters.epoch}
-        score = evaluations[-1].get(SUCCESS) if evaluations else None
+
+    def _write(self, content: dict[str, Any]) -> None:
+        counters = content["coordinator"]["counters"]
+        updates = content["learner"]["updates"]
+        info = {"updates": updates, "epoch": counters["epoch"]}
+        is_scored = counters["evaluated"] == counters["epoch"] and counters["evaluations"]
+        score = counters["evaluations"][-1].get(SUCCESS) if is_scored else None
         path = self._checkpoints.save(content, step=updates, info=info, score=score)
         self._reporter.flush()
         self._run.event("checkpoint", path=path.name, **info)
+
+    def stop(self) -> None:
+        """End the evaluator."""
+        self._evaluator.stop()
+
+
+@dataclass
+class _Evaluation:
+    """One that is under way.
+
+    Attributes:
+        updates, epoch: of the policy.
+        content: the checkpoint that waits for its score, if one is to be written.
+    """
+
+    updates: int
+    epoch: int
+    content: dict[str, Any] | None
 
 
 def agent_and_rows(
@@ -255,12 +314,15 @@ def run(
             foundation = Pipeline(config, env, reporter.log).run(
                 lambda epoch, metrics: reporter.log(_epoch_line(config, epoch, metrics))
             )
-        with StopRequest() as stop:
-            offline = Offline(config, run, reporter, stop, env, foundation)
-            if checkpoint is not None:
-                offline.restore(checkpoint)
-            offline.counters.foundation_s += time.monotonic() - begun
-            metrics = offline.run()
+            with StopRequest() as stop:
+                offline = Offline(config, run, reporter, stop, env, foundation)
+                try:
+                    if checkpoint is not None:
+                        offline.restore(checkpoint)
+                    offline.counters.foundation_s += time.monotonic() - begun
+                    metrics = offline.run()
+                finally:
+                    offline.stop()
         reporter.hparams(flat(config.model_dump()), metrics)
         for line in success_table(metrics, env.spec.categories):
             reporter.log(line)

@@ -113,6 +113,7 @@ def test_rows_have_the_probabilities_of_the_papers_buffer(toy, subgoals, edges):
     )
     expected = filled_buffer(toy, subgoals, edges)
     assert set(drawn) <= set(expected)
+    np.testing.assert_array_equal(rows.hops, toy.graph.paths.hops[rows.node, rows.goal_node])
     total = sum(expected.values())
     keys = list(expected)
     wanted = np.array([float(expected[key] / total) for key in keys]) * len(rows.kind)
@@ -170,7 +171,7 @@ def test_rewards_are_the_shaped_reward_at_the_next_state(toy):
     nodes = np.random.default_rng(5).normal(size=(NODES, 3)).astype(np.float32)
     bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
     features = SimpleNamespace(reachability=lambda observations: observations)
-    settings = ShapedRewardConfig(scale=0.5, weight=2.0, temperature=3.0)
+    settings = ShapedRewardConfig(distance="hops", scale=0.5, weight=2.0, temperature=3.0)
     batch = PathSource(None, toy.store, bundle, features, settings).fetch(rows)
     observation = toy.store["observation"][np.arange(13)]
     action = toy.store["action"][np.arange(13)]
@@ -185,6 +186,31 @@ def test_rewards_are_the_shaped_reward_at_the_next_state(toy):
         logit = 1.0 - abs(float(goal[0]) - float(observation[row, 0]))
         expected = 0.5 * (-int(rows.hops[index]) + 2.0 * (sigmoid(logit / 3.0) - 1.0))
         assert batch.reward[index] == pytest.approx(expected, abs=1e-5)
+
+
+def test_lengths_take_the_place_of_hops(toy, monkeypatch):
+    rows = draw(toy, count=300, path=0.4, future=0.3, node=0.3)
+    nodes = np.random.default_rng(5).normal(size=(NODES, 3)).astype(np.float32)
+    bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
+    features = SimpleNamespace(reachability=lambda observations: observations)
+
+    class Lengths:
+        """Numbers that tell which arguments came in."""
+
+        def __init__(self, given):
+            assert given is bundle
+
+        def lengths(self, start, node, goal, goal_node):
+            return start[:, 0] + 10 * node + 100 * goal[:, 0] + 1000 * goal_node
+
+    monkeypatch.setattr("farreach_workloads.goals.fresh.relabel.PathLengths", Lengths)
+    settings = ShapedRewardConfig(distance="lengths", scale=0.5)
+    batch = PathSource(None, toy.store, bundle, features, settings).fetch(rows)
+    expected = batch.next_observation[:, 0] + 10 * rows.node
+    expected += 100 * batch.goal[:, 0] + 1000 * rows.goal_node
+    np.testing.assert_allclose(batch.reward, -0.5 * expected, rtol=1e-5)
+    start = toy.outward[rows.following]
+    np.testing.assert_array_equal(rows.node[rows.kind != EDGE], start[rows.kind != EDGE])
 
 
 def test_the_same_seed_gives_the_same_rows(toy):

@@ -116,6 +116,59 @@ def test_tasks_give_what_one_process_gives(train, data, ray_local):
     np.testing.assert_array_equal(inline, tasks)
 
 
+@pytest.mark.ray
+def test_an_evaluator_that_dies_is_replaced_and_one_that_keeps_dying_ends_the_run(train, ray_local):
+    from farreach.errors import ActorError
+    from farreach_workloads.goals.bundle import Bundle
+    from farreach_workloads.goals.fresh.side_evaluation import SideEvaluator
+
+    run = train("run", "runtime.placement=tasks")
+    config = launch.configs.load(run.config_path).config
+    learner = CheckpointStore(run.checkpoints).newest().part("learner")
+    said = []
+    evaluator = SideEvaluator(config, Bundle.from_arrays(learner["bundle"]), said.append)
+    pid = evaluator._service.wait_until_ready()
+    os.kill(pid, signal.SIGKILL)
+    evaluator.begin(learner["agent"]["actor"])
+    metrics, _ = evaluator.result()
+    assert evaluator.is_done()
+    assert metrics["evaluation/success_final"] == pytest.approx(
+        launch.evaluate(run.path, "newest")["evaluation/success_final"]
+    )
+    assert len(said) == 1
+    assert said[0].startswith("evaluator died: ")
+    started = evaluator._started
+
+    def doomed():
+        service = started()
+        os.kill(service.wait_until_ready(), signal.SIGKILL)
+        return service
+
+    evaluator._started = doomed
+    os.kill(evaluator._service.wait_until_ready(), signal.SIGKILL)
+    evaluator.begin(learner["agent"]["actor"])
+    with pytest.raises(ActorError, match="the evaluator died 3 times in a row"):
+        evaluator.result()
+    evaluator.stop()
+
+
+def test_checkpoints_have_the_score_of_their_own_policy(train):
+    run = train("run", "training.epochs=3", "training.keep_checkpoints=9", "evaluation.last=1")
+    store = CheckpointStore(run.checkpoints)
+    scores = {}
+    for line in run.metrics_path.read_text().splitlines():
+        record = json.loads(line)
+        if "evaluation/success_final" in record:
+            scores[record["step"]] = record["evaluation/success_final"]
+    found = {path: store.load(path) for path in sorted(run.checkpoints.glob("step_*"))}
+    assert len(found) == 3
+    for checkpoint in found.values():
+        assert checkpoint.score == scores[checkpoint.step]
+        counters = checkpoint.part("coordinator")["counters"]
+        assert counters["evaluated"] == counters["epoch"]
+        assert checkpoint.part("learner")["updates"] == checkpoint.step
+
+
 def test_a_killed_policy_training_resumes_to_the_same_end(train, data, tmp_path):
     whole = train("whole", "training.epochs=4")
     settings = [f"data.path={data}/maze", f"data.cache={data}/cache", "training.epochs=4"]

@@ -15,7 +15,7 @@ from farreach_workloads.goals.agents.gcivl import Gcivl, GcivlSettings
 from farreach_workloads.goals.agents.hiql import Hiql, HiqlSettings
 from farreach_workloads.goals.agents.qrl import Qrl, QrlSettings
 from farreach_workloads.goals.agents.trunk import TrunkAgent, TrunkPolicy, TrunkSettings
-from farreach_workloads.goals.config import AgentSettings, SacConfig
+from farreach_workloads.goals.config import AgentSettings, OfflineSacConfig, SacConfig
 from farreach_workloads.goals.sac import GoalSac, Policy
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def agent_kind(raw: Any) -> Any:
 
 
 OfflineAgent = Annotated[
-    Annotated[SacConfig, Tag("sac")]
+    Annotated[OfflineSacConfig, Tag("sac")]
     | Annotated[GcbcSettings, Tag("gcbc")]
     | Annotated[GcivlSettings, Tag("gcivl")]
     | Annotated[GciqlSettings, Tag("gciql")]

@@ -12,7 +12,14 @@ from pydantic import Field, model_validator
 
 from farreach.config import Config
 from farreach_workloads.goals.agents.build import OfflineAgent, agent_kind
-from farreach_workloads.goals.config import MachineConfig, NetworkConfig, ReachingConfig, SacConfig
+from farreach_workloads.goals.config import (
+    FeaturesConfig,
+    MachineConfig,
+    NetworkConfig,
+    OfflineSacConfig,
+    ReachingConfig,
+    SacConfig,
+)
 from farreach_workloads.goals.fidelity import with_paper_values
 
 # The maze's, where the paper's text or released configuration states one.
@@ -60,6 +67,13 @@ class DataConfig(Config):
     """Where the results of stages are kept, for all runs."""
 
 
+class OfflineFeaturesConfig(FeaturesConfig):
+    """Inputs of the networks; nobody corrects offline what a smooth value gets wrong at a wall."""
+
+    frequencies: int = Field(4, ge=0, le=8)
+    """Add sines and cosines of 1, 2, 4, … times the policy's inputs, so many each."""
+
+
 class FitConfig(NetworkConfig):
     """The reachability network and its training."""
 
@@ -94,7 +108,7 @@ class GraphConfig(Config):
 class ShapedRewardConfig(Config):
     """What a row's next state s' is worth on the way to its goal; nothing is terminal."""
 
-    distance: Literal["hops", "lengths"] = "hops"
+    distance: Literal["hops", "lengths"] = "lengths"
     """`hops`: scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)), arXiv:2301.02099.
     `lengths`: -scale × the length of the way along the graph, see `fresh/lengths.py`."""
     scale: float = Field(0.1, gt=0)
@@ -145,13 +159,13 @@ class HindsightConfig(Config):
 class EpochsConfig(Config):
     """How long the policy trains, and how often it is evaluated and saved."""
 
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(300, ge=1)
     epoch_updates: int = Field(1_000, ge=1)
     max_minutes: float | None = Field(None, gt=0)
     """Wall-clock limit of the policy's training."""
-    evaluate_every_epochs: int = Field(5, ge=1)
-    checkpoint_every_epochs: int = Field(5, ge=1)
-    figures_every_epochs: int = Field(25, ge=1)
+    evaluate_every_epochs: int = Field(10, ge=1)
+    checkpoint_every_epochs: int = Field(10, ge=1)
+    figures_every_epochs: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
 
@@ -176,13 +190,14 @@ class FreshRunConfig(ReachingConfig):
     """What SAC trains on: go-fresh's rows, or those of one of its baselines. Other agents draw
     their own; for them and the baselines the stages serve planning and evaluation alone."""
     data: DataConfig = DataConfig()
+    features: OfflineFeaturesConfig = OfflineFeaturesConfig()
     reachability: FitConfig = FitConfig()
     memory: CoverConfig = CoverConfig()
     graph: GraphConfig = GraphConfig()
     reward: ShapedRewardConfig = ShapedRewardConfig()
     relabel: RowsConfig = RowsConfig()
     hindsight: HindsightConfig = HindsightConfig()
-    agent: OfflineAgent = SacConfig()
+    agent: OfflineAgent = OfflineSacConfig()
     training: EpochsConfig = EpochsConfig()
     runtime: PlacementConfig = PlacementConfig()
 
@@ -191,7 +206,7 @@ class FreshRunConfig(ReachingConfig):
         if self.reward.distance == "lengths" and self.reachability.comparator != "metric":
             raise ValueError(
                 "reward.distance: lengths needs reachability.comparator: metric, whose logits are "
-                "distances"
+                "distances; set hops with another"
             )
         return self
 
