@@ -336,7 +336,16 @@ def _settings(model: type[BaseModel], defaults: BaseModel | None, prefix: str) -
             yield Setting(f"{prefix}{name}", _field_type(field), text, doc)
         for section in sections:
             inner = default if isinstance(default, section) else None
-            yield from _settings(section, inner, f"{prefix}{name}.")
+            tag = f"[{_tag(section)}]" if len(sections) > 1 and _tag(section) else ""
+            yield from _settings(section, inner, f"{prefix}{name}{tag}.")
+
+
+def _tag(section: type[BaseModel]) -> str:
+    """What tells a member of a union from the others: the only value of a field of its own."""
+    for field in section.model_fields.values():
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            return str(get_args(field.annotation)[0])
+    return ""
 
 
 def _field_type(field: FieldInfo) -> str:

@@ -61,17 +61,9 @@ def test_measure_gives_spread_and_displacement_over_the_window():
     assert scale[1] > 0  # a dim that never moves cannot divide by zero
 
 
-def test_here_is_within_two_units_in_the_goal_s_dims_whatever_the_heading():
-    states, goals = np.zeros((4, 7), np.float32), np.zeros((4, 7), np.float32)
-    goals[:, 0] = [1.9, 2.1, 1.5, 1.5]  # a unit of x is 1, of y is 2
-    goals[:, 1] = [0, 0, 2.6, 2.7]  # squares in units: 2.25 + 1.69 and 2.25 + 1.8225, limit 4
+def test_distance_in_units_is_that_of_the_goal_s_dims_whatever_the_heading():
+    states, goals = np.zeros((3, 7), np.float32), np.zeros((3, 7), np.float32)
+    goals[:, 0] = [1.5, 0.0, 3.0]  # a unit of x is 1, of y is 2
+    goals[:, 1] = [4.0, -1.0, 0.0]
     goals[:, 2] = 3.0
-    assert features().here(states, goals).tolist() == [True, False, True, False]
-
-
-def test_still_is_less_than_a_tenth_of_a_unit_in_the_goal_s_dims():
-    before, after = np.zeros((3, 7), np.float32), np.zeros((3, 7), np.float32)
-    after[:, 0] = [0.09, 0.11, 0.0]
-    after[:, 1] = [0.0, 0.0, 0.19]  # a unit of y is 2
-    after[:, 2] = 1.0
-    assert features().still(before, after).tolist() == [True, False, True]
+    np.testing.assert_allclose(features().units_apart(states, goals), [2.5, 0.5, 3.0])

@@ -169,7 +169,7 @@ def test_planned_execution_passes_over_nodes_that_look_like_where_it_is(toy):
 
 
 def test_a_copy_that_is_stuck_gets_nearer_subgoals_until_it_moves(toy):
-    # Nodes ten units apart, and a unit is 1: 0.05 is no movement, 1.0 is.
+    # Nodes ten units apart, and a unit is 1: 0.05 is no movement, 0.5 is.
     planner = Planner(toy.line(6), toy.config(planning={"lookahead_hops": 3}), toy.env())
     goals, slots = toy.points([50.0, 50.0]), np.array([5, 5])
 
@@ -182,6 +182,19 @@ def test_a_copy_that_is_stuck_gets_nearer_subgoals_until_it_moves(toy):
     assert pursued(0.05, 3.0) == [1, 3]  # one hop is the least
     # Four choices in motion give a hop back.
     assert [pursued(0.5 + x / 2, x / 2)[0] for x in range(9)] == [1, 1, 1, 2, 2, 2, 2, 3, 3]
+
+
+def test_a_copy_that_stands_at_its_goal_stays_there(toy):
+    # The copy's node is 2, and node 4 stands for the goal: one hop nearer would lead away.
+    planner = Planner(toy.line(6), toy.config(planning={"lookahead_hops": 2}), toy.env())
+    goals, slots = toy.points([24.8]), np.array([4])
+
+    def pursued(x):
+        return float(planner.subgoals(toy.points([x]), goals, slots)[0, 0])
+
+    assert [pursued(24.5) for _ in range(3)] == pytest.approx([24.8] * 3)
+    # Half a unit and more away it is no longer there, and standing still is being stuck.
+    assert [pursued(24.2) for _ in range(3)] == pytest.approx([24.8, 30, 30])
 
 
 def test_a_chained_pursuit_goes_to_the_predecessor_in_its_first_half(make, toy):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironmentSpec
 
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
 
 # A dim that hardly moves in the first walks is not blown up beyond this share of the median spread.
 LEAST_SPREAD = 0.1
-# Units within which a policy that is to go somewhere may well find that it is there.
-HERE = 2.0
-# Units below which a state has not moved.
-STILL = 0.1
 
 
 class _Columns:
@@ -99,15 +94,8 @@ class Features:
         """Input of the reachability network: (n, d) → (n, reachability_width) float32."""
         return self._reach(observations).astype(np.float32, copy=False)
 
-    def here(self, observations: Floats, goals: Floats) -> NDArray[np.bool_]:
-        """Whether goals lie within `HERE` units in the goal's dims: (n, d), (n, d) → (n,)."""
-        return self._apart(observations, goals) <= HERE
-
-    def still(self, before: Floats, after: Floats) -> NDArray[np.bool_]:
-        """Whether states have moved by less than `STILL` units in the goal's dims, (n,)."""
-        return self._apart(before, after) < STILL
-
-    def _apart(self, one: Floats, other: Floats) -> Floats:
+    def units_apart(self, one: Floats, other: Floats) -> Floats:
+        """Distance of states in the goal's dims, in units: (n, d), (n, d) → (n,)."""
         gap = (other - one)[:, self._goal_dims] / self.unit[self._goal_dims]
         return np.sqrt(np.square(gap).sum(axis=1))
 

@@ -56,7 +56,10 @@ def check(config: FreshRunConfig) -> list[str]:
     env = make_environment(config.environment, 1)
     check_data(config, env)
     if not isinstance(config.agent, SacConfig):
-        return []
+        return [
+            f"{config.agent.kind} trains on goals of the data alone; network, memory and graph "
+            "serve planned execution and the pictures"
+        ]
     deviations = fidelity.deviations(config, PAPER)
     if not deviations:
         return ["every setting is the paper's"]

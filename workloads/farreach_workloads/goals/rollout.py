@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
+# Units within which a policy that is to go to a node may well find that it is there.
+HERE = 2.0
+# Units within which a goal is reached, and below which a copy has not moved.
+REACHED, STILL = 0.5, 0.3
 # Hops of lookahead that a moving copy regains with each choice of a sub-goal.
 REGAINED = 0.25
 
@@ -58,22 +62,25 @@ class Planner:
         The copies must be the same, in the same order, from call to call.
         """
         bundle = self._bundle
-        self._adapt(observations)
+        reached = self._features.units_apart(observations, goals) < REACHED
+        self._adapt(observations, reached)
         ahead = self._ahead.astype(np.int64)
         node = bundle.subgoal(self.nearest(observations), goal_slots, ahead)
         while True:
-            passed = (node != goal_slots) & self._features.here(observations, bundle.nodes[node])
+            near = self._features.units_apart(observations, bundle.nodes[node]) <= HERE
+            passed = (node != goal_slots) & near
             if not passed.any():
                 break
             node[passed] = bundle.next_hop[node[passed], goal_slots[passed]]
-        there = (node == goal_slots)[:, None]
+        there = ((node == goal_slots) | reached)[:, None]
         return np.where(there, goals, bundle.nodes[node])
 
-    def _adapt(self, observations: Floats) -> None:
+    def _adapt(self, observations: Floats, reached: np.ndarray) -> None:
         if self._before is None:
             self._ahead = np.full(len(observations), float(self._furthest))
         else:
-            stuck = self._features.still(self._before, observations)
+            moved = self._features.units_apart(self._before, observations)
+            stuck = (moved < STILL) & ~reached
             self._ahead = np.clip(self._ahead + np.where(stuck, -1, REGAINED), 1, self._furthest)
         self._before = observations.copy()
 
