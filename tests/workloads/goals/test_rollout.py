@@ -194,7 +194,7 @@ def test_a_copy_that_stands_at_its_goal_stays_there(toy):
 
     assert [pursued(24.5) for _ in range(3)] == pytest.approx([24.8] * 3)
     # Half a unit and more away it is no longer there, and standing still is being stuck.
-    assert [pursued(24.2) for _ in range(3)] == pytest.approx([24.8, 30, 30])
+    assert [pursued(24.1) for _ in range(3)] == pytest.approx([24.8, 30, 30])
 
 
 def test_a_chained_pursuit_goes_to_the_predecessor_in_its_first_half(make, toy):
