@@ -193,6 +193,42 @@ def test_a_killed_policy_training_resumes_to_the_same_end(train, data, tmp_path)
     assert run.read_result()["training/updates"] == 800
 
 
+STAGES = ["fit_network", "build_memory", "nearest_of_all", "build_graph"]
+KILLED_IN_A_STAGE = """
+import os, signal, sys
+from pathlib import Path
+from farreach import launch
+from farreach_workloads.goals.fresh import pipeline
+
+stage, config, run, *settings = sys.argv[1:]
+setattr(pipeline, stage, lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+launch.train(config, settings, run_dir=Path(run))
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_is_killed_in_a_stage_redoes_none_that_was_finished(
+    stage, data, train, tmp_path, monkeypatch
+):
+    whole = train("whole")
+    run = RunDirectory(tmp_path / "killed")
+    settings = [f"data.path={data}/maze", f"data.cache={tmp_path}/cache"]
+    program = [sys.executable, "-c", KILLED_IN_A_STAGE, stage, DEBUG, str(run.path)]
+    assert subprocess.run([*program, *settings], capture_output=True).returncode == -signal.SIGKILL
+    done = []
+    for name in STAGES:
+        original = getattr(pipeline, name)
+
+        def watched(*arguments, _name=name, _original=original):
+            done.append(_name)
+            return _original(*arguments)
+
+        monkeypatch.setattr(pipeline, name, watched)
+    launch.resume(run.path)
+    assert done == STAGES[STAGES.index(stage) :]
+    np.testing.assert_array_equal(policy(run), policy(whole))
+
+
 def test_sigterm_leaves_a_checkpoint_and_resume_ends_the_same(train, data, tmp_path):
     whole = train("whole", "training.epochs=4", "training.checkpoint_every_epochs=4")
     settings = [f"data.path={data}/maze", f"data.cache={data}/cache", "training.epochs=4"]
