@@ -118,8 +118,9 @@ def main() -> None:
             config.relabel,
         )
         rng = np.random.default_rng(0)
-        features = base.bundle.features(config, make_environment(config.environment, 1).spec)
-        source = PathSource(rows, base.store, base.bundle, features, config.reward)
+        env = make_environment(config.environment, 1)
+        features = base.bundle.features(config, env.spec)
+        source = PathSource(rows, base.store, base.bundle, features, config.reward, env)
         peer = RowByRow(config, base)
 
         def ours() -> None:

@@ -30,6 +30,16 @@ COLUMNS = {
     "updates": "training/updates",
     "minutes": "training/minutes",
 }
+# Those of runs on data sets; the minutes of the stages before the policy come to the others.
+OFFLINE_COLUMNS = {
+    "success_final": "evaluation/success_final",
+    "success_any": "evaluation/success_any",
+    "planned": "evaluation_planned/success_final",
+    "planned_any": "evaluation_planned/success_any",
+    "updates": "training/updates",
+    "minutes": "training/minutes",
+    "minutes before": "training/foundation_minutes",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,10 @@ class Experiment:
 def _ablation(*overrides: str) -> Experiment:
     return Experiment("goals/walk_maze", (*SHORT, *overrides))
 
+
+# What the paper's preset gets on a CPU in an hour; `training.max_minutes=null` runs all of it.
+HOUR = ("training.max_minutes=60",)
+PAPER_MAZE = "goals/fresh_maze_paper"
 
 EXPERIMENTS = {
     "maze_demo": Experiment("goals/walk_maze"),
@@ -74,6 +88,34 @@ EXPERIMENTS = {
     "ablation_128_envs": _ablation("environment.num_envs=128"),
     "ablation_raw_inputs": _ablation("features.scale=none", "features.angles=raw"),
     "maze_paper": Experiment("goals/walk_maze_paper"),
+    "fresh_maze": Experiment("goals/fresh_maze"),
+    "fresh_maze_hops": Experiment("goals/fresh_maze", ("reward.distance=hops",)),
+    "fresh_maze_smooth": Experiment("goals/fresh_maze", ("features.frequencies=0",)),
+    "fresh_maze_oracle": Experiment("goals/fresh_maze", ("reward.distance=oracle",)),
+    "fresh_pusher": Experiment("goals/fresh_pusher"),
+    "fresh_pusher_her": Experiment("goals/fresh_pusher_her"),
+    "fresh_walker": Experiment("goals/fresh_walker"),
+    "fresh_maze_paper": Experiment(PAPER_MAZE, HOUR),
+    "fresh_maze_paper_reachability": Experiment(
+        PAPER_MAZE, (*HOUR, "reward.distance=reachability", "agent.discount=0.95")
+    ),
+    "fresh_maze_paper_no_rows": Experiment(
+        PAPER_MAZE, (*HOUR, "relabel.subgoal_rows=false", "relabel.edge_rows=false")
+    ),
+    "fresh_maze_her": Experiment("goals/fresh_maze_her", HOUR),
+    "fresh_maze_her_uniform": Experiment("goals/fresh_maze_her_uniform", HOUR),
+    "fresh_maze_actionable": Experiment("goals/fresh_maze_actionable", HOUR),
+    **{
+        f"ogbench_{maze}_{data}": Experiment(f"goals/ogbench_{maze}_{data}")
+        for data in ("navigate", "stitch")
+        for maze in ("medium", "large", "giant")
+    },
+    **{
+        f"ogbench_medium_navigate_{kind}": Experiment(
+            "goals/ogbench_medium_navigate", (f"agent.kind={kind}",)
+        )
+        for kind in ("gcbc", "gcivl", "gciql", "crl", "qrl", "hiql")
+    },
 }
 
 
@@ -98,7 +140,9 @@ def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:
     """Markdown: a line per seed and one of means; per-category success after the columns."""
     prefix = "evaluation/success_final_"
     categories = sorted({key for result in results.values() for key in result if prefix in key})
-    columns = COLUMNS | {key.removeprefix(prefix): key for key in categories}
+    offline = "training/foundation_minutes" in next(iter(results.values()))
+    base = OFFLINE_COLUMNS if offline else COLUMNS
+    columns = base | {key.removeprefix(prefix): key for key in categories}
     lines = [
         f"### {name}: " + " ".join((EXPERIMENTS[name].config, *EXPERIMENTS[name].overrides)),
         "| seed | " + " | ".join(columns) + " |",

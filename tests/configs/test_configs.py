@@ -16,6 +16,7 @@ COVERED = {
     "goals/fresh_maze_actionable": "goals/fresh_maze_paper_debug",
     "goals/fresh_maze_her": "goals/fresh_maze_paper_debug",
     "goals/fresh_maze_her_uniform": "goals/fresh_maze_paper_debug",
+    "goals/fresh_pusher_her": "goals/fresh_pusher_debug",
     "goals/ogbench_giant_navigate": "goals/ogbench_medium_navigate_debug",
     "goals/ogbench_giant_stitch": "goals/ogbench_medium_navigate_debug",
     "goals/ogbench_large_navigate": "goals/ogbench_medium_navigate_debug",

@@ -292,7 +292,7 @@ def agent_and_rows(
         foundation.graph,
         config.relabel,
     )
-    return agent, PathSource(rows, store, bundle, features, config.reward)
+    return agent, PathSource(rows, store, bundle, features, config.reward, env)
 
 
 def visited(foundation: Foundation, env: GoalEnvironment) -> Ints:

@@ -172,7 +172,7 @@ def test_rewards_are_the_shaped_reward_at_the_next_state(toy):
     bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
     features = SimpleNamespace(reachability=lambda observations: observations)
     settings = ShapedRewardConfig(distance="hops", scale=0.5, weight=2.0, temperature=3.0)
-    batch = PathSource(None, toy.store, bundle, features, settings).fetch(rows)
+    batch = PathSource(None, toy.store, bundle, features, settings, None).fetch(rows)
     observation = toy.store["observation"][np.arange(13)]
     action = toy.store["action"][np.arange(13)]
     for index in range(500):
@@ -186,6 +186,24 @@ def test_rewards_are_the_shaped_reward_at_the_next_state(toy):
         logit = 1.0 - abs(float(goal[0]) - float(observation[row, 0]))
         expected = 0.5 * (-int(rows.hops[index]) + 2.0 * (sigmoid(logit / 3.0) - 1.0))
         assert batch.reward[index] == pytest.approx(expected, abs=1e-5)
+
+
+def test_reachability_alone_and_the_oracle_take_the_place_of_hops(toy):
+    rows = draw(toy, count=200, path=0.4, future=0.3, node=0.3)
+    nodes = np.random.default_rng(5).normal(size=(NODES, 3)).astype(np.float32)
+    bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
+    features = SimpleNamespace(reachability=lambda observations: observations)
+    env = SimpleNamespace(path_distance=lambda a, b: np.abs(a - b).sum(axis=1))
+
+    def fetched(**settings):
+        source = PathSource(None, toy.store, bundle, features, ShapedRewardConfig(**settings), env)
+        return source.fetch(rows)
+
+    batch = fetched(distance="reachability", scale=0.5, weight=7.0)
+    gap = batch.goal - batch.next_observation
+    np.testing.assert_allclose(batch.reward, 0.5 * (1 - np.abs(gap[:, 0])), rtol=1e-5, atol=1e-6)
+    batch = fetched(distance="oracle", scale=0.5)
+    np.testing.assert_allclose(batch.reward, -0.5 * np.abs(gap).sum(axis=1), rtol=1e-5)
 
 
 def test_lengths_take_the_place_of_hops(toy, monkeypatch):
@@ -205,7 +223,7 @@ def test_lengths_take_the_place_of_hops(toy, monkeypatch):
 
     monkeypatch.setattr("farreach_workloads.goals.fresh.relabel.PathLengths", Lengths)
     settings = ShapedRewardConfig(distance="lengths", scale=0.5)
-    batch = PathSource(None, toy.store, bundle, features, settings).fetch(rows)
+    batch = PathSource(None, toy.store, bundle, features, settings, None).fetch(rows)
     expected = batch.next_observation[:, 0] + 10 * rows.node
     expected += 100 * batch.goal[:, 0] + 1000 * rows.goal_node
     np.testing.assert_allclose(batch.reward, -0.5 * expected, rtol=1e-5)

@@ -108,9 +108,11 @@ class GraphConfig(Config):
 class ShapedRewardConfig(Config):
     """What a row's next state s' is worth on the way to its goal; nothing is terminal."""
 
-    distance: Literal["hops", "lengths"] = "lengths"
+    distance: Literal["hops", "lengths", "reachability", "oracle"] = "lengths"
     """`hops`: scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)), arXiv:2301.02099.
-    `lengths`: -scale × the length of the way along the graph, see `fresh/lengths.py`."""
+    `lengths`: -scale × the length of the way along the graph, see `fresh/lengths.py`.
+    `reachability`: scale × R(s' → g), the paper's ablation without a graph.
+    `oracle`: -scale × the true length of the way, an upper bound."""
     scale: float = Field(0.1, gt=0)
     weight: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from farreach.data.episodes import ACTION, OBSERVATION, EpisodeStore
-from farreach_workloads.goals.environments.base import Floats, Ints
+from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.fresh.lengths import PathLengths
 from farreach_workloads.goals.relabel import future_steps
 from farreach_workloads.goals.rewards import sigmoid
@@ -264,8 +264,10 @@ class PathSource:
         bundle: Bundle,
         features: Features,
         settings: ShapedRewardConfig,
+        env: GoalEnvironment,
     ) -> None:
-        """Rewards come from the bundle's network and the rows' hops."""
+        """Rewards come from bundle and hops; `env` supplies true distances to the oracle alone."""
+        self._env = env
         self._rows, self._store, self._bundle = rows, store, bundle
         self._features, self._settings = features, settings
         self._lengths = PathLengths(bundle) if settings.distance == "lengths" else None
@@ -287,14 +289,18 @@ class PathSource:
         goal[data] = drawn = observations[rows.goal_row[data]]
         end[data] = network.embed(self._features.reachability(drawn))
         if self._lengths is not None:
-            reward = -settings.scale * self._lengths.lengths(start, rows.node, end, rows.goal_node)
+            value = -self._lengths.lengths(start, rows.node, end, rows.goal_node)
+        elif settings.distance == "reachability":
+            value = network.logits(start, end)
+        elif settings.distance == "oracle":
+            value = -self._env.path_distance(following, goal)
         else:
             near = sigmoid(network.logits(start, end) / settings.temperature) - 1.0
-            reward = settings.scale * (settings.weight * near - rows.hops)
+            value = settings.weight * near - rows.hops
         return Batch(
             observations[rows.following - 1],
             self._store[ACTION][rows.following],
             following,
             goal,
-            reward.astype(np.float32),
+            (settings.scale * value).astype(np.float32),
         )
