@@ -70,10 +70,12 @@ def reference_update(sac, data, noise):
     return ((q1 - y) ** 2).mean() + ((q2 - y) ** 2).mean()
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.7])
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("network", ["concat", "heads"])
-def test_one_update_equals_the_losses_written_out(network, ends):
-    sac, twin = agent(network=network), agent(network=network)
+def test_one_update_equals_the_losses_written_out(network, ends, weight):
+    settings = {"network": network, "behaviour_weight": weight}
+    sac, twin = agent(**settings), agent(**settings)
     data = batch()
     if ends:
         data["continues"] = (torch.arange(64) % 3 > 0).float()
@@ -85,10 +87,12 @@ def test_one_update_equals_the_losses_written_out(network, ends):
     critic_adam = torch.optim.Adam(sac.critic.parameters(), lr=sac.config.lr)
     loss.backward()
     critic_adam.step()
-    action, log_prob = sample_squashed(*sac.actor(data["pair"]), noise[64:])
-    actor_loss = (
-        sac.config.entropy_weight * log_prob - torch.minimum(*sac.critic(data["pair"], action))
-    ).mean()
+    mean, log_std = sac.actor(data["pair"])
+    action, log_prob = sample_squashed(mean, log_std, noise[64:])
+    best = torch.minimum(*sac.critic(data["pair"], action))
+    imitation = (torch.tanh(mean) - data["action"]).square().sum(dim=1).mean()
+    actor_loss = (sac.config.entropy_weight * log_prob - best).mean()
+    actor_loss = actor_loss + weight * best.detach().abs().mean() * imitation
     actor_adam = torch.optim.Adam(sac.actor.parameters(), lr=sac.config.lr)
     actor_adam.zero_grad()
     actor_loss.backward()

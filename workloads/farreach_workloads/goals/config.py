@@ -202,6 +202,9 @@ class SacConfig(AgentSettings):
     discount: float = Field(0.98, gt=0, lt=1)
     entropy_weight: float = Field(0.02, ge=0)
     polyak: float = Field(0.005, gt=0, le=1)
+    behaviour_weight: float = Field(0.0, ge=0)
+    """Weight of the squared distance between the policy's and the data's action, in units of the
+    mean size of the values (TD3+BC, arXiv:2106.06860); for data without all actions everywhere."""
 
 
 class OfflineSacConfig(SacConfig):

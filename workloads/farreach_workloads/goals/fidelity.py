@@ -59,6 +59,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "discount": 0.99,
         "entropy_weight": 0.05,
         "polyak": 0.005,
+        "behaviour_weight": 0.0,
         "replay_steps": 100_000,
         "updates_per_policy_step": 2.0,
     },

@@ -87,10 +87,15 @@ class GoalSac:
         action, own = sampled[count:], slice(count, None)
         # Of the actor's loss, mean of α log π - min Q, by the action and by its two parameters.
         slope = 1 - action.square()
-        by_action = 2 * alpha * action / (slope + 1e-6) - self._best_by_action(pair, action)
+        best, by_best = self._best_and_slope(pair, action)
+        by_action = 2 * alpha * action / (slope + 1e-6) - by_best
         by_mean = by_action * slope / count
         by_log_std = by_mean * log_std[own].exp() * noise[own] - alpha / count
         by_log_std *= raw[own] == log_std[own]  # a clamped value has no influence
+        if self.config.behaviour_weight > 0:
+            likely = torch.tanh(mean[own])
+            pull = 2 * self.config.behaviour_weight * best.abs().mean() / count
+            by_mean = by_mean + pull * (likely - batch["action"]) * (1 - likely.square())
         gradient = torch.cat([by_mean, by_log_std], dim=1)
         gradient = self._actor_trunk.backward([layer[own] for layer in kept], gradient)
         self._actor_heads.backward(own, [(self._actor_trunk, gradient)])
@@ -112,8 +117,8 @@ class GoalSac:
         self._critic_optimiser.step()
         return gap.square().sum() / len(goal), value.mean()
 
-    def _best_by_action(self, pair: Tensor, action: Tensor) -> Tensor:
-        """Gradient of the smaller value by the action, (n, a)."""
+    def _best_and_slope(self, pair: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The smaller value (n,), and its gradient by the action, (n, a)."""
         first, second = _values(self._critic_heads, self._critics, pair, action)
         smaller = (first[-1] <= second[-1]).float()
         columns = slice(-self.action_dim, None)
@@ -123,7 +128,7 @@ class GoalSac:
                 self._critics, (first, second), (smaller, 1 - smaller), strict=True
             )
         )
-        return by_first + by_second
+        return torch.minimum(first[-1], second[-1])[:, 0], by_first + by_second
 
     @torch.no_grad()
     def first_value(self, pair: Tensor, action: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "discount": 0.9,
         "entropy_weight": 0.05,
         "polyak": 0.005,
+        "behaviour_weight": 0.0,
     },
     "training": {"epochs": 1_001, "epoch_updates": 1_000, "evaluate_every_epochs": 10},
 }
