@@ -5,7 +5,7 @@ import types
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, ValidationError
 
 from farreach import config as config_module
 from farreach.config import Config, describe, differences, dump, find, load, shipped
@@ -408,3 +408,20 @@ def test_describe_lists_every_key_with_type_default_and_help():
         ("anything", "dict[str, any]", "{}", ""),
         ("must", "str", "required", ""),
     ]
+
+
+def test_describe_tells_the_members_of_a_union_apart_by_their_tag():
+    class One(Config):
+        kind: Literal["one"] = "one"
+        size: int = 1
+
+    class Two(Config):
+        kind: Literal["two"] = "two"
+        width: int = 2
+
+    class Outer(Config):
+        part: Annotated[One | Two, Discriminator("kind")] = Two(width=5)
+
+    rows = {row.key: row.default for row in describe(Outer)}
+    assert rows["part[one].size"] == "1"
+    assert rows["part[two].width"] == "5"
