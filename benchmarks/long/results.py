@@ -112,7 +112,8 @@ EXPERIMENTS = {
     },
     **{
         f"ogbench_medium_navigate_{kind}": Experiment(
-            "goals/ogbench_medium_navigate", (f"agent.kind={kind}",)
+            "goals/ogbench_medium_navigate",
+            (f"agent.kind={kind}", "agent.actor_goals.spread=null", "training.max_minutes=10"),
         )
         for kind in ("gcbc", "gcivl", "gciql", "crl", "qrl", "hiql")
     },
