@@ -113,6 +113,19 @@ def test_paths_show_what_was_walked(draw, plain):
     assert (other["paths"] != plain["paths"]).any()
 
 
+def test_planned_pictures_show_the_planned_outcome_and_are_left_out_without_one(draw):
+    green, red = (44, 160, 44), (214, 39, 40)
+    flat = outcomes(*[MISSED] * 8)
+    names = ("success", "paths", "success_planned", "paths_planned")
+    assert list(draw(*names, seen=flat)) == ["success", "paths"]
+    found = draw(*names, seen=replace(flat, planned=outcomes(*[REACHED] * 8, shift=2.0)))
+    assert list(found) == list(names)
+    assert pixels_near(found["success"], red) > pixels_near(found["success"], green)
+    planned = found["success_planned"]
+    assert pixels_near(planned, green) > pixels_near(planned, red)
+    assert (found["paths"] != found["paths_planned"]).any()
+
+
 def test_without_a_notion_of_cells_there_is_no_picture_of_visits(draw):
     assert list(draw("visits", "success", visits=())) == ["success"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,12 +49,14 @@ class Outcome:
         final_distance: (n,) oracle distance at the last step.
         least_distance: (n,) the smallest on the way.
         positions: (n, steps + 1, d) float32, the walked paths.
+        planned: what happened to the same goals along the graph, if that was tried.
     """
 
     goals: Floats
     final_distance: Floats
     least_distance: Floats
     positions: Floats
+    planned: Outcome | None = None
 
 
 class Evaluator:
@@ -74,7 +76,7 @@ class Evaluator:
     def evaluate(
         self, weights: Mapping[str, np.ndarray], bundle: Bundle
     ) -> tuple[dict[str, float], Outcome]:
-        """Flat and graph-planned success, coverage of the memory; and the flat outcome."""
+        """Flat and graph-planned success, coverage of the memory; and both outcomes."""
         features = bundle.features(self._config, self._env.spec)
         policy = make_policy(self._config.agent, features, self._env.spec.action_dim)
         policy.load(weights)
@@ -84,7 +86,7 @@ class Evaluator:
         metrics = self._summary("evaluation", flat) | self._summary("evaluation_planned", planned)
         metrics |= memory_metrics(bundle, self._env, self.goals)
         metrics |= probe(bundle, features, self._env, self.goals)
-        return metrics, flat
+        return metrics, replace(flat, planned=planned)
 
     def _run(self, policy: Acting, planner: Planner | None) -> Outcome:
         env, config = self._env, self._config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -46,8 +47,16 @@ class _Scene:
         assert env.spec.plane_dims is not None
         self.config, self.env, self.bundle = config, env, bundle
         self.outcome, self.visits = outcome, visits
+        self.how = ""
         self.plane = list(env.spec.plane_dims)
         self.nodes = bundle.nodes[:, self.plane]
+
+    def planned(self) -> _Scene:
+        """The same moment with what happened along the graph."""
+        assert self.outcome.planned is not None
+        scene = copy.copy(self)
+        scene.outcome, scene.how = self.outcome.planned, " along the graph"
+        return scene
 
     def axes(self, title: str) -> tuple[Figure, Axes]:
         figure = Figure(figsize=(6, 5.4), dpi=DPI, layout="constrained")
@@ -121,7 +130,9 @@ def _success(scene: _Scene) -> Figure:
     threshold = scene.env.spec.success_threshold
     reached = scene.outcome.final_distance < threshold
     passed = ~reached & (scene.outcome.least_distance < threshold)
-    figure, axes = scene.axes(f"held-out goals: {reached.mean():.1%} reached at the last step")
+    figure, axes = scene.axes(
+        f"held-out goals{scene.how}: {reached.mean():.1%} reached at the last step"
+    )
     goals = scene.outcome.goals[:, scene.plane]
     for mask, colour, label in (
         (reached, "tab:green", "reached"),
@@ -160,7 +171,7 @@ def _visits(scene: _Scene) -> Figure:
 def _paths(scene: _Scene) -> Figure:
     """Shortest path on the graph (dashed) beside the path that was walked, for a few goals."""
     bundle, outcome = scene.bundle, scene.outcome
-    figure, axes = scene.axes("walked (solid) and shortest path on the graph (dashed)")
+    figure, axes = scene.axes(f"walked{scene.how} (solid), shortest path on the graph (dashed)")
     order = np.argsort(scene.env.path_distance(outcome.positions[:, 0], outcome.goals))
     chosen = order[np.linspace(0, len(order) - 1, PATHS_SHOWN).astype(int)]
     features = bundle.features(scene.config, scene.env.spec)
@@ -200,6 +211,8 @@ PICTURES: dict[str, Callable[[_Scene], Figure]] = {
     "success": _success,
     "visits": _visits,
     "paths": _paths,
+    "success_planned": lambda scene: _success(scene.planned()),
+    "paths_planned": lambda scene: _paths(scene.planned()),
 }
 
 
@@ -232,6 +245,8 @@ def draw_all(
         scene = _Scene(config, env, bundle, outcome, visits)
         for name, draw in PICTURES.items():
             if name == "visits" and not len(visits):
+                continue
+            if name.endswith("_planned") and outcome.planned is None:
                 continue
             files[name] = folder / f"{name}-{suffix}.png"
             picture = io.BytesIO()
