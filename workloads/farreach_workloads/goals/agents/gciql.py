@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from farreach_workloads.goals.agents import losses
-from farreach_workloads.goals.agents.rows import GoalMix, TrainingRows
+from farreach_workloads.goals.agents.rows import TrainingRows
 from farreach_workloads.goals.agents.trunk import (
+    ExpectileSettings,
     FlatActor,
     Mlp,
     TrunkAgent,
-    TrunkSettings,
     Value,
     frozen,
 )
@@ -30,23 +30,16 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.features import Features
 
 
-class GciqlSettings(TrunkSettings):
+class GciqlSettings(ExpectileSettings):
     """Implicit Q-learning."""
 
     kind: Literal["gciql"] = "gciql"
-    discount: float = Field(0.99, gt=0, lt=1)
-    expectile: float = Field(0.9, gt=0, lt=1)
-    """Level of the value: 0.5 is the mean over the data's actions, towards 1 the best of them."""
     extraction: Literal["gradient", "regression"] = "gradient"
     """How the policy follows Q: its gradient beside behavioural cloning, or weighted regression."""
     behaviour_weight: float = Field(0.003, ge=0)
     """Weight of behavioural cloning, with `extraction: gradient`."""
     temperature: float = Field(3.0, ge=0)
     """Factor of the advantage in the policy's weights, with `extraction: regression`."""
-    critic_goals: GoalMix = GoalMix(current=0.2, future=0.5, random=0.3, spread=100.0)
-    """Goals that the values are trained with."""
-    actor_goals: GoalMix = GoalMix(future=1.0)
-    """Goals that the policy is trained with."""
 
 
 class Gciql(TrunkAgent):
@@ -73,12 +66,8 @@ class Gciql(TrunkAgent):
         start = rows.transitions(count, rng)
         goal = rows.goals(start, self.config.critic_goals, rng)
         actor_goal = rows.goals(start, self.config.actor_goals, rng)
-        reached = (goal == start).astype(np.float32)
         return {
-            "pair": rows.pair(start, goal),
-            "next_pair": rows.pair(start + 1, goal),
-            "reward": reached - 1,
-            "continues": 1 - reached,
+            **rows.pursuit(start, goal),
             "actor_pair": rows.pair(start, actor_goal),
             "action": rows.actions(start),
         }

@@ -20,17 +20,16 @@ from torch.nn.functional import normalize
 
 from farreach_workloads.goals.agents import losses
 from farreach_workloads.goals.agents.rows import GoalMix, TrainingRows
-from farreach_workloads.goals.agents.trunk import Mlp, TrunkAgent, TrunkSettings, Value
+from farreach_workloads.goals.agents.trunk import ExpectileSettings, Mlp, TrunkAgent, Value
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.features import Features
 
 
-class HiqlSettings(TrunkSettings):
+class HiqlSettings(ExpectileSettings):
     """Hierarchical implicit Q-learning."""
 
     kind: Literal["hiql"] = "hiql"
-    discount: float = Field(0.99, gt=0, lt=1)
     expectile: float = Field(0.7, gt=0, lt=1)
     """Level of the value: 0.5 is the mean over the data's actions, towards 1 the best of them."""
     low_temperature: float = Field(3.0, ge=0)
@@ -41,8 +40,6 @@ class HiqlSettings(TrunkSettings):
     """k: steps to a sub-goal."""
     representation: int = Field(10, ge=1)
     """Width of φ."""
-    critic_goals: GoalMix = GoalMix(current=0.2, future=0.5, random=0.3, spread=100.0)
-    """Goals that the value is trained with."""
     actor_goals: GoalMix = GoalMix(future=1.0)
     """Goals that the high-level policy is trained with."""
 
@@ -105,16 +102,12 @@ class Hiql(TrunkAgent):
         """
         start, k = rows.transitions(count, rng), self.config.subgoal_steps
         goal = rows.goals(start, self.config.critic_goals, rng)
-        reached = (goal == start).astype(np.float32)
         near = rows.ahead(start, k)
         high_goal = rows.goals(start, self.config.actor_goals, rng)
         # A goal that comes before k steps are over in the same episode is its own sub-goal.
         subgoal = np.where((high_goal >= start) & (high_goal < near), high_goal, near)
         return {
-            "pair": rows.pair(start, goal),
-            "next_pair": rows.pair(start + 1, goal),
-            "reward": reached - 1,
-            "continues": 1 - reached,
+            **rows.pursuit(start, goal),
             "low_pair": rows.pair(start, near),
             "low_next_pair": rows.pair(start + 1, near),
             "action": rows.actions(start),

@@ -85,6 +85,21 @@ class TrainingRows:
         """Features of states and goals, (n, pair width)."""
         return self._features.pair(self._observations[rows], self._observations[goals])
 
+    def pursuit(self, rows: Ints, goals: Ints) -> dict[str, Floats]:
+        """What bootstrapping towards goals needs: a step costs 1 until the goal is reached.
+
+        Returns:
+            `pair` and `next_pair` (n, pair width), `reward` (n,), -1 or, at the goal, 0, and
+            `continues` (n,), 0 at the goal and 1 elsewhere.
+        """
+        reached = (goals == rows).astype(np.float32)
+        return {
+            "pair": self.pair(rows, goals),
+            "next_pair": self.pair(rows + 1, goals),
+            "reward": reached - 1,
+            "continues": 1 - reached,
+        }
+
     def states(self, rows: Ints) -> Floats:
         """Features of states alone, (n, observation width)."""
         return self._features.observation(self._observations[rows])

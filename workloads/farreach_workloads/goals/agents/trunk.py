@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from farreach import seeding
+from farreach_workloads.goals.agents.rows import GoalMix
 from farreach_workloads.goals.config import AgentSettings
 from farreach_workloads.goals.reachability_trainer import load_arrays, load_optimiser
 
@@ -35,6 +36,18 @@ class TrunkSettings(AgentSettings):
     """Hidden layers of every network."""
     layer_norm: bool = True
     polyak: float = Field(0.005, gt=0, le=1)
+
+
+class ExpectileSettings(TrunkSettings):
+    """What the agents have that bootstrap an expectile of the value over the data's actions."""
+
+    discount: float = Field(0.99, gt=0, lt=1)
+    expectile: float = Field(0.9, gt=0, lt=1)
+    """Level of the value: 0.5 is the mean over the data's actions, towards 1 the best of them."""
+    critic_goals: GoalMix = GoalMix(current=0.2, future=0.5, random=0.3, spread=100.0)
+    """Goals that the value is trained with."""
+    actor_goals: GoalMix = GoalMix(future=1.0)
+    """Goals that the policy is trained with."""
 
 
 class Mlp(nn.Sequential):
