@@ -171,17 +171,19 @@ def test_planned_execution_passes_over_nodes_that_look_like_where_it_is(toy):
 def test_a_copy_that_is_stuck_gets_nearer_subgoals_until_it_moves(toy):
     # Nodes ten units apart, and a unit is 1: 0.05 is no movement, 0.5 is.
     planner = Planner(toy.line(6), toy.config(planning={"lookahead_hops": 3}), toy.env())
-    goals, slots = toy.points([50.0, 50.0]), np.array([5, 5])
+    goals, slots = toy.points([50.0] * 3), np.array([5] * 3)
 
     def pursued(*xs):
         return (planner.subgoals(toy.points(xs), goals, slots)[:, 0] / 10).tolist()
 
-    assert pursued(0.0, 0.0) == [3, 3]
-    assert pursued(0.05, 1.0) == [2, 3]
-    assert pursued(0.0, 2.0) == [1, 3]
-    assert pursued(0.05, 3.0) == [1, 3]  # one hop is the least
+    assert pursued(0.0, 4.0, 0.0) == [3, 3, 3]
+    assert pursued(0.05, 4.05, 1.0) == [2, 2, 3]
+    assert pursued(0.0, 4.0, 2.0) == [1, 1, 3]
+    # The first is at its own node, so that is no help; the second is not.
+    assert pursued(0.05, 4.05, 3.0) == [3, 0, 3]
+    assert pursued(0.0, 4.0, 2.0) == [2, 3, 3]
     # Four choices in motion give a hop back.
-    assert [pursued(0.5 + x / 2, x / 2)[0] for x in range(9)] == [1, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert [pursued(0.5 + x / 2, 4.0, 2.0)[0] for x in range(5)] == [2, 2, 2, 3, 3]
 
 
 def test_a_copy_that_stands_at_its_goal_stays_there(toy):
@@ -194,7 +196,7 @@ def test_a_copy_that_stands_at_its_goal_stays_there(toy):
 
     assert [pursued(24.5) for _ in range(3)] == pytest.approx([24.8] * 3)
     # Half a unit and more away it is no longer there, and standing still is being stuck.
-    assert [pursued(24.1) for _ in range(3)] == pytest.approx([24.8, 30, 30])
+    assert [pursued(24.1) for _ in range(3)] == pytest.approx([24.8, 30, 20])
 
 
 def test_a_chained_pursuit_goes_to_the_predecessor_in_its_first_half(make, toy):

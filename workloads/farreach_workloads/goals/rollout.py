@@ -23,7 +23,7 @@ Message = dict[str, Any]
 # Units within which a policy that is to go to a node may well find that it is there.
 HERE = 2.0
 # Units within which a goal is reached, and below which a copy has not moved.
-REACHED, STILL = 0.5, 0.3
+REACHED, STILL = 0.5, 0.2
 # Hops of lookahead that a moving copy regains with each choice of a sub-goal.
 REGAINED = 0.25
 
@@ -34,8 +34,9 @@ class Planner:
     Every `replan_steps` steps the node `lookahead_hops` along the shortest path becomes the
     sub-goal; the goal itself takes over once it is that near. Nodes that a masked goal cannot tell
     from where the copy is (it would have to turn only) are passed over, or it would stay there. A
-    copy that has not moved since the last choice is given a sub-goal one hop nearer, because the
-    way straight to this one may lead into a wall; one that moves regains a hop in four choices.
+    copy that has not moved since the last choice is given a sub-goal one hop nearer, in the end its
+    own node, because the way straight to this one may lead into a wall; one that moves regains a
+    hop in four choices.
     """
 
     def __init__(self, bundle: Bundle, config: ReachingConfig, env: GoalEnvironment) -> None:
@@ -63,25 +64,31 @@ class Planner:
         """
         bundle = self._bundle
         reached = self._features.units_apart(observations, goals) < REACHED
-        self._adapt(observations, reached)
+        own = self.nearest(observations)
+        self._adapt(observations, reached, own)
         ahead = self._ahead.astype(np.int64)
-        node = bundle.subgoal(self.nearest(observations), goal_slots, ahead)
+        node = bundle.subgoal(own, goal_slots, ahead)
         while True:
             near = self._features.units_apart(observations, bundle.nodes[node]) <= HERE
-            passed = (node != goal_slots) & near
+            passed = (node != goal_slots) & near & (ahead > 0)
             if not passed.any():
                 break
             node[passed] = bundle.next_hop[node[passed], goal_slots[passed]]
         there = ((node == goal_slots) | reached)[:, None]
         return np.where(there, goals, bundle.nodes[node])
 
-    def _adapt(self, observations: Floats, reached: np.ndarray) -> None:
+    def _adapt(self, observations: Floats, reached: np.ndarray, own: Ints) -> None:
         if self._before is None:
             self._ahead = np.full(len(observations), float(self._furthest))
         else:
             moved = self._features.units_apart(self._before, observations)
             stuck = (moved < STILL) & ~reached
-            self._ahead = np.clip(self._ahead + np.where(stuck, -1, REGAINED), 1, self._furthest)
+            ahead = self._ahead + np.where(stuck, -1, REGAINED)
+            # Its own node is no help to a copy that is there, and none is left to one that is
+            # stuck on the way to it: all over again.
+            there = self._features.units_apart(observations, self._bundle.nodes[own]) < REACHED
+            over = (ahead < 0) | ((ahead < 1) & there)
+            self._ahead = np.where(over, self._furthest, np.minimum(ahead, self._furthest))
         self._before = observations.copy()
 
 
