@@ -67,3 +67,12 @@ def test_distance_in_units_is_that_of_the_goal_s_dims_whatever_the_heading():
     goals[:, 1] = [4.0, -1.0, 0.0]
     goals[:, 2] = 3.0
     np.testing.assert_allclose(features().units_apart(states, goals), [2.5, 0.5, 3.0])
+
+
+def test_a_masked_goal_is_seen_with_everything_else_as_it_is():
+    states, goals = np.arange(14, dtype=np.float32).reshape(2, 7), np.full((2, 7), -1, np.float32)
+    seen = features().as_goal(goals, states)
+    np.testing.assert_array_equal(seen, [[-1, -1, 2, 3, 4, 5, 6], [-1, -1, 9, 10, 11, 12, 13]])
+    np.testing.assert_array_equal(features(goal="full").as_goal(goals, states), goals)
+    assert goals.max() == -1
+    assert states[0, 0] == 0

@@ -71,6 +71,7 @@ class Features:
         self._goal = _Columns(goal_dims, angles, divide, frequencies)
         self._reach = _Columns(reach_dims, angles, divide)
         self._goal_dims = np.array(spec.goal_dims, np.int64)
+        self._is_masked = features.goal == "masked"
         self._relative = np.array(spec.goal_dims if features.relative else (), np.int64)
         self.observation_width = self._policy.width
         self.goal_width = self._goal.width
@@ -93,6 +94,18 @@ class Features:
     def reachability(self, observations: Floats) -> Floats:
         """Input of the reachability network: (n, d) → (n, reachability_width) float32."""
         return self._reach(observations).astype(np.float32, copy=False)
+
+    def as_goal(self, goals: Floats, observations: Floats) -> Floats:
+        """The goals as whoever pursues them sees them: (n, d), (n, d) → (n, d).
+
+        If goals are masked, what does not define a goal is taken from the state, so that a goal
+        is where nothing has to change any more.
+        """
+        if not self._is_masked:
+            return goals
+        seen = observations.copy()
+        seen[:, self._goal_dims] = goals[:, self._goal_dims]
+        return seen
 
     def units_apart(self, one: Floats, other: Floats) -> Floats:
         """Distance of states in the goal's dims, in units: (n, d), (n, d) → (n,)."""

@@ -210,7 +210,10 @@ def test_lengths_take_the_place_of_hops(toy, monkeypatch):
     rows = draw(toy, count=300, path=0.4, future=0.3, node=0.3)
     nodes = np.random.default_rng(5).normal(size=(NODES, 3)).astype(np.float32)
     bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
-    features = SimpleNamespace(reachability=lambda observations: observations)
+    features = SimpleNamespace(
+        reachability=lambda observations: observations,
+        as_goal=lambda goals, observations: goals - 2 * observations,
+    )
 
     class Lengths:
         """Numbers that tell which arguments came in."""
@@ -218,14 +221,16 @@ def test_lengths_take_the_place_of_hops(toy, monkeypatch):
         def __init__(self, given):
             assert given is bundle
 
-        def lengths(self, start, node, goal, goal_node):
-            return start[:, 0] + 10 * node + 100 * goal[:, 0] + 1000 * goal_node
+        def lengths(self, start, node, goal, goal_node, seen):
+            far = start[:, 0] + 10 * node + 100 * goal[:, 0] + 1000 * goal_node
+            return far + 10_000 * seen[:, 0]
 
     monkeypatch.setattr("farreach_workloads.goals.fresh.relabel.PathLengths", Lengths)
     settings = ShapedRewardConfig(distance="lengths", scale=0.5)
     batch = PathSource(None, toy.store, bundle, features, settings, None).fetch(rows)
     expected = batch.next_observation[:, 0] + 10 * rows.node
     expected += 100 * batch.goal[:, 0] + 1000 * rows.goal_node
+    expected += 10_000 * (batch.goal[:, 0] - 2 * batch.next_observation[:, 0])
     np.testing.assert_allclose(batch.reward, -0.5 * expected, rtol=1e-5)
     start = toy.outward[rows.following]
     np.testing.assert_array_equal(rows.node[rows.kind != EDGE], start[rows.kind != EDGE])

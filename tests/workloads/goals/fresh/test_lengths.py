@@ -28,10 +28,9 @@ def bundle(places, edges, directed=False, connectors=(), two_way=2):
     )
 
 
-def length(found, start, node, goal, goal_node):
-    arrays = (np.array([one], np.float32) for one in (start, goal))
-    start, goal = arrays
-    return float(found.lengths(start, np.array([node]), goal, np.array([goal_node]))[0])
+def length(found, start, node, goal, goal_node, seen=None):
+    start, goal, seen = (np.array([one], np.float32) for one in (start, goal, seen or goal))
+    return float(found.lengths(start, np.array([node]), goal, np.array([goal_node]), seen)[0])
 
 
 @pytest.fixture
@@ -64,6 +63,13 @@ def test_a_goal_within_reach_is_as_far_as_it_is_and_others_at_least_a_unit(corne
     assert length(corner, (-1.2, 0), 0, (1.2, 0), 0) == pytest.approx(1.2)
 
 
+def test_whether_a_goal_is_near_is_judged_by_what_is_seen_of_it(corner):
+    # The goal lies two units away, and half a unit in what defines it.
+    assert length(corner, (0, 0), 0, (1, 3), 0, seen=(1, 0)) == pytest.approx(0.5)
+    # Further than a unit in what defines it: the way leads over its node, 0 + 1.5 units on.
+    assert length(corner, (0, 0), 0, (3, 0), 0, seen=(2.2, 0)) == pytest.approx(1.5)
+
+
 def test_connectors_count_as_edges_both_ways_in_an_undirected_graph():
     found = PathLengths(bundle([(0, 0), (4, 0), (8, 0)], [(0, 1)], connectors=[(1, 2)]))
     np.testing.assert_allclose(found.between[[0, 2], [2, 0]], [4, 4])
@@ -86,4 +92,6 @@ def test_many_neighbours_are_cut_to_the_nearest(corner):
     # All ways lead over node 0. From a state at node 7, to the goal at node 9:
     apart = np.abs(places[:, None] - places[None]).sum(axis=2) / OFFSET
     expected = min(apart[7, 0], 99) + apart[0, 9]
-    assert length(found, places[7], 7, places[9], 9) == pytest.approx(max(expected, 1), rel=1e-5)
+    assert length(found, tuple(places[7]), 7, tuple(places[9]), 9) == pytest.approx(
+        max(expected, 1), rel=1e-5
+    )

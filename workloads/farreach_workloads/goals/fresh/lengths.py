@@ -55,7 +55,9 @@ class PathLengths:
         """Distance of embeddings in units, row by row: (m, e) both → (m,)."""
         return self._units(self._metric.logits(start, end))
 
-    def lengths(self, start: Floats, node: Ints, goal: Floats, goal_node: Ints) -> Floats:
+    def lengths(
+        self, start: Floats, node: Ints, goal: Floats, goal_node: Ints, seen: Floats
+    ) -> Floats:
         """Length of the way from each state to its goal.
 
         A goal that counts as reachable from the state (one unit) is as far as it is; to others the
@@ -66,6 +68,7 @@ class PathLengths:
             node: (m,) the node that each gets to.
             goal: (m, e) embeddings of goals.
             goal_node: (m,) the node that gets to each.
+            seen: (m, e) embeddings of the goals as the states see them; see `Features.as_goal`.
 
         Returns:
             (m,) float32, at least 0.
@@ -75,7 +78,7 @@ class PathLengths:
         to_entry = self.apart(np.repeat(start, entries, axis=0), ends).reshape(count, entries)
         along = to_entry + self.between[self._entries[node], goal_node[:, None]]
         far = along.min(axis=1) + self.apart(self._node_embedding(goal_node), goal)
-        near = self.apart(start, goal)
+        near = self.apart(start, seen)
         return np.where(near <= 1.0, near, np.maximum(far, 1.0)).astype(np.float32)
 
     def _node_embedding(self, node: Ints) -> Floats:

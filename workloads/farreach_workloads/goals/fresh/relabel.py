@@ -289,7 +289,9 @@ class PathSource:
         goal[data] = drawn = observations[rows.goal_row[data]]
         end[data] = network.embed(self._features.reachability(drawn))
         if self._lengths is not None:
-            value = -self._lengths.lengths(start, rows.node, end, rows.goal_node)
+            seen = self._features.reachability(self._features.as_goal(goal, following))
+            ways = (start, rows.node, end, rows.goal_node, network.embed(seen))
+            value = -self._lengths.lengths(*ways)
         elif settings.distance == "reachability":
             value = network.logits(start, end)
         elif settings.distance == "oracle":
