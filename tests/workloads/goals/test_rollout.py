@@ -183,7 +183,20 @@ def test_a_copy_that_is_stuck_gets_nearer_subgoals_until_it_moves(toy):
     assert pursued(0.05, 4.05, 3.0) == [3, 0, 3]
     assert pursued(0.0, 4.0, 2.0) == [2, 3, 3]
     # Four choices in motion give a hop back.
-    assert [pursued(0.5 + x / 2, 4.0, 2.0)[0] for x in range(5)] == [2, 2, 2, 3, 3]
+    assert [pursued(x, 4.0, 2.0)[0] for x in (1.2, 2.4, 3.6, 4.8, 3.6)] == [2, 2, 2, 3, 3]
+
+
+def test_a_copy_that_goes_to_and_fro_is_stuck_too(toy):
+    planner = Planner(toy.line(9), toy.config(planning={"lookahead_hops": 3}), toy.env())
+    goals, slots = toy.points([80.0] * 2), np.array([8] * 2)
+
+    def pursued(*xs):
+        return (planner.subgoals(toy.points(xs), goals, slots)[:, 0] / 10).tolist()
+
+    # Half a unit each time is movement, but the first gets nowhere; the second goes on.
+    found = [pursued(4.0 + 0.5 * (t % 2), 0.5 * t) for t in range(7)]
+    assert [first for first, _ in found] == [3, 3, 3, 3, 3, 2, 2]
+    assert [second for _, second in found] == [3] * 7
 
 
 def test_a_copy_that_stands_at_its_goal_stays_there(toy):

@@ -24,6 +24,8 @@ Message = dict[str, Any]
 HERE = 2.0
 # Units within which a goal is reached, and below which a copy has not moved.
 REACHED, STILL = 0.5, 0.2
+# Choices within which a copy gets further than a unit, or else goes to and fro.
+PATIENCE = 5
 # Hops of lookahead that a moving copy regains with each choice of a sub-goal.
 REGAINED = 0.25
 
@@ -34,9 +36,9 @@ class Planner:
     Every `replan_steps` steps the node `lookahead_hops` along the shortest path becomes the
     sub-goal; the goal itself takes over once it is that near. Nodes that a masked goal cannot tell
     from where the copy is (it would have to turn only) are passed over, or it would stay there. A
-    copy that has not moved since the last choice is given a sub-goal one hop nearer, in the end its
-    own node, because the way straight to this one may lead into a wall; one that moves regains a
-    hop in four choices.
+    copy that has not moved since the last choice, or has gone to and fro for some, is given a
+    sub-goal one hop nearer, in the end its own node, because the way straight to this one may lead
+    into a wall; one that moves regains a hop in four choices.
     """
 
     def __init__(self, bundle: Bundle, config: ReachingConfig, env: GoalEnvironment) -> None:
@@ -46,6 +48,8 @@ class Planner:
         self._furthest = config.planning.lookahead_hops
         self._ahead: Floats = np.zeros(0)
         self._before: Floats | None = None
+        self._anchor: Floats = np.zeros(0)
+        self._waited: Ints = np.zeros(0, np.int64)
 
     def nearest(self, observations: Floats) -> Ints:
         """The node of each observation, (n,)."""
@@ -80,9 +84,14 @@ class Planner:
     def _adapt(self, observations: Floats, reached: np.ndarray, own: Ints) -> None:
         if self._before is None:
             self._ahead = np.full(len(observations), float(self._furthest))
+            self._anchor, self._waited = observations.copy(), np.zeros(len(observations), np.int64)
         else:
             moved = self._features.units_apart(self._before, observations)
-            stuck = (moved < STILL) & ~reached
+            away = self._features.units_apart(self._anchor, observations) > 1.0
+            self._waited = np.where(away, 0, self._waited + 1)
+            stuck = ((moved < STILL) | (self._waited >= PATIENCE)) & ~reached
+            anew = away | (self._waited >= PATIENCE)
+            self._anchor[anew], self._waited[anew] = observations[anew], 0
             ahead = self._ahead + np.where(stuck, -1, REGAINED)
             # Its own node is no help to a copy that is there, and none is left to one that is
             # stuck on the way to it: all over again.
