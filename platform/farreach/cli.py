@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CTRL_C_EXIT_CODE = 130
 ENVIRONMENTS_MODULE = "farreach_workloads.goals.environments"
-BEHAVIOURS_MODULE = "farreach_workloads.goals.data.behaviours"
+BEHAVIOURS_MODULE = "farreach_workloads.goals.data.generate"  # importing it registers all
 LISTS = ("configs", "environments", "behaviours", "workloads", "settings")
 FORMATS = ("rllib",)
 DATA = "data"

@@ -41,7 +41,9 @@ class Workload(Protocol):
     Its `Config` has at least the fields `name` and `seed`. Metrics are called `group/name`.
 
     A workload whose models other software can use also has `export(config, run, checkpoint, out,
-    fmt)`: it makes the folder `out`, whole or not at all, and returns its path.
+    fmt)`: it makes the folder `out`, whole or not at all, and returns its path. One whose runs can
+    begin with what others have left also has `check_start(config)`: it raises as `check` does, but
+    is not asked when a run that has begun is resumed.
     """
 
     Config: type[Config]
@@ -154,7 +156,7 @@ def train(
             f"{loaded.path}: describes a data set and trains nothing. Record it with `farreach "
             f"data generate {config_name}`."
         )
-    notes = workload.check(config)
+    notes = _checked(workload, config)
     text = configs.dump(config, loaded.workload)
     run = RunDirectory.create(root, config.name, text, sys.argv, config.seed, path=run_dir)
     with run.lock():
@@ -236,7 +238,16 @@ def check(config_name: str, overrides: Sequence[str] = ()) -> list[str]:
         FarreachError: what is wrong with the configuration or the environment.
     """
     loaded = configs.load(configs.find(config_name), overrides)
-    return _workload(loaded.workload).check(loaded.config)
+    return _checked(_workload(loaded.workload), loaded.config)
+
+
+def _checked(workload: Workload, config: Any) -> list[str]:
+    """What a new run must pass; the workload's notes."""
+    notes = workload.check(config)
+    check_start = getattr(workload, "check_start", None)
+    if check_start is not None:
+        check_start(config)
+    return notes
 
 
 def plot(path: Path | str) -> list[Path]:

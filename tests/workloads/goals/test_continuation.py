@@ -1,5 +1,7 @@
 """An offline run goes on online: what is taken over, and what must fit."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,16 @@ def test_the_online_run_begins_with_the_offline_policy_and_covers_all_rooms(offl
         not np.array_equal(last["agent"]["actor"][key], value)
         for key, value in before["agent"]["actor"].items()
     )
+
+
+def test_a_run_that_has_begun_resumes_without_the_offline_one(offline, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(offline.path, gone)
+    settings = ["training.env_steps=3000", f"start.run={gone}", *SAME]
+    run = launch.train(ONLINE, settings, run_dir=tmp_path / "online")
+    shutil.rmtree(gone)
+    launch.resume(run.path, ["training.env_steps=4500"])
+    assert run.read_result()["training/env_steps"] >= 4500
 
 
 def test_what_does_not_fit_is_refused_before_a_run_begins(offline, tmp_path):

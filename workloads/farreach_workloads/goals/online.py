@@ -31,12 +31,16 @@ Config = GoalsRunConfig
 def check(config: GoalsRunConfig) -> list[str]:
     """Make the environment once; notes on where the run differs from the paper."""
     check_environment(config.environment)
-    if config.start.run is not None:
-        continuation.load(config)
     deviations = fidelity.deviations(config)
     if not deviations:
         return ["every setting is the paper's"]
     return ["differs from the paper in:", *(f"  {line}" for line in deviations)]
+
+
+def check_start(config: GoalsRunConfig) -> None:
+    """See that the offline run and its data are there and fit, if one is to be continued."""
+    if config.start.run is not None:
+        continuation.load(config)
 
 
 def run(
