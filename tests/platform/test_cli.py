@@ -326,6 +326,14 @@ def test_environments_are_listed_with_what_they_are(capsys):
     assert re.search(r"^maze\b +\S", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_all_behaviours_are_listed_wherever_they_are_registered():
+    # In a process of its own: here, another test may have imported them.
+    listing = [sys.executable, "-m", "farreach", "list", "behaviours"]
+    done = subprocess.run(listing, capture_output=True, text=True, check=True)
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == ["navigate", "random", "rnd", "stitch"]
+
+
 @pytest.fixture
 def command(config_path):
     """`farreach` in a process of its own."""
