@@ -82,7 +82,8 @@ def test_a_run_leaves_results_pictures_and_diagnostics(train):
 def test_unchanged_stages_are_skipped_and_changed_ones_rebuilt(train, built, capfd):
     train("first")
     built.clear()
-    train("again", "agent.lr=1e-4", "evaluation.episodes=20")
+    inputs = ("features.frequencies=1", "features.goal=full", "features.relative=false")
+    train("again", "agent.lr=1e-4", "evaluation.episodes=20", *inputs)
     assert built == []
     assert capfd.readouterr().err.count("unchanged, from") >= 4
     train("graph", "graph.edge_frac=0.5")
@@ -93,6 +94,9 @@ def test_unchanged_stages_are_skipped_and_changed_ones_rebuilt(train, built, cap
     assert built == ["build_memory", "build_graph"]
     built.clear()
     train("network", "reachability.window=4")
+    assert built == ["fit_network", "build_memory", "build_graph"]
+    built.clear()
+    train("angles", "features.angles=raw")
     assert built == ["fit_network", "build_memory", "build_graph"]
 
 

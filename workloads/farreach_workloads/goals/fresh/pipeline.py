@@ -174,7 +174,8 @@ class Pipeline:
             "data": store.info["content"],
             "seed": config.seed,
             "environment": config.environment.model_dump(mode="json"),
-            "features": config.features.model_dump(mode="json"),
+            # What the network's own inputs depend on; the rest is the policy's.
+            "features": config.features.model_dump(mode="json", include={"angles", "scale"}),
         }
         folder = self._stage("reachability", inputs | self._settings("reachability"), train)
         content = _read(folder)
