@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -132,9 +133,23 @@ def train(name: str, seed: int, extra: Sequence[str], root: Path) -> dict[str, A
             settings = [*experiment.overrides, *extra, f"seed={seed}"]
             command = [*program, "train", experiment.config, *settings, "--run-dir", str(run)]
         print("+", *command, file=sys.stderr, flush=True)
-        subprocess.run(command, check=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+        _run(command)
     content: dict[str, Any] = json.loads(result.read_text())
     return content
+
+
+def _run(command: Sequence[str]) -> None:
+    """Run to the end; whoever stops this program stops the run too, which then saves itself."""
+    process = subprocess.Popen(command, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal has told the run as well
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code:
+        raise SystemExit(code)
 
 
 def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from farreach.linear import Activation, product, weight_gradient
 from farreach_workloads.goals.networks import HEAD_WIDTH, PairHeads
 
 
 class Chain:
-    """Forward and backward pass of a sequence of linear layers, into buffers of its own.
-
-    What `forward` returns is overwritten by the next `forward`.
-    """
+    """Forward and backward pass of a sequence of linear layers."""
 
     def __init__(self, layers: nn.Module) -> None:
         """For an `nn.Sequential` of linear layers with ReLU or tanh between them."""
@@ -26,20 +24,14 @@ class Chain:
         self._biases = [layer.bias.detach() for layer in linear]
         self._gradients = [(layer.weight.grad, layer.bias.grad) for layer in linear]
         self._tanh = any(isinstance(m, nn.Tanh) for m in layers.modules())
-        self._outputs: list[Tensor] = []
-        self._flows: list[Tensor] = []
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """(n, before) → the inputs and the output (n, width) of each layer, the result last."""
-        if not self._outputs or len(self._outputs[0]) != len(inputs):
-            shapes = [(len(inputs), len(weight)) for weight in self._weights]
-            self._outputs = [inputs.new_empty(shape) for shape in shapes]
-            self._flows = [inputs.new_empty(shape) for shape in shapes[:-1]]
-        kept = [inputs]
-        for weight, bias, output in zip(self._weights, self._biases, self._outputs, strict=True):
-            if len(kept) > 1:
-                kept[-1].tanh_() if self._tanh else kept[-1].relu_()
-            kept.append(torch.addmm(bias, kept[-1], weight.t(), out=output))
+        kept, last = [inputs], len(self._weights)
+        between: Activation = "tanh" if self._tanh else "relu"
+        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True), 1):
+            activation: Activation = between if layer < last else "none"
+            kept.append(product(kept[-1], weight, bias, activation))
         return kept
 
     def backward(self, kept: list[Tensor], gradient: Tensor, parameters: bool = True) -> Tensor:
@@ -56,11 +48,8 @@ class Chain:
         for layer in range(len(self._weights) - 1, 0, -1):
             if parameters:
                 self._write(layer, kept[layer], gradient)
-            flow = self._flows[layer - 1][: len(gradient)]
-            if gradient.shape[1] == 1:
-                torch.mul(gradient, self._weights[layer], out=flow)
-            else:
-                torch.mm(gradient, self._weights[layer], out=flow)
+            weight = self._weights[layer]
+            flow = gradient * weight if len(weight) == 1 else product(gradient, weight.t())
             if self._tanh:
                 flow.mul_(1 - kept[layer].square())
             else:
@@ -73,17 +62,12 @@ class Chain:
     def _write(self, layer: int, inputs: Tensor, gradient: Tensor) -> None:
         weight, bias = self._gradients[layer]
         assert weight is not None
-        if inputs.shape[1] < gradient.shape[1]:
-            # The other way round, a product with few columns is several times slower on a CPU.
-            weight.copy_(torch.mm(inputs.t(), gradient).t())
-        else:
-            torch.mm(gradient.t(), inputs, out=weight)
+        weight.copy_(weight_gradient(inputs, gradient))
         torch.sum(gradient, 0, out=bias)
 
     def inputs(self, gradient: Tensor, columns: slice) -> Tensor:
         """The gradient of some columns of the inputs, from what `backward` returns."""
-        narrow = self._weights[0][:, columns].t().contiguous()
-        return torch.mm(narrow, gradient.t()).t()  # in this order for speed, see `_write`
+        return product(gradient, self._weights[0][:, columns].t().contiguous())
 
 
 class Heads:

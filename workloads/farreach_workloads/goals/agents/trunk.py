@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from farreach import seeding
+from farreach.linear import Linear
 from farreach_workloads.goals.agents.rows import GoalMix
 from farreach_workloads.goals.config import AgentSettings
 from farreach_workloads.goals.reachability_trainer import load_arrays, load_optimiser
@@ -228,7 +229,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 def _linear(before: int, after: int) -> nn.Linear:
-    layer = nn.Linear(before, after)
+    layer = Linear(before, after)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

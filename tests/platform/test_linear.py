@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from farreach.linear import Linear, product, weight_gradient
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "tanh"])
+@pytest.mark.parametrize(("before", "after"), [(40, 24), (24, 40), (5, 1)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_product_equals_pytorchs_linear(activation, before, after, with_bias):
+    inputs, weight = normal(33, before), normal(after, before, seed=1)
+    bias = normal(after, seed=2) if with_bias else None
+    expected = F.linear(inputs.double(), weight.double(), None if bias is None else bias.double())
+    if activation != "none":
+        expected = getattr(torch, activation)(expected)
+    found = product(inputs, weight, bias, activation)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_product_takes_transposes():
+    inputs, weight = normal(40, 33).t(), normal(40, 24, seed=1).t()
+    torch.testing.assert_close(product(inputs, weight), inputs @ weight.t())
+
+
+@pytest.mark.parametrize(("before", "after"), [(7, 24), (24, 7)])
+def test_weight_gradient_equals_the_outer_products(before, after):
+    inputs, gradient = normal(33, before), normal(33, after, seed=1)
+    expected = torch.einsum("no,ni->oi", gradient, inputs)
+    torch.testing.assert_close(weight_gradient(inputs, gradient), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(33, 6), (4, 5, 6), (6,), (0, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_and_its_gradients_equal_pytorchs(shape, bias):
+    ours, theirs = Linear(6, 4, bias=bias), nn.Linear(6, 4, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for layer in (ours, theirs):
+        inputs = normal(*shape).requires_grad_()
+        output = layer(inputs)
+        (output * normal(*output.shape, seed=3)).sum().backward()
+        results.append([output, inputs.grad, *(p.grad for p in layer.parameters())])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_inputs_without_gradients_get_none():
+    layer, inputs = Linear(6, 4), normal(3, 6)
+    layer(inputs).sum().backward()
+    assert inputs.grad is None
+    torch.testing.assert_close(layer.weight.grad, inputs.sum(0).expand(4, 6))
+
+
+def test_other_types_and_autocast_go_the_ordinary_way():
+    layer = Linear(6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(normal(3, 6)).dtype == torch.bfloat16
+    assert layer.double()(normal(3, 6).double()).dtype == torch.float64
