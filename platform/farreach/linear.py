@@ -1,8 +1,8 @@
 """Linear layers in float32 at the speed of the CPU.
 
-PyTorch multiplies float32 matrices with MKL, which keeps to 256-bit instructions on CPUs that are not
-Intel's. oneDNN, which PyTorch brings along too, uses all that the CPU has: about twice as fast there,
-and as exact. Anything else (another device, another type, autocast) goes the ordinary way.
+PyTorch multiplies float32 matrices with MKL, which keeps to 256-bit instructions on CPUs that are
+not Intel's. oneDNN, which PyTorch brings along too, uses all that the CPU has: about twice as fast
+there, and as exact. Anything else (another device, another type, autocast) goes the ordinary way.
 """
 
 from __future__ import annotations
