@@ -17,6 +17,8 @@ from farreach_workloads.goals.environments.base import Floats, Ints
 
 # Rows of an all-pairs comparison that are worked on together: keeps the block in the cache.
 BLOCK_VALUES = 1 << 16
+# States that are encoded together, likewise.
+ENCODED_TOGETHER = 1024
 # (weight (in, out), bias (out,)) per linear layer.
 Layers = list[tuple[Floats, Floats]]
 
@@ -124,13 +126,19 @@ class FoldedReachability:
 
     def embed(self, inputs: Floats) -> Floats:
         """φ: (n, width) → (n, embedding)."""
-        values = inputs
-        for index, (weight, bias) in enumerate(self.encoder):
-            values = values @ weight
-            values += bias
-            if index < len(self.encoder) - 1:
-                np.tanh(values, out=values)
-        return values
+        result = np.empty((len(inputs), self.embedding), np.float32)
+        size = min(len(inputs), ENCODED_TOGETHER)
+        hidden = [np.empty((size, len(bias)), np.float32) for _, bias in self.encoder[:-1]]
+        for begin in range(0, len(inputs), ENCODED_TOGETHER):
+            values = inputs[begin : begin + ENCODED_TOGETHER]
+            outputs = [*(work[: len(values)] for work in hidden), result[begin : begin + size]]
+            for (weight, bias), output in zip(self.encoder, outputs, strict=True):
+                np.matmul(values, weight, out=output)
+                output += bias
+                if output is not outputs[-1]:
+                    np.tanh(output, out=output)
+                values = output
+        return result
 
     def logits(self, start: Floats, end: Floats) -> Floats:
         """Row by row: embeddings (n, e), (n, e) → (n,)."""
