@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["none", "relu", "tanh"]
+Activation = Literal["none", "relu", "tanh", "gelu"]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
+_ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_, "gelu": F.gelu}
 # Of fewer outputs there is nothing to gain.
 _LEAST_OUTPUTS = 2
 
@@ -36,27 +37,64 @@ def product(
     Returns:
         (n, after).
     """
-    if _suits(inputs, weight) and len(weight) >= _LEAST_OUTPUTS:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs, weight, bias, activation, [], ""
-        )
-        return result
-    result = F.linear(inputs, weight, bias)
-    if activation == "none":
-        return result
-    return result.relu_() if activation == "relu" else result.tanh_()
+    if not _suits(inputs, weight) or len(weight) < _LEAST_OUTPUTS:
+        result = F.linear(inputs, weight, bias)
+        return result if activation == "none" else _ACTIVATIONS[activation](result)
+    if torch.compiler.is_compiling():
+        return _opaque_product(inputs, weight, bias, activation)
+    return _product(inputs, weight, bias, activation)
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    variant = "none" if activation == "gelu" else ""  # not the approximation
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(
+        inputs, weight, bias, activation, [], variant
+    )
+    return result
+
+
+@torch.library.custom_op("farreach::product", mutates_args=())
+def _opaque_product(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """The compiler leaves it as it is; left to itself it would go back to MKL."""
+    return _product(inputs, weight, bias, activation)
+
+
+@_opaque_product.register_fake
+def _(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return inputs.new_empty(len(inputs), len(weight))
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, gradients included; can be differentiated once.
+
+    Args:
+        inputs: (…, before).
+        weight: (after, before).
+        bias: (after,).
+    """
+    if not _suits(inputs, weight) or inputs.ndim < 2 or torch.is_autocast_enabled("cpu"):
+        return F.linear(inputs, weight, bias)
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    result: Tensor = _Linear.apply(flat, weight, bias)
+    return result.unflatten(0, inputs.shape[:-1])
+
+
+def activated_linear(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+) -> Tensor:
+    """activation(`linear`), without gradients."""
+    if not _suits(inputs, weight) or torch.is_autocast_enabled("cpu"):
+        return _ACTIVATIONS[activation](F.linear(inputs, weight, bias))
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    return product(flat, weight, bias, activation).unflatten(0, inputs.shape[:-1])
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, gradients included; can be differentiated once."""
+    """`nn.Linear` by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear calls it that)
         """(…, before) → (…, after)."""
-        if not _suits(input, self.weight) or input.ndim < 2 or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
-        flat = input.reshape(-1, input.shape[-1])
-        result: Tensor = _Linear.apply(flat, self.weight, self.bias)
-        return result.unflatten(0, input.shape[:-1])
+        return linear(input, self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -86,5 +124,61 @@ def weight_gradient(inputs: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _suits(inputs: Tensor, weight: Tensor) -> bool:
+    if not _HAS_ONEDNN or torch.compiler.is_exporting():
+        return False
     kinds = (inputs.dtype, weight.dtype, inputs.device.type)
-    return _HAS_ONEDNN and kinds == (torch.float32, torch.float32, "cpu") and inputs.numel() > 0
+    return kinds == (torch.float32, torch.float32, "cpu") and inputs.numel() > 0
+
+
+def use_fast_linear(module: nn.Module) -> None:
+    """Turn every `nn.Linear` in it into a `Linear`; parameters and their names stay."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear
+
+
+# Multiplications of a batch's item from which a call of its own pays.
+_LEAST_PRODUCT = 1 << 20
+
+
+def batched(a: Tensor, b: Tensor) -> Tensor:
+    """A b for each item of a batch of large matrices, gradients included.
+
+    Args:
+        a: (batch, n, k).
+        b: (batch, k, m).
+
+    Returns:
+        (batch, n, m).
+    """
+    size = a.shape[1] * a.shape[2] * b.shape[2]
+    if not _suits(a, b) or size < _LEAST_PRODUCT or torch.is_autocast_enabled("cpu"):
+        return torch.bmm(a, b)
+    result: Tensor = _Batched.apply(_dense(a), _dense(b))
+    return result
+
+
+class _Batched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.stack([product(x, y.t()) for x, y in zip(a, b, strict=True)])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        gradient = _dense(gradient)
+        by_a, by_b = ctx.needs_input_grad
+        items = list(zip(a, b, gradient, strict=True))
+        return (
+            torch.stack([product(g, y) for _, y, g in items]) if by_a else None,
+            torch.stack([product(x.t(), g.t()) for x, _, g in items]) if by_b else None,
+        )
+
+
+def _dense(matrices: Tensor) -> Tensor:
+    """The same with each matrix, or its transpose, in one piece."""
+    if matrices.is_contiguous() or matrices.transpose(1, 2).is_contiguous():
+        return matrices
+    return matrices.contiguous()

@@ -1,0 +1,105 @@
+"""XCiT against timm's, with the same weights: whole models, and the two kinds of attention alone.
+
+`python benchmarks/xcit.py` prints one JSON line per row; `gap` is the largest difference of the
+logits in units of the largest logit.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import copy
+
+import backbones
+import measure
+import timm
+import torch
+from timm.models.cait import ClassAttn
+from timm.models.xcit import XCA
+from torch import Tensor, nn
+
+from farreach.linear import use_fast_linear
+from farreach_workloads.vision.backbones.class_attention import attend
+from farreach_workloads.vision.backbones.xcit import Xca
+
+ROUNDS = 5
+WIDTH, HEADS, TOKENS = 192, 4, 2304
+
+
+def pair(size: str) -> tuple[nn.Module, nn.Module]:
+    """Ours and timm's, with the same weights."""
+    peer = backbones.scatter(timm.create_model(f"xcit_{size}_224"))
+    ours = timm.create_model(f"xcit_{size}")
+    ours.load_state_dict(peer.state_dict())
+    return ours, peer
+
+
+def xca_layer() -> None:
+    """The attention between channels of a tiny model at 384 pixels, forward and train step."""
+    peer = XCA(WIDTH, HEADS, qkv_bias=True)
+    ours = Xca(WIDTH, HEADS, qkv_bias=True)
+    ours.load_state_dict(peer.state_dict())
+    use_fast_linear(ours)
+    x = torch.randn(2, TOKENS, WIDTH)
+
+    @torch.inference_mode()
+    def forward(layer: nn.Module) -> Tensor:
+        return layer(x)
+
+    def train(layer: nn.Module) -> None:
+        inputs = x.clone().requires_grad_()
+        layer(inputs).square().mean().backward()
+
+    times = measure.medians(
+        [lambda: forward(ours), lambda: forward(peer), lambda: train(ours), lambda: train(peer)],
+        ROUNDS,
+    )
+    rates = [len(x) / seconds for seconds in times]
+    measure.row(
+        "xca_layer",
+        rates[0],
+        rates[1],
+        backbones.UNIT,
+        rates[0] / rates[1],
+        train_ratio=round(rates[2] / rates[3], 3),
+        tokens=TOKENS,
+        gap=float((forward(ours) - forward(peer)).abs().max()),
+    )
+
+
+def class_attention() -> None:
+    """One class token over 785 tokens."""
+    layer = ClassAttn(WIDTH, HEADS, qkv_bias=True).eval()
+    own = copy.deepcopy(layer)
+    use_fast_linear(own)
+    x = torch.randn(8, 785, WIDTH)
+
+    @torch.inference_mode()
+    def ours() -> Tensor:
+        query = (own.q(x[:, :1]) * own.scale).unflatten(2, (HEADS, -1)).transpose(1, 2)
+        result, _ = attend(query, x, own.k, own.v)
+        return own.proj(result.transpose(1, 2).flatten(2))
+
+    @torch.inference_mode()
+    def peer() -> Tensor:
+        return layer(x)
+
+    works = (ours, len(x)), (peer, len(x))
+    gap = float((ours() - peer()).abs().max())
+    measure.compare_rates("class_attention", backbones.UNIT, *works, 9, gap=gap)
+
+
+def main() -> None:
+    """Print all rows."""
+    for size, batch in (("nano_12_p8", 4), ("tiny_12_p8", 4), ("small_12_p16", 8)):
+        ours, peer = pair(size)
+        for kind in ("infer", "train"):
+            backbones.compare(f"xcit_{size}_{kind}", kind, ours, peer, batch)
+    xca_layer()
+    class_attention()
+
+
+if __name__ == "__main__":
+    main()

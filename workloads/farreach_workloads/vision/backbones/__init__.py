@@ -1,0 +1,5 @@
+"""Backbones; importing this registers them with timm."""
+
+from farreach_workloads.vision.backbones import patchconvnet, resmlp, xcit
+
+__all__ = ["patchconvnet", "resmlp", "xcit"]
