@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath, trunc_normal_
@@ -98,7 +98,7 @@ class ConvBranch(nn.Module):
 
     def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """(b, rows × columns, c) → the same."""
-        first, _, depthwise, gelu, excite, last = self.qkv_pos
+        first, _, depthwise, gelu, excite, last = cast(list[Any], self.qkv_pos)
         image = first.activated(x).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
         x = gelu(depthwise(image)).flatten(2).transpose(1, 2)
         result: Tensor = last(excite(x))
@@ -209,6 +209,9 @@ class PatchConvNet(nn.Module):
         in_chans: channels of an image.
     """
 
+    norm: Any
+    cls_token: Any
+
     def __init__(
         self,
         embed_dim: int,
@@ -261,23 +264,19 @@ class PatchConvNet(nn.Module):
         nn.init.zeros_(head.bias)
         return head
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed."""
         return {"cls_token"}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """How parameters group into layers, for decay by layer."""
         last = [(r"^blocks_token_only", None), (r"^cls_token|norm", (99999,))]
         return {"stem": r"^patch_embed", "blocks": [(r"^blocks\.(\d+)", None), *last]}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute blocks again in the backward pass, to save memory."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head

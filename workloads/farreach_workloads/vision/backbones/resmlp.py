@@ -92,7 +92,6 @@ class Resmlp(mlp_mixer.MlpMixer):
                 nn.init.zeros_(module.bias)
         use_fast_linear(self)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed."""
         if self.reference_decay:
@@ -141,7 +140,15 @@ class Resmlp(mlp_mixer.MlpMixer):
 
 
 class _FoldedBlock(nn.Module):
-    def __init__(self, block: ResBlock) -> None:
+    mix: Tensor
+    scale: Tensor
+    shift: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+
+    def __init__(self, block: Any) -> None:
         super().__init__()
         alpha, beta = block.norm1.alpha[0, 0], block.norm1.beta[0, 0]
         mix, fc1, fc2 = block.linear_tokens, block.mlp_channels.fc1, block.mlp_channels.fc2

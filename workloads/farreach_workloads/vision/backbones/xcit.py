@@ -200,6 +200,8 @@ class Xcit(xcit.Xcit):
     as the authors' code does.
     """
 
+    pos_embed: Any
+
     def __init__(self, *, reference_decay: bool = False, **arguments: Any) -> None:
         """See the class."""
         super().__init__(**arguments)
@@ -219,7 +221,6 @@ class Xcit(xcit.Xcit):
             self.pos_embed.token_projection = projection
         use_fast_linear(self)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed."""
         if self.reference_decay:

@@ -1,0 +1,96 @@
+"""Losses of supervised training, and of two submodels that teach each other.
+
+Source: cosub, arXiv:2212.04884; the recipes it stands on are those of DeiT III, arXiv:2204.07118.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from farreach_workloads.vision.stochastic_depth import StochasticDepth
+
+Kind = Literal["bce", "ce"]
+
+
+def classification_loss(logits: Tensor, target: Tensor, kind: Kind) -> Tensor:
+    """Mean loss of soft targets; linear in the target.
+
+    Args:
+        logits: (b, k).
+        target: (b, k) in [0, 1].
+        kind: `ce`: mean over b of -Σ y log softmax(o); `bce`: over b and k of softplus(o) - y o.
+
+    Returns:
+        ().
+    """
+    if kind == "ce":
+        return F.cross_entropy(logits, target.to(logits.dtype))
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+
+
+def mutual_loss(first: Tensor, second: Tensor, target: Tensor, weight: float, kind: Kind) -> Tensor:
+    """½ Σ [(1 - λ) ℓ(o_i, y) + λ ℓ(o_i, sg q(o_j))]: each learns from the label and from the other.
+
+    As ℓ is linear in the target, that is one loss per submodel on a mixed target.
+
+    Args:
+        first: logits of one submodel, (b, k).
+        second: of the other.
+        target: y, (b, k).
+        weight: λ.
+        kind: `bce` (q is the sigmoid) or `ce` (the softmax).
+
+    Returns:
+        ().
+
+    Source: arXiv:2212.04884, section 3.
+    """
+    total = first.new_zeros(())
+    for own, other in ((first, second), (second, first)):
+        taught = other.detach().float()
+        taught = taught.sigmoid() if kind == "bce" else taught.softmax(dim=1)
+        mixed = (1.0 - weight) * target + weight * taught
+        total = total + 0.5 * classification_loss(own.float(), mixed, kind)
+    return total
+
+
+def cosub_loss(
+    model: nn.Module,
+    depth: StochasticDepth,
+    images: Tensor,
+    target: Tensor,
+    weight: float = 0.5,
+    kind: Kind = "bce",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One forward pass of both submodels of each image.
+
+    Args:
+        model: with stochastic depth installed.
+        depth: that stochastic depth; its two halves then keep as many rows each.
+        images: (b, 3, height, width), mixed already: both submodels see the same.
+        target: (b, k).
+        weight: λ, of what they teach each other.
+        kind: of loss.
+
+    Returns:
+        The loss (), and `disagreement`: how often they name different classes, ().
+
+    Raises:
+        ValueError: nothing is dropped, so that both submodels are the same.
+    """
+    if not any(depth.rates):
+        raise ValueError(
+            "cosub: every branch is kept, so both submodels are the whole model and have nothing "
+            "to teach. Set a drop rate above 0."
+        )
+    depth.halves = 2
+    logits = model(torch.cat([images, images]))
+    first, second = logits.chunk(2)
+    loss = mutual_loss(first, second, target, weight, kind)
+    with torch.no_grad():
+        disagreement = (first.argmax(1) != second.argmax(1)).float().mean()
+    return loss, {"disagreement": disagreement}
