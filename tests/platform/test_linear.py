@@ -3,14 +3,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from farreach.linear import Linear, product, weight_gradient
+from farreach.linear import (
+    Linear,
+    activated_linear,
+    batched,
+    product,
+    use_fast_linear,
+    weight_gradient,
+)
 
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "tanh"])
+@pytest.mark.parametrize("activation", ["none", "relu", "tanh", "gelu"])
 @pytest.mark.parametrize(("before", "after"), [(40, 24), (24, 40), (5, 1)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_product_equals_pytorchs_linear(activation, before, after, with_bias):
@@ -18,7 +25,7 @@ def test_product_equals_pytorchs_linear(activation, before, after, with_bias):
     bias = normal(after, seed=2) if with_bias else None
     expected = F.linear(inputs.double(), weight.double(), None if bias is None else bias.double())
     if activation != "none":
-        expected = getattr(torch, activation)(expected)
+        expected = getattr(F, activation)(expected)
     found = product(inputs, weight, bias, activation)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -62,3 +69,59 @@ def test_other_types_and_autocast_go_the_ordinary_way():
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(normal(3, 6)).dtype == torch.bfloat16
     assert layer.double()(normal(3, 6).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(33, 6), (2, 5, 6)])
+def test_an_activated_layer_is_the_activation_of_the_layer(shape):
+    layer, inputs = nn.Linear(6, 4), normal(*shape)
+    with torch.no_grad():
+        found = activated_linear(inputs, layer.weight, layer.bias, "gelu")
+        torch.testing.assert_close(found, F.gelu(layer(inputs)))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (
+                activated_linear(inputs, layer.weight, layer.bias, "relu").dtype == torch.bfloat16
+            )
+
+
+@pytest.mark.parametrize("rows", [4, 200])  # below and above what a call per item pays for
+@pytest.mark.parametrize("layout", ["plain", "transposed", "strided"])
+def test_batched_products_and_their_gradients_equal_pytorchs(rows, layout):
+    def inputs():
+        a, b = normal(3, rows, 80), normal(3, 80, 90, seed=1)
+        if layout == "transposed":
+            a, b = normal(3, 80, rows).transpose(1, 2), normal(3, 90, 80, seed=1).transpose(1, 2)
+        if layout == "strided":
+            a, b = normal(3, rows, 160)[:, :, ::2], normal(3, 80, 180, seed=1)[:, :, ::2]
+        return [part.detach().requires_grad_() for part in (a, b)]
+
+    results = []
+    for multiply in (batched, torch.bmm):
+        a, b = inputs()
+        output = multiply(a, b)
+        (output * normal(*output.shape, seed=3)).sum().backward()
+        results.append([output, a.grad, b.grad])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_a_compiled_model_gives_the_same():
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
+    inputs = normal(5, 6)
+    expected = model(inputs)
+    expected.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    use_fast_linear(model)
+    model.zero_grad()
+    found = torch.compile(model, backend="aot_eager")(inputs)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_layers_become_fast_ones_and_keep_their_parameters():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 4)))
+    before = {name: id(p) for name, p in model.named_parameters()}
+    use_fast_linear(model)
+    assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == [Linear, Linear]
+    assert {name: id(p) for name, p in model.named_parameters()} == before
