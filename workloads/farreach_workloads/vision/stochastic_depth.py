@@ -27,6 +27,7 @@ from timm.layers import DropPath
 from timm.models import convnext, mlp_mixer, regnet, swin_transformer, vision_transformer, xcit
 from torch import Tensor, nn
 
+from farreach import seeding
 from farreach_workloads.vision.backbones import patchconvnet, resmlp
 from farreach_workloads.vision.backbones.xcit import XcaBlock
 
@@ -156,9 +157,10 @@ class StochasticDepth:
         """See `install`."""
         self.mode, self.halves = mode, 1
         self.plan: Plan | None = None
+        self._seed = seed
         # How many rows: the same on all ranks, which would wait for one another. Which: their own.
-        self._counts = torch.Generator().manual_seed(seed)
-        self._choices = torch.Generator().manual_seed(seed * 1_000_003 + rank + 1)
+        self._counts, self._choices = torch.Generator(), torch.Generator()
+        self.reseed(0, rank)
         self._blocks = list(_known_blocks(model))
         known = {id(part) for _, block in self._blocks for part in block.modules()}
         self.left = [
@@ -200,6 +202,11 @@ class StochasticDepth:
             scales.append(part / kept)
         self.plan = Plan(rows, scales, batch)
         return self.plan
+
+    def reseed(self, step: int, rank: int) -> None:
+        """Make what is drawn next follow from a number alone, such as that of the update."""
+        self._counts.manual_seed(seeding.child_seed(self._seed, "depth/counts", step))
+        self._choices.manual_seed(seeding.child_seed(self._seed, f"depth/rows/{rank}", step))
 
     def remove(self) -> None:
         """Give every block its own forward pass back."""

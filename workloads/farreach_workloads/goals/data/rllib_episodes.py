@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import pyarrow  # type: ignore[import-untyped]
+import pyarrow
 from pyarrow import parquet
 
 from farreach.data.episodes import ACTION, OBSERVATION, Episode

@@ -1,0 +1,293 @@
+"""Sets of labelled images in the layouts that people have them in.
+
+- a folder with one sub-folder per class, below `train/` and `val/` (or `test/`) or by itself;
+- Parquet with a column `image` (encoded bytes, or the structs of Hugging Face's datasets) and a
+  column `label`, with a column `split` or in files named `train*` and `val*` (or `test*`);
+- the four IDX files of MNIST and its relatives, packed or not.
+
+A set that comes in one piece is split: every tenth image of each class is for evaluation.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from farreach.errors import DataError
+
+Labels = NDArray[np.int64]
+
+HELD_OUT_EVERY = 10
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EVALUATION_NAMES = ("val", "test", "eval")
+
+
+class ImageSet(ABC):
+    """Images and their labels, in a fixed order.
+
+    Attributes:
+        path: where they are.
+        labels: (n,) int64 in [0, number of classes).
+        classes: name of each class.
+    """
+
+    def __init__(self, path: Path, labels: Labels, classes: Sequence[str]) -> None:
+        """See the class."""
+        self.path, self.labels, self.classes = path, labels, list(classes)
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """How errors name an image."""
+
+    @abstractmethod
+    def _open(self, index: int) -> Image.Image:
+        """The image as it is stored."""
+
+    def load(self, index: int) -> Image.Image:
+        """An image in RGB, on white where it is transparent.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
+        try:
+            return _rgb(self._open(index))
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            raise DataError(
+                f"{self.name(index)}: is no image that can be read: {error}. Remove or replace it."
+            ) from error
+
+    def subset(self, rows: NDArray[np.int64]) -> ImageSet:
+        """Some of the images, as a set of its own."""
+        return _Subset(self, rows)
+
+
+class _Subset(ImageSet):
+    def __init__(self, whole: ImageSet, rows: NDArray[np.int64]) -> None:
+        super().__init__(whole.path, whole.labels[rows], whole.classes)
+        self._whole, self._rows = whole, rows
+
+    def name(self, index: int) -> str:
+        return self._whole.name(int(self._rows[index]))
+
+    def _open(self, index: int) -> Image.Image:
+        return self._whole._open(int(self._rows[index]))
+
+
+class FolderImages(ImageSet):
+    """One sub-folder per class; other files than images are passed over."""
+
+    def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
+        """All of them, or those of some classes alone, in whose order they are numbered.
+
+        Raises:
+            DataError: there is no sub-folder with an image, or one of no class.
+        """
+        folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+        found = {f.name: sorted(file for file in f.rglob("*") if _is_image(file)) for f in folders}
+        found = {name: files for name, files in found.items() if files}
+        if not found:
+            raise DataError(
+                f"{path}: holds no sub-folder with images ({', '.join(SUFFIXES)}). Give a folder "
+                "with one sub-folder per class."
+            )
+        known = sorted(found) if classes is None else list(classes)
+        foreign = sorted(set(found) - set(known))
+        if foreign:
+            raise DataError(f"{path / foreign[0]}: there is no such class to train on.")
+        self._files = [file for name in known for file in found.get(name, [])]
+        counts = [len(found.get(name, [])) for name in known]
+        super().__init__(path, np.repeat(np.arange(len(known)), counts), known)
+
+    def name(self, index: int) -> str:
+        """The file."""
+        return str(self._files[index])
+
+    def _open(self, index: int) -> Image.Image:
+        return Image.open(self._files[index])
+
+
+class ParquetImages(ImageSet):
+    """Encoded images in Parquet files, which are mapped.
+
+    Attributes:
+        split: the column of that name, or what part each file is by its name; None if neither.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """All rows of all files; raises DataError if a column is missing or there are no rows."""
+        tables = [_read_table(file) for file in files]
+        table = pa.concat_tables(tables)
+        if not len(table):
+            raise DataError(f"{files[0]}: has no rows.")
+        self.split: list[str] | None = None
+        if "split" in table.column_names:
+            self.split = [str(value) for value in table["split"].to_pylist()]
+        elif len({_part_of(file) for file in files}) > 1:
+            parts = zip(files, tables, strict=True)
+            self.split = [_part_of(file) for file, rows in parts for _ in range(len(rows))]
+        column = table["image"].combine_chunks()
+        self._bytes = column.field("bytes") if pa.types.is_struct(column.type) else column
+        labels, classes = _as_labels(files[0], table["label"].to_pylist())
+        super().__init__(files[0], labels, classes)
+
+    def name(self, index: int) -> str:
+        """The (first) file and the row."""
+        return f"{self.path}, row {index}"
+
+    def _open(self, index: int) -> Image.Image:
+        data = self._bytes[index].as_buffer()
+        if data is None:
+            raise ValueError("there are no bytes")
+        return Image.open(io.BytesIO(data))
+
+
+class IdxImages(ImageSet):
+    """MNIST's format: (n, rows, columns) uint8 in one file and the labels in another."""
+
+    def __init__(self, path: Path, images: Path, labels: Path) -> None:
+        """Raises DataError if a file is damaged or they do not belong together."""
+        self._pixels = _read_idx(images)
+        found = _read_idx(labels).astype(np.int64)
+        if self._pixels.ndim != 3 or found.shape != self._pixels.shape[:1]:
+            raise DataError(
+                f"{images}: holds {self._pixels.shape}, {labels.name} {found.shape}; one label per "
+                "image is expected. Download both again."
+            )
+        super().__init__(path, found, [str(number) for number in range(int(found.max()) + 1)])
+
+    def name(self, index: int) -> str:
+        """The folder and the number."""
+        return f"{self.path}, image {index}"
+
+    def _open(self, index: int) -> Image.Image:
+        return Image.fromarray(self._pixels[index])
+
+
+def open_images(path: Path) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and those to evaluate on, of the same classes.
+
+    Raises:
+        DataError: nothing is there, or it is of no known layout.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is nothing. Correct data.path.")
+    if path.is_file() and path.suffix != ".parquet":
+        raise DataError(f"{path}: is neither a folder nor a .parquet file.")
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if files:
+        whole = ParquetImages(files)
+        return _shares(whole, whole.split)
+    train, held_out = (_idx_pair(path, name) for name in ("train", "t10k"))
+    if train and held_out:
+        return IdxImages(path, *train), IdxImages(path, *held_out)
+    for name in EVALUATION_NAMES:
+        if (path / "train").is_dir() and (path / name).is_dir():
+            first = FolderImages(path / "train")
+            return first, FolderImages(path / name, first.classes)
+    return _shares(FolderImages(path), None)
+
+
+def _shares(whole: ImageSet, split: list[str] | None) -> tuple[ImageSet, ImageSet]:
+    """Both parts of a set in one piece; see the module."""
+    held_out = np.zeros(len(whole), np.bool_)
+    if split is not None:
+        held_out = np.isin(np.array(split), EVALUATION_NAMES)
+        unknown = sorted(set(split) - {"train", *EVALUATION_NAMES})
+        if unknown:
+            known = ", ".join(("train", *EVALUATION_NAMES))
+            raise DataError(f"{whole.path}: split {unknown[0]!r} is none of {known}.")
+    else:
+        for label in range(len(whole.classes)):
+            rows = np.flatnonzero(whole.labels == label)
+            held_out[rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]] = True
+    if held_out.all() or not held_out.any():
+        raise DataError(
+            f"{whole.path}: holds {len(whole)} images, of which {int(held_out.sum())} are to be "
+            f"held out. Add a folder `val` beside `train`, or images: every {HELD_OUT_EVERY}th of "
+            "a class is held out."
+        )
+    return whole.subset(np.flatnonzero(~held_out)), whole.subset(np.flatnonzero(held_out))
+
+
+def _part_of(file: Path) -> str:
+    """What a file's name says of it: `train`, or a name of the evaluation's part."""
+    return next((name for name in EVALUATION_NAMES if file.name.startswith(name)), "train")
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file()
+
+
+def _read_table(file: Path) -> Any:
+    try:
+        table = pq.read_table(file, memory_map=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{file}: is no readable Parquet file: {error}.") from error
+    missing = [name for name in ("image", "label") if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{file}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}. Rename "
+            "the columns to image (encoded bytes) and label."
+        )
+    kept = [name for name in ("image", "label", "split") if name in table.column_names]
+    return table.select(kept)
+
+
+def _as_labels(file: Path, values: list[Any]) -> tuple[Labels, list[str]]:
+    """Numbers as they are, names by their order in the alphabet."""
+    if all(isinstance(value, int) for value in values):
+        labels = np.array(values, np.int64)
+        if labels.min() < 0:
+            raise DataError(f"{file}: labels are counted from 0; there is a {labels.min()}.")
+        return labels, [str(number) for number in range(int(labels.max()) + 1)]
+    names, labels = np.unique([str(value) for value in values], return_inverse=True)
+    return labels.astype(np.int64), names.tolist()
+
+
+def _idx_pair(path: Path, name: str) -> tuple[Path, Path] | tuple[()]:
+    for suffix in (".gz", ""):
+        pair = tuple(
+            path / f"{name}-{kind}-ubyte{suffix}" for kind in ("images-idx3", "labels-idx1")
+        )
+        if all(file.is_file() for file in pair):
+            return pair[0], pair[1]
+    return ()
+
+
+def _read_idx(file: Path) -> NDArray[np.uint8]:
+    """The array in an IDX file: two zeros, a type (8: uint8), a number of dims, the dims, data."""
+    try:
+        data = file.read_bytes()
+        data = gzip.decompress(data) if file.suffix == ".gz" else data
+    except (OSError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read: {error}. Download it again.") from error
+    dims = data[3] if len(data) > 3 else 0
+    shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
+    body = np.frombuffer(data, np.uint8)[4 + 4 * dims :]
+    if data[:3] != b"\x00\x00\x08" or body.size != int(np.prod(shape)):
+        raise DataError(f"{file}: is no IDX file of bytes, or is cut off. Download it again.")
+    return body.reshape(shape)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,1 @@
+"""Data-parallel learners: one loop, in one process or in several under Ray Train."""

@@ -1,0 +1,283 @@
+"""The training loop of one worker: reads like one process, and gives the same for any number.
+
+Every random number follows from the seed and the number of the update, so that a checkpoint holds
+no generator and a resumed run continues as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from farreach import seeding
+from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.errors import FarreachError
+from farreach.learn.order import Order, share
+from farreach.learn.place import Place
+from farreach.learn.schedules import warmup_cosine
+from farreach.learn.task import Batch, Data, Task
+
+if TYPE_CHECKING:
+    from farreach.learn.settings import LoopConfig, WorkersConfig
+
+# Seconds between two reports of the metrics of updates.
+REPORT_EVERY_S = 2.0
+
+
+class LearnError(FarreachError):
+    """Training cannot go on."""
+
+
+class Outlet(Protocol):
+    """Where the first worker's numbers go, and where requests to stop come from."""
+
+    def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
+        """Metrics `group/name` of an update; `share` of training is done."""
+
+    def checkpoint(self, step: int, name: str) -> None:
+        """A checkpoint was written."""
+
+    def stop_asked(self) -> bool:
+        """Whether the run is to stop now, after a last checkpoint."""
+
+
+class Loop:
+    """Trains a task from a checkpoint, or from the beginning, to the end.
+
+    Attributes:
+        step: updates that are done.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: LoopConfig,
+        workers: WorkersConfig,
+        seed: int,
+        place: Place,
+        outlet: Outlet,
+        checkpoints: CheckpointStore,
+    ) -> None:
+        """Move the model to its device; `restore` may follow, then `run`."""
+        torch.set_num_threads(workers.threads)
+        self._task, self._config, self._workers = task, config, workers
+        self._seed, self._place, self._outlet = seed, place, outlet
+        self._checkpoints = checkpoints
+        task.model.to(place.device)
+        self._optimizer = task.optimizer()
+        self._order = Order(len(task.data), seed, config.repeats)
+        self.per_epoch = len(task.data) / config.batch
+        self.total = max(1, round(config.epochs * self.per_epoch))
+        self.step = 0
+        self._trained_s, self._begun = 0.0, time.monotonic()
+        self._evaluated: dict[str, float] = {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint that a loop of any number of workers has written."""
+        state = checkpoint.part("learner")
+        self._task.model.load_state_dict(as_tensors(state["model"]))
+        self._optimizer.load_state_dict(as_tensors(state["optimizer"]))
+        self._task.restore(state["task"])
+        self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
+        self._evaluated = dict(state["evaluated"])
+
+    def run(self) -> tuple[dict[str, float], bool]:
+        """Train; the last metrics, and whether it was asked to stop before the end."""
+        model = self._place.parallel(self._task.model)
+        model.train()
+        self._begun = time.monotonic()
+        sums = _Sums()
+        for parts in self._feed():
+            waited = time.monotonic()
+            stop = self._place.agree(self._place.is_first and self._outlet.stop_asked())
+            if stop:
+                self._save()
+                return self._evaluated, True
+            sums.add(self._update(model, parts) | {"learner/busy_s": time.monotonic() - waited})
+            self.step += 1
+            over = self._place.agree(self._out_of_time()) or self.step >= self.total
+            if self._place.is_first and (sums.is_due() or over):
+                self._outlet.scalars(self.step, sums.means(self._config.batch), self._done())
+            if over or self._is_due(self._config.evaluate_every_epochs):
+                self._evaluate(model)
+            if over or self._is_due(self._config.checkpoint_every_epochs):
+                self._save()
+            if over:
+                break
+        return self._evaluated, False
+
+    def _update(self, model: nn.Module, parts: list[Batch]) -> dict[str, float]:
+        """One step on this worker's share of the batch, part by part."""
+        rate = self.lr()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        self._optimizer.zero_grad(set_to_none=True)
+        shown: dict[str, Tensor] = {}
+        for number, batch in enumerate(parts):
+            torch.manual_seed(
+                seeding.child_seed(self._seed, f"update/{self._place.rank}/{number}", self.step)
+            )
+            count = len(next(iter(batch.values())))
+            # DDP takes the mean over workers of what each has summed up over its parts.
+            weight = count * self._place.world / self._config.batch
+            waits = number + 1 < len(parts) and self._place.world > 1
+            with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with torch.autocast(
+                    self._place.device.type, torch.bfloat16, self._config.precision == "bfloat16"
+                ):
+                    moved = {k: v.to(self._place.device) for k, v in batch.items()}
+                    loss, metrics = self._task.loss(model, moved, self.step, self._place.rank)
+                (loss * weight).backward()
+            for name, value in {"learner/loss": loss, **metrics}.items():
+                part = value.detach().float() * (count / self._config.batch)
+                shown[name] = shown[name] + part if name in shown else part
+        names = list(shown)
+        values = self._place.sum(torch.stack([shown[name] for name in names])).tolist()
+        result = dict(zip(names, values, strict=True))
+        if not math.isfinite(result["learner/loss"]):
+            raise LearnError(
+                f"the loss of update {self.step:,} is {result['learner/loss']}. Lower training.lr, "
+                "set training.max_grad_norm, or look at the data."
+            )
+        if self._config.max_grad_norm is not None:
+            parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
+            result["learner/grad_norm"] = float(norm)
+        self._optimizer.step()
+        self._task.after_update(self.step)
+        return result | {"learner/lr": rate}
+
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        config = self._config
+        warmup = min(0.99, config.warmup_epochs / config.epochs)
+        floor = min(config.min_lr, config.lr)
+        return warmup_cosine(self._done(), warmup, config.lr, config.warmup_lr, floor)
+
+    def _done(self) -> float:
+        """Share of training that is done, by updates or by time, whichever is further."""
+        done = self.step / self.total
+        if self._config.max_minutes is not None:
+            done = max(done, self._elapsed_s() / (60 * self._config.max_minutes))
+        return min(1.0, done)
+
+    def _elapsed_s(self) -> float:
+        return self._trained_s + time.monotonic() - self._begun
+
+    def _out_of_time(self) -> bool:
+        limit = self._config.max_minutes
+        return limit is not None and self._elapsed_s() >= 60 * limit
+
+    def _is_due(self, every_epochs: float) -> bool:
+        """Whether the last update has crossed a multiple of so many epochs."""
+        every = every_epochs * self.per_epoch
+        return math.floor(self.step / every) > math.floor((self.step - 1) / every)
+
+    def _evaluate(self, model: nn.Module) -> None:
+        begun = time.monotonic()
+        self._task.model.eval()
+        with torch.no_grad():
+            self._evaluated = self._task.evaluate(self._place)
+        model.train()
+        if self._place.is_first:
+            seconds = {"evaluation/seconds": time.monotonic() - begun}
+            self._outlet.scalars(self.step, self._evaluated | seconds, self._done())
+
+    def _save(self) -> None:
+        if not self._place.is_first:
+            return
+        now = time.monotonic()
+        self._trained_s, self._begun = self._trained_s + now - self._begun, now
+        content = {
+            "model": self._task.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "task": self._task.state(),
+            "step": self.step,
+            "trained_s": self._trained_s,
+            "evaluated": self._evaluated,
+        }
+        info = {"updates": self.step, "epoch": self.step / self.per_epoch}
+        score = self._evaluated.get("evaluation/top1")
+        path = self._checkpoints.save({"learner": content}, step=self.step, info=info, score=score)
+        self._outlet.checkpoint(self.step, path.name)
+
+    def _feed(self) -> Iterator[list[Batch]]:
+        """This worker's share of every batch from the next one on."""
+        steps = _Steps(
+            self._task.data, self._order, self._config, self._place.rank, self._place.world
+        )
+        # Its own generator: the loader draws a seed, and would shift the global one's numbers.
+        return iter(
+            DataLoader(
+                steps,
+                batch_size=None,
+                sampler=range(self.step, self.total),
+                num_workers=self._workers.loaders,
+                generator=torch.Generator().manual_seed(self._seed),
+            )
+        )
+
+
+class _Steps(Dataset[list[Batch]]):
+    """A worker's share of each batch, by the number of the update."""
+
+    def __init__(self, data: Data, order: Order, config: LoopConfig, rank: int, world: int) -> None:
+        self._data, self._order, self._config = data, order, config
+        self._share = share(config.batch, rank, world)
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        count = self._config.batch
+        positions = np.arange(step * count, (step + 1) * count)[self._share]
+        rows = self._order.rows(int(positions[0]), len(positions))
+        size = self._config.part or len(rows)
+        return [
+            self._data.batch(rows[i : i + size], positions[i : i + size])
+            for i in range(0, len(rows), size)
+        ]
+
+
+class _Sums:
+    """Means of metrics, and rates, since the last time they were read."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._values: dict[str, list[float]] = {}
+        self._since = time.monotonic()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._values.setdefault(name, []).append(value)
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._since >= REPORT_EVERY_S
+
+    def means(self, batch: int) -> dict[str, float]:
+        elapsed = time.monotonic() - self._since
+        updates = len(self._values["learner/loss"])
+        busy = sum(self._values.pop("learner/busy_s"))
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        means["throughput/samples_per_s"] = updates * batch / elapsed
+        means["throughput/data_wait_share"] = max(0.0, 1.0 - busy / elapsed)
+        self._reset()
+        return means
+
+
+def as_tensors(tree: Any) -> Any:
+    """Arrays of a checkpoint as tensors."""
+    if isinstance(tree, np.ndarray):
+        return torch.from_numpy(tree)
+    if isinstance(tree, dict):
+        return {key: as_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [as_tensors(value) for value in tree]
+    return tree

@@ -1,0 +1,50 @@
+"""Settings of the loop and of its workers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from farreach.config import Config
+
+
+class LoopConfig(Config):
+    """How long to train, on how many samples at a time, and how often to look."""
+
+    epochs: float = Field(10.0, gt=0)
+    batch: int = Field(256, ge=1)
+    """Samples per update, of all workers together."""
+    part: int | None = Field(None, ge=1)
+    """Samples per forward pass of one worker; a larger share of the batch is accumulated."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    max_grad_norm: float | None = Field(None, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    """The highest learning rate, for the whole batch as it is."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_lr: float = Field(1e-6, ge=0)
+    min_lr: float = Field(1e-5, ge=0)
+    repeats: int = Field(1, ge=1)
+    """Views of a sample in a row (repeated augmentation); an epoch stays as long."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Wall-clock limit of training."""
+    evaluate_every_epochs: float = Field(1.0, gt=0)
+    checkpoint_every_epochs: float = Field(1.0, gt=0)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class WorkersConfig(Config):
+    """Where the loop runs."""
+
+    workers: int = Field(0, ge=0)
+    """Ray Train workers; 0: in this process, without Ray."""
+    cpus: float = Field(1.0, gt=0)
+    """CPUs that each worker reserves."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs that each worker reserves; above 0 it computes there."""
+    threads: int = Field(1, ge=1)
+    """Torch threads of each worker."""
+    loaders: int = Field(0, ge=0)
+    """Processes per worker that prepare its samples; 0: the worker does it itself."""
+    max_failures: int = Field(3, ge=0)
+    """Deaths of workers after which the run gives up; each resumes from the last checkpoint."""

@@ -1,0 +1,74 @@
+"""What a workload tells the loop: model, data, loss, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from farreach.learn.order import Rows
+from farreach.learn.place import Place
+
+Batch = Mapping[str, Tensor]
+
+
+class Data(Protocol):
+    """The samples; other processes get a copy of it."""
+
+    def __len__(self) -> int:
+        """How many samples an epoch has."""
+
+    def batch(self, rows: Rows, positions: Rows) -> Batch:
+        """Samples of some rows, the same whenever they are asked for again.
+
+        Args:
+            rows: of the data, (n,).
+            positions: of these rows in the order of the whole run, (n,), for random numbers.
+        """
+
+
+class Task(Protocol):
+    """What is trained; one object per worker.
+
+    The loop moves `model` to the device before anything else is asked for.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """All that learns, and its statistics."""
+
+    @property
+    def data(self) -> Data:
+        """What it learns from."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made once, after the model has moved."""
+
+    def loss(
+        self, model: nn.Module, batch: Batch, step: int, rank: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over a batch, and what else to show, each ().
+
+        Random numbers come from torch's global generator, which the loop seeds for every batch of
+        every worker, or from `step` (the same on all workers and for all parts of a batch).
+
+        Args:
+            model: `self.model`, or what makes its gradients those of all workers.
+            batch: on the device.
+            step: number of the update.
+            rank: of this worker.
+        """
+
+    def after_update(self, step: int) -> None:
+        """What follows an update, such as an average of the weights."""
+
+    def evaluate(self, place: Place) -> dict[str, float]:
+        """Metrics `group/name`, equal on all workers, which call it together."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides model and optimizer."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state`."""

@@ -1,0 +1,327 @@
+"""Runs the loop: in this process, or in Ray Train workers that the driver watches.
+
+The only file that knows Ray Train. Workers import the run's workload, take its task, and continue
+from the newest checkpoint in the run directory, which all of them and the driver must see. The
+first worker's numbers pass through a small actor to the driver, which alone writes metrics; the
+driver's request to stop takes the same way back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from farreach import config as configs
+from farreach import runtime
+from farreach.checkpoint import CheckpointStore
+from farreach.errors import ActorError, FarreachError
+from farreach.launch import Stopped, StopRequest
+from farreach.learn.loop import Loop
+from farreach.learn.place import Place
+from farreach.learn.settings import LoopConfig, WorkersConfig
+from farreach.metrics import MetricsWriter
+from farreach.progress import Progress
+from farreach.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from farreach.checkpoint import Checkpoint
+    from farreach.learn.task import Task
+
+POLL_S = 0.3
+# Seconds between two looks of the first worker at whether to stop.
+ASK_EVERY_S = 1.0
+
+
+class LearnRunConfig(Protocol):
+    """What the configuration of a workload has that trains with `fit`."""
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+
+    @property
+    def seed(self) -> int:
+        """Everything random follows from it."""
+
+    @property
+    def training(self) -> LoopConfig:
+        """Of the loop."""
+
+    @property
+    def runtime(self) -> WorkersConfig:
+        """Of the workers."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """As a tree."""
+
+
+# The configuration → the task of one worker.
+MakeTask = Callable[[Any], "Task"]
+
+
+class Report:
+    """The driver's side: metrics, progress, events, and whether to stop."""
+
+    def __init__(
+        self, config: LearnRunConfig, run: RunDirectory, stop: StopRequest, step: int | None
+    ) -> None:
+        """Open the files; `step` of the checkpoint that the run continues from."""
+        self._run, self._stop = run, stop
+        self._metrics = MetricsWriter(run, step)
+        self._progress = Progress(config.name, 1.0, "of training")
+        self._fields: dict[str, str | float] = {}
+
+    def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
+        """Write metrics and show the most telling ones."""
+        self._metrics.scalars(step, metrics)
+        shown = {
+            "learner/loss": "loss",
+            "throughput/samples_per_s": "samples/s",
+            "evaluation/top1": "top-1",
+        }
+        self._fields |= {label: metrics[name] for name, label in shown.items() if name in metrics}
+        self._progress.update(share, {"update": step, **self._fields})
+
+    def checkpoint(self, step: int, name: str) -> None:
+        """Note it down."""
+        self._metrics.flush()
+        self._run.event("checkpoint", path=name, updates=step)
+
+    def stop_asked(self) -> bool:
+        """Whether a signal came."""
+        return self._stop.signum is not None
+
+    def log(self, message: str) -> None:
+        """Print a message that stays."""
+        self._progress.log(message)
+
+    def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Log the flat config beside the final metrics."""
+        self._metrics.hparams(config, metrics)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._progress.close()
+        self._metrics.close()
+
+
+def fit(
+    config: LearnRunConfig,
+    run: RunDirectory,
+    checkpoint: Checkpoint | None,
+    make_task: MakeTask,
+) -> dict[str, float]:
+    """Train the workload's task to the end; the final metrics.
+
+    Args:
+        config: of the run.
+        run: its directory, which every worker must see.
+        checkpoint: to continue from.
+        make_task: of a module that workers can import.
+
+    Raises:
+        Stopped: the run was asked to stop; a last checkpoint is written.
+        ActorError: workers died more often than `runtime.max_failures`.
+        FarreachError: what a worker raised.
+    """
+    workers = config.runtime.workers
+    step = None if checkpoint is None else checkpoint.step
+    begun = time.monotonic()
+    if workers == 0:
+        with StopRequest() as stop:
+            report = Report(config, run, stop, step)
+            try:
+                loop = make_loop(config, run, make_task, Place(), report)
+                if checkpoint is not None:
+                    loop.restore(checkpoint)
+                metrics, stopped = loop.run()
+                return _ended(config, report, metrics, stopped, stop, begun)
+            finally:
+                report.close()
+    needed = workers * config.runtime.cpus
+    settings = ["runtime.workers", "runtime.cpus"]
+    with runtime.connection(needed, settings=settings), StopRequest() as stop:
+        report = Report(config, run, stop, step)
+        try:
+            metrics, stopped = _fit_with_ray(config, run, make_task, report)
+            return _ended(config, report, metrics, stopped, stop, begun)
+        finally:
+            report.close()
+
+
+def make_loop(
+    config: LearnRunConfig, run: RunDirectory, make_task: MakeTask, place: Place, outlet: Any
+) -> Loop:
+    """The loop of one worker; the model's start follows from the seed alone."""
+    torch.manual_seed(config.seed)
+    store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
+    task = make_task(config)
+    return Loop(task, config.training, config.runtime, config.seed, place, outlet, store)
+
+
+def _ended(
+    config: LearnRunConfig,
+    report: Report,
+    metrics: dict[str, float],
+    stopped: bool,
+    stop: StopRequest,
+    begun: float,
+) -> dict[str, float]:
+    if stopped:
+        assert stop.signum is not None
+        raise Stopped(stop.signum)
+    report.hparams(configs.flat(config.model_dump()), metrics)
+    return metrics | {"training/minutes": (time.monotonic() - begun) / 60}
+
+
+def _fit_with_ray(
+    config: LearnRunConfig, run: RunDirectory, make_task: MakeTask, report: Report
+) -> tuple[dict[str, float], bool]:
+    """Run Ray Train in a thread of its own, and pass on what its first worker says."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    arguments = {
+        "run": str(run.path.resolve()),
+        "task": f"{make_task.__module__}:{make_task.__name__}",
+        "board": board,
+    }
+    use_gpu = config.runtime.gpus > 0
+    resources = {"CPU": config.runtime.cpus} | ({"GPU": config.runtime.gpus} if use_gpu else {})
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=arguments,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.runtime.workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str((run.path / "ray").resolve()),
+            failure_config=FailureConfig(max_failures=config.runtime.max_failures),
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=train, name="ray-train", daemon=True)
+    thread.start()
+    asked = False
+    while thread.is_alive():
+        thread.join(POLL_S)
+        if report.stop_asked() and not asked:
+            asked = True
+            board.ask_to_stop.remote()
+        _pass_on(ray.get(board.take.remote()), report)
+    _pass_on(ray.get(board.take.remote()), report)
+    ended: tuple[dict[str, float], bool] | str | None = ray.get(board.outcome.remote())
+    if isinstance(ended, str):
+        raise FarreachError(ended)
+    if ended is None:
+        cause = " ".join(str(failure[0]).split())[:400] if failure else "it left no reason"
+        raise ActorError(
+            f"the workers died more often than runtime.max_failures ({config.runtime.max_failures})"
+            f": {cause}"
+        )
+    return ended
+
+
+def _pass_on(messages: list[tuple[str, tuple[Any, ...]]], report: Report) -> None:
+    for kind, content in messages:
+        getattr(report, kind)(*content)
+
+
+class _Board:
+    """Between the first worker and the driver."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, tuple[Any, ...]]] = []
+        self._stop = False
+        self._outcome: tuple[dict[str, float], bool] | str | None = None
+
+    def put(self, kind: str, content: tuple[Any, ...]) -> None:
+        self._messages.append((kind, content))
+
+    def take(self) -> list[tuple[str, tuple[Any, ...]]]:
+        taken, self._messages = self._messages, []
+        return taken
+
+    def ask_to_stop(self) -> None:
+        self._stop = True
+
+    def stop_asked(self) -> bool:
+        return self._stop
+
+    def end(self, outcome: tuple[dict[str, float], bool] | str) -> None:
+        self._outcome = outcome
+
+    def outcome(self) -> tuple[dict[str, float], bool] | str | None:
+        return self._outcome
+
+
+class _Remote:
+    """The first worker's outlet."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._asked_s = time.monotonic()
+        self._answer = board.stop_asked.remote()
+
+    def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
+        self._board.put.remote("scalars", (step, metrics, share))
+
+    def checkpoint(self, step: int, name: str) -> None:
+        self._board.put.remote("checkpoint", (step, name))
+
+    def stop_asked(self) -> bool:
+        import ray
+
+        if time.monotonic() - self._asked_s < ASK_EVERY_S:
+            return False
+        self._asked_s = time.monotonic()
+        ready, _ = ray.wait([self._answer], timeout=0)
+        if not ready:
+            return False
+        answer = bool(ray.get(self._answer))
+        self._answer = self._board.stop_asked.remote()
+        return answer
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    """One worker, from the newest checkpoint to the end."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    run = RunDirectory.open(Path(arguments["run"]))
+    config: Any = configs.load(run.config_path).config
+    module, _, name = arguments["task"].partition(":")
+    board = arguments["board"]
+    if isinstance(ray.get(board.outcome.remote()), str):
+        return  # what the user has to mend: Ray Train has begun once more in vain
+    try:
+        make_task = getattr(importlib.import_module(module), name)
+        loop = make_loop(config, run, make_task, place, _Remote(board))
+        checkpoint = CheckpointStore(run.checkpoints).newest()
+        if checkpoint is not None:
+            loop.restore(checkpoint)
+        outcome = loop.run()
+    except FarreachError as error:
+        ray.get(board.end.remote(str(error)))
+        raise  # the others may be waiting for this worker
+    if place.is_first:
+        ray.get(board.end.remote(outcome))

@@ -1,0 +1,120 @@
+"""Settings of supervised image training: every default is stated here, once."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from farreach.config import Config
+from farreach.learn.settings import LoopConfig, WorkersConfig
+
+SHIPPED_SET = "openclipart"
+
+
+class BackboneConfig(Config):
+    """The network."""
+
+    name: str = "xcit_nano_12_p8"
+    """Any name that timm knows, ours included."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the model, such as class_mlp or global_pool."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Rate of stochastic depth, which skips what it drops in blocks that are known."""
+    drop_path_schedule: Literal["constant", "ramp"] = "constant"
+    weights: str | None = None
+    """A file of weights to begin with: .safetensors, .pth or .pt, ours, timm's or the authors'."""
+
+
+class ImagesConfig(Config):
+    """The images."""
+
+    path: str = SHIPPED_SET
+    """A folder or file, see farreach.data.images; `openclipart`: 5,628 shipped clip arts."""
+    size: int = Field(64, ge=8)
+    crop_ratio: float = Field(1.0, gt=0, le=1)
+    """Share of the resized image's side that evaluation looks at."""
+
+
+class AugmentConfig(Config):
+    """What happens to training images."""
+
+    kind: Literal["simple", "three", "rand"] = "simple"
+    """Crop, flip and colours alone; 3-Augment; RandAugment."""
+    crop: Literal["resized", "padded"] = "resized"
+    min_scale: float = Field(0.35, gt=0, le=1)
+    """Smallest share of the area that a resized crop shows."""
+    flip: bool = True
+    color_jitter: float = Field(0.3, ge=0)
+    magnitude: int = Field(9, ge=0, le=30)
+    """Of RandAugment."""
+    erasing: float = Field(0.0, ge=0, le=1)
+    """Probability that a box is erased."""
+
+
+class MixConfig(Config):
+    """How images are mixed, and how targets are smoothed; see `mixing`."""
+
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    switch: float = Field(0.5, ge=0, le=1)
+    smoothing: float = Field(0.1, ge=0, lt=1)
+
+
+class ObjectiveConfig(Config):
+    """What is minimised."""
+
+    kind: Literal["supervised", "cosub"] = "supervised"
+    loss: Literal["ce", "bce"] = "ce"
+    """With bce every class that an image holds a part of counts fully."""
+    mutual_weight: float = Field(0.5, ge=0, lt=1)
+    """Of what cosub's two submodels teach each other."""
+
+
+class OptimizerConfig(Config):
+    """How the weights move."""
+
+    kind: Literal["adamw", "lamb", "sgd"] = "adamw"
+    weight_decay: float = Field(0.05, ge=0)
+
+
+class SuperviseConfig(Config):
+    """A run of supervised training."""
+
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime"})
+    """Sections that may change when a run is resumed."""
+
+    name: str = "classify"
+    seed: int = 0
+    backbone: BackboneConfig = BackboneConfig()
+    data: ImagesConfig = ImagesConfig()
+    augment: AugmentConfig = AugmentConfig()
+    mix: MixConfig = MixConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: LoopConfig = LoopConfig()
+    runtime: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _recipe_is_sound(self) -> SuperviseConfig:
+        if self.objective.loss == "bce" and self.mix.smoothing > 0:
+            raise ValueError(
+                "objective.loss: bce counts every class with a part of the target as present, and "
+                f"mix.smoothing: {self.mix.smoothing:g} gives all of them one. Set it to 0"
+            )
+        if self.objective.kind == "cosub" and self.backbone.drop_path == 0:
+            raise ValueError(
+                "objective.kind: cosub trains two submodels that stochastic depth draws, and "
+                "backbone.drop_path is 0: they would be the same. Set it above 0, such as 0.3"
+            )
+        if self.augment.kind == "three" and self.augment.erasing > 0:
+            raise ValueError(
+                "augment.kind: three is the whole recipe of 3-Augment, which erases nothing. Set "
+                "augment.erasing to 0, or kind to rand"
+            )
+        part = self.training.part or self.training.batch
+        if (self.mix.mixup > 0 or self.mix.cutmix > 0) and part % 2:
+            raise ValueError(
+                f"mixing pairs images, and {part} of them are odd. Make training.batch even"
+            )
+        return self
