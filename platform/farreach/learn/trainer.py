@@ -9,6 +9,7 @@ driver's request to stop takes the same way back.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch
 from farreach import config as configs
 from farreach import runtime
 from farreach.checkpoint import CheckpointStore
-from farreach.errors import ActorError, FarreachError
+from farreach.errors import ActorError, ConfigError, FarreachError
 from farreach.launch import Stopped, StopRequest
 from farreach.learn.loop import Loop
 from farreach.learn.place import Place
@@ -93,6 +94,10 @@ class Report:
         self._metrics.flush()
         self._run.event("checkpoint", path=name, updates=step)
 
+    def joined(self, rank: int, pid: int) -> None:
+        """A worker has begun, for the first time or again."""
+        self._run.event("worker", rank=rank, pid=pid)
+
     def stop_asked(self) -> bool:
         """Whether a signal came."""
         return self._stop.signum is not None
@@ -127,10 +132,16 @@ def fit(
 
     Raises:
         Stopped: the run was asked to stop; a last checkpoint is written.
+        ConfigError: there are more workers than samples per update.
         ActorError: workers died more often than `runtime.max_failures`.
         FarreachError: what a worker raised.
     """
     workers = config.runtime.workers
+    if workers > config.training.batch:
+        raise ConfigError(
+            f"training.batch: {config.training.batch} samples leave some of {workers} workers "
+            "without any. Raise it, or lower runtime.workers."
+        )
     step = None if checkpoint is None else checkpoint.step
     begun = time.monotonic()
     if workers == 0:
@@ -313,6 +324,7 @@ def _work(arguments: dict[str, Any]) -> None:
     board = arguments["board"]
     if isinstance(ray.get(board.outcome.remote()), str):
         return  # what the user has to mend: Ray Train has begun once more in vain
+    ray.get(board.put.remote("joined", (place.rank, os.getpid())))
     try:
         make_task = getattr(importlib.import_module(module), name)
         loop = make_loop(config, run, make_task, place, _Remote(board))

@@ -27,7 +27,9 @@ from farreach.learn.task import Batch
 from farreach.learn.trainer import fit
 from farreach.registry import near_match
 from farreach.rundir import RunDirectory
+from farreach_workloads.vision import pictures
 from farreach_workloads.vision.augment import evaluation_transform, training_transform
+from farreach_workloads.vision.backbones.resmlp import Resmlp
 from farreach_workloads.vision.config import SHIPPED_SET, SuperviseConfig
 from farreach_workloads.vision.cosub import classification_loss, cosub_loss
 from farreach_workloads.vision.mixing import Mixing
@@ -37,6 +39,8 @@ Config = SuperviseConfig
 
 SHIPPED_FILE = Path(__file__).parent / "assets" / "openclipart_64.parquet"
 EVALUATED_TOGETHER = 128
+# Images of the pictures: with their predictions, and with what is looked at.
+PICTURED, ATTENDED = 32, 6
 
 
 class AugmentedImages:
@@ -138,6 +142,16 @@ class SuperviseTask:
             "evaluation/loss": loss_sum / count,
             "evaluation/images": count,
         }
+
+    def look_at(self, count: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Evaluate on `count` held-out images alone, spread evenly: those, labels and classes."""
+        config = self._config.data
+        rows = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out)))
+        self._held_out = self._held_out.subset(rows.astype(np.int64))
+        transform = evaluation_transform(config.size, config.crop_ratio)
+        images = [transform(self._held_out.load(i)) for i in range(len(self._held_out))]
+        labels = torch.from_numpy(self._held_out.labels)
+        return torch.stack(images), labels, self._held_out.classes
 
     def state(self) -> dict[str, Any]:
         """Everything random follows from the number of the update."""
@@ -266,9 +280,40 @@ def run(
 def evaluate(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
-    """Metrics of a checkpoint on the held-out images; `episodes` has no meaning here."""
+    """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
+    task = _restored(config, checkpoint)
+    if episodes is not None:
+        task.look_at(episodes)
+    with torch.no_grad():
+        return task.evaluate(Place())
+
+
+def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
+    """Predictions on held-out images, and what the network looks at if it can say so."""
+    task = _restored(config, checkpoint)
+    images, labels, classes = task.look_at(PICTURED)
+    with torch.no_grad():
+        logits = task.model(images)
+    files = [pictures.predictions(images, logits, labels, classes, run.figures / "predictions.png")]
+    maps_of = getattr(task.model, "attention_maps", None)
+    if maps_of is None:
+        return files
+    some, file = images[:ATTENDED], run.figures / "attention.png"
+    maps = maps_of(some)
+    if isinstance(task.model, Resmlp):
+        files.append(pictures.patch_weights({name: m[0] for name, m in maps.items()}, file))
+    elif maps.get("pool", some).shape[1] == len(classes):
+        best = logits[:ATTENDED].topk(min(3, len(classes))).indices
+        chosen = {"pool": torch.stack([m[b] for m, b in zip(maps["pool"], best, strict=True)])}
+        names = [[classes[int(index)] for index in row] for row in best]
+        files.append(pictures.attention(some, chosen, names, file))
+    else:
+        files.append(pictures.attention(some, maps, [], file))
+    return files
+
+
+def _restored(config: SuperviseConfig, checkpoint: Checkpoint) -> SuperviseTask:
     task = SuperviseTask(config)
     task.model.load_state_dict(as_tensors(checkpoint.part("learner")["model"]))
     task.model.eval()
-    with torch.no_grad():
-        return task.evaluate(Place())
+    return task

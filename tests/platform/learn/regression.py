@@ -1,0 +1,105 @@
+"""A task that fits made-up numbers, and a program that trains it as one of several ranks."""
+
+import datetime
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from farreach.checkpoint import CheckpointStore
+from farreach.learn.loop import Loop
+from farreach.learn.place import Place
+from farreach.learn.settings import LoopConfig, WorkersConfig
+
+SAMPLES = 50
+
+
+class Numbers:
+    def __init__(self, poison=-1):
+        self._x = torch.randn(SAMPLES, 3, generator=torch.Generator().manual_seed(1))
+        self._y = self._x @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
+        if poison >= 0:
+            self._y[poison] = float("nan")
+
+    def __len__(self):
+        return SAMPLES
+
+    def batch(self, rows, positions):
+        rows = torch.from_numpy(rows)
+        return {"x": self._x[rows], "y": self._y[rows], "position": torch.from_numpy(positions)}
+
+
+class Regression:
+    def __init__(self, dropout=0.0, poison=-1):
+        self.model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.data = Numbers(poison)
+        self.seen = []
+        self.updates = []
+
+    def optimizer(self):
+        return torch.optim.AdamW(self.model.parameters(), lr=1.0)
+
+    def loss(self, model, batch, step, rank):
+        self.seen += batch["position"].tolist()
+        error = model(batch["x"])[:, 0] - batch["y"]
+        return error.square().mean(), {"learner/error": error.abs().mean()}
+
+    def after_update(self, step):
+        self.updates.append(step)
+
+    def evaluate(self, place):
+        batch = self.data.batch(*[torch.arange(SAMPLES).numpy()] * 2)
+        error = self.model(batch["x"])[:, 0] - batch["y"]
+        return {"evaluation/top1": -error.square().mean().item()}
+
+    def state(self):
+        return {"updates": len(self.updates)}
+
+    def restore(self, state):
+        self.updates = list(range(state["updates"]))
+
+
+class Notes:
+    def __init__(self, stop_at=None):
+        self.lines, self.checkpoints, self.stop_at, self.asked = [], [], stop_at, 0
+
+    def scalars(self, step, metrics, share):
+        self.lines.append((step, metrics, share))
+
+    def checkpoint(self, step, name):
+        self.checkpoints.append(step)
+
+    def stop_asked(self):
+        self.asked += 1
+        return self.stop_at is not None and self.asked > self.stop_at
+
+
+def loop_of(folder, task, notes=None, place=None, **settings):
+    workers = WorkersConfig(loaders=settings.pop("loaders", 0))
+    config = LoopConfig(**{"epochs": 3, "batch": 10, "lr": 0.01, **settings})
+    store = CheckpointStore(Path(folder), 5)
+    return Loop(task, config, workers, 7, place or Place(), notes or Notes(), store)
+
+
+def trained(folder, place=None, **settings):
+    torch.manual_seed(0)
+    task = Regression()
+    loop_of(folder, task, place=place, **settings).run()
+    return task
+
+
+if __name__ == "__main__":
+    rank, world, port, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    settings = {"part": 2} if "part" in sys.argv else {}
+    task = trained(f"{out}/checkpoints", Place(rank, world), **settings)
+    torch.save({"model": task.model.state_dict(), "seen": task.seen}, f"{out}/rank{rank}.pt")
+    dist.destroy_process_group()

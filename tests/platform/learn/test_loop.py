@@ -1,0 +1,153 @@
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from regression import SAMPLES, Notes, Regression, loop_of, trained
+
+from farreach.checkpoint import CheckpointStore
+from farreach.learn.loop import LearnError
+
+PROGRAM = Path(__file__).with_name("regression.py")
+
+
+def weights(task):
+    return torch.cat([p.detach().flatten() for p in task.model.parameters()])
+
+
+def test_training_fits_and_says_so(tmp_path):
+    notes, task = Notes(), Regression()
+    loop = loop_of(tmp_path, task, notes, epochs=40, lr=0.05)
+    before = task.evaluate(None)["evaluation/top1"]
+    metrics, stopped = loop.run()
+    assert not stopped
+    assert loop.step == loop.total == 200
+    assert metrics["evaluation/top1"] > 0.1 * before
+    last = notes.lines[-1]
+    assert last[0] == 200
+    assert last[2] == 1.0
+    assert metrics.items() <= last[1].items()
+    shown = {name for _, line, _ in notes.lines for name in line}
+    assert {
+        "learner/loss",
+        "learner/error",
+        "learner/lr",
+        "throughput/samples_per_s",
+        "throughput/data_wait_share",
+        "evaluation/seconds",
+    } <= shown
+    assert task.updates == list(range(200))
+
+
+def test_every_sample_is_seen_once_per_epoch(tmp_path):
+    task = trained(tmp_path)
+    assert sorted(task.seen) == list(range(3 * SAMPLES))
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(tmp_path):
+    whole, parts = trained(tmp_path / "a"), trained(tmp_path / "b", part=3)
+    torch.testing.assert_close(weights(parts), weights(whole), atol=1e-6, rtol=1e-5)
+
+
+def test_other_processes_prepare_the_same_batches(tmp_path):
+    alone, helped = trained(tmp_path / "a"), trained(tmp_path / "b", loaders=2)
+    torch.testing.assert_close(weights(helped), weights(alone), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_workers_learn_as_one(tmp_path, world):
+    """With three, a batch of ten is 3 + 3 + 4 samples."""
+    single = trained(tmp_path / "single")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    extra = ["part"] if world == 3 else []
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(r), str(world), port, str(tmp_path), *extra]
+        )
+        for r in range(world)
+    ]
+    assert [rank.wait(timeout=90) for rank in ranks] == [0] * world
+    found = [torch.load(tmp_path / f"rank{r}.pt") for r in range(world)]
+    for one in found:
+        vector = torch.cat([value.flatten() for value in one["model"].values()])
+        torch.testing.assert_close(vector, weights(single), atol=1e-6, rtol=1e-5)
+    seen = [position for one in found for position in one["seen"]]
+    assert sorted(seen) == list(range(3 * SAMPLES))
+    assert CheckpointStore(tmp_path / "checkpoints").newest().step == 15
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 14])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, stop_at):
+    torch.manual_seed(0)
+    whole = Regression(dropout=0.5)
+    loop_of(tmp_path / "whole", whole).run()
+
+    torch.manual_seed(0)
+    first, notes = Regression(dropout=0.5), Notes(stop_at)
+    loop = loop_of(tmp_path / "parts", first, notes)
+    _, stopped = loop.run()
+    assert stopped
+    assert loop.step == stop_at
+    assert notes.checkpoints[-1] == stop_at
+
+    torch.manual_seed(99)  # another start, which the checkpoint replaces
+    second = Regression(dropout=0.5)
+    loop = loop_of(tmp_path / "parts", second)
+    loop.restore(CheckpointStore(tmp_path / "parts").newest())
+    loop.run()
+    torch.testing.assert_close(weights(second), weights(whole), atol=0, rtol=0)
+    assert sorted(first.seen + second.seen) == list(range(3 * SAMPLES))
+    assert second.updates == whole.updates
+
+
+def test_checkpoints_and_evaluations_come_as_often_as_asked(tmp_path):
+    notes = Notes()
+    settings = {"evaluate_every_epochs": 0.4, "checkpoint_every_epochs": 1.0}
+    loop_of(tmp_path, Regression(), notes, **settings).run()
+    evaluated = [step for step, line, _ in notes.lines if "evaluation/top1" in line]
+    assert evaluated == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert notes.checkpoints == [5, 10, 15]
+    newest = CheckpointStore(tmp_path).newest()
+    assert newest.score == pytest.approx(notes.lines[-1][1]["evaluation/top1"])
+
+
+def test_the_learning_rate_rises_and_falls_by_the_share_that_is_done(tmp_path):
+    loop = loop_of(tmp_path, Regression(), epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=0.001)
+    rates = {}
+    for step in (0, 4, 5, 20):
+        loop.step = step
+        rates[step] = loop.lr()
+    # 20 updates, of which five are the rise; half a cosine from 0.01 to 0.001 after it.
+    assert rates == pytest.approx({0: 0.0, 4: 0.008, 5: 0.01, 20: 0.001})
+
+
+def test_a_time_limit_ends_training_with_a_checkpoint(tmp_path):
+    notes = Notes()
+    loop = loop_of(tmp_path, Regression(), notes, epochs=1e6, max_minutes=0.02)
+    _, stopped = loop.run()
+    assert not stopped
+    assert 0 < loop.step < loop.total
+    assert notes.checkpoints[-1] == loop.step
+    assert notes.lines[-1][2] == 1.0
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_named(tmp_path):
+    loop = loop_of(tmp_path, Regression(poison=17))
+    with pytest.raises(LearnError, match=r"the loss of update \d+ is nan\. Lower training\.lr"):
+        loop.run()
+    assert CheckpointStore(tmp_path).newest() is None
+    assert loop.step < 5
+
+
+def test_gradients_are_clipped_where_asked(tmp_path):
+    notes = Notes()
+    loop_of(tmp_path, Regression(), notes, max_grad_norm=1e-3).run()
+    norms = [line["learner/grad_norm"] for _, line, _ in notes.lines if "learner/grad_norm" in line]
+    assert norms
+    assert min(norms) > 1e-3  # what is shown is the norm before

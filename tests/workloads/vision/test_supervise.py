@@ -1,0 +1,229 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from farreach import config as configs
+from farreach import launch
+from farreach.errors import ConfigError, DataError
+from farreach.learn.trainer import Report
+from farreach.metrics import read_metrics
+from farreach.rundir import RunDirectory
+from farreach_workloads.vision import supervise
+from farreach_workloads.vision.config import SuperviseConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+DEBUG = "vision/classify_clipart_debug"
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT / 'workloads'}",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def config_of(*overrides):
+    return configs.load(configs.find(DEBUG), list(overrides)).config
+
+
+def train(path, *overrides):
+    return launch.train(DEBUG, list(overrides), run_dir=path)
+
+
+def result(run):
+    return json.loads(run.result_path.read_text())
+
+
+@pytest.mark.slow
+def test_a_network_learns_to_tell_the_clip_arts_apart(tmp_path):
+    settings = ["training.epochs=2", "training.evaluate_every_epochs=1", "augment.kind=three"]
+    run = train(tmp_path / "run", *settings)
+    found = result(run)
+    counts = torch.bincount(torch.from_numpy(supervise.images_of(config_of())[1].labels))
+    most_frequent = float(counts.max() / counts.sum())
+    assert found["evaluation/top1"] > most_frequent + 0.05
+    assert found["evaluation/top5"] > found["evaluation/top1"]
+    assert found["evaluation/images"] == 1393
+    again = launch.evaluate(run.path)
+    assert again["evaluation/top1"] == pytest.approx(found["evaluation/top1"])
+    files = launch.plot(run.path)
+    assert [file.name for file in files] == ["predictions.png", "attention.png"]
+    assert all(file.stat().st_size > 10_000 for file in files)
+    names = {name for line in read_metrics(run.metrics_path) for name in line}
+    assert {"learner/loss", "throughput/samples_per_s", "evaluation/top1"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["objective.kind=cosub", "backbone.drop_path=0.4", "objective.loss=bce", "mix.smoothing=0"],
+        ["backbone.drop_path=0.2", "mix.mixup=0.8", "mix.cutmix=1", "optimizer.kind=lamb"],
+    ],
+)
+def test_a_run_in_two_parts_equals_one_in_one(tmp_path, settings, monkeypatch):
+    """Views, mixing, dropped branches and the two halves of each: all follow from the update."""
+    settings = [*settings, "training.epochs=0.1", "training.part=16"]
+    whole = result(train(tmp_path / "whole", *settings))
+
+    def stops_at_the_sixth(report):
+        report.asked = getattr(report, "asked", 0) + 1
+        if report.asked == 6:
+            report._stop.signum = signal.SIGTERM
+        return report.asked >= 6
+
+    monkeypatch.setattr(Report, "stop_asked", stops_at_the_sixth)
+    with pytest.raises(launch.Stopped):
+        train(tmp_path / "parts", *settings)
+    monkeypatch.undo()
+    assert launch.find_checkpoint(RunDirectory.open(tmp_path / "parts"), "newest").step == 5
+    run = launch.resume(tmp_path / "parts")
+    assert result(run)["evaluation/loss"] == whole["evaluation/loss"]
+
+
+def processes_of(run):
+    return {event["rank"]: event["pid"] for event in run.events() if event["event"] == "worker"}
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def start(path, *settings):
+    ENVIRONMENT.pop("RAY_AUTH_MODE", None)
+    command = [sys.executable, "-m", "farreach", "train", DEBUG, "--run-dir", str(path)]
+    return subprocess.Popen(
+        [*command, "runtime.workers=2", "runtime.cpus=0.5", *settings],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_that_are_killed_lose_nothing_and_a_stop_leaves_a_checkpoint(tmp_path):
+    settings = ["training.epochs=0.4", "training.checkpoint_every_epochs=0.05"]
+    whole = start(tmp_path / "whole", *settings)
+    output, _ = whole.communicate(timeout=240)
+    assert whole.returncode == 0, output
+    whole.stdout.close()
+    expected = json.loads((tmp_path / "whole/result.json").read_text())
+
+    process = start(tmp_path / "killed", *settings)
+    wait_for((tmp_path / "killed/manifest.json").exists, process)
+    run = RunDirectory.open(tmp_path / "killed")
+    wait_for(lambda: len(list(run.checkpoints.glob("step_*"))) >= 1, process)
+    os.kill(processes_of(run)[1], signal.SIGKILL)
+    begun = [event for event in run.events() if event["event"] == "worker"]
+    wait_for(
+        lambda: len([e for e in run.events() if e["event"] == "worker"]) >= len(begun) + 2, process
+    )
+    # Back again: stop it, and let another process finish.
+    time.sleep(2.0)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode in (0, 75), output
+    if process.returncode == 75:
+        resumed = subprocess.run(
+            [sys.executable, "-m", "farreach", "resume", str(run.path)],
+            env=ENVIRONMENT,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert resumed.returncode == 0, resumed.stderr
+    found = json.loads(run.result_path.read_text())
+    for name in ("evaluation/loss", "evaluation/top1"):
+        assert found[name] == expected[name]
+    updates = [line["step"] for line in read_metrics(run.metrics_path)]
+    assert updates[-1] == 53  # 0.4 epochs of 4,235 images, 32 at a time
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_worker_cannot_do_is_told_once_and_plainly(tmp_path):
+    folder = tmp_path / "images"
+    for part, count in (("train", 40), ("val", 2)):
+        (folder / part / "a").mkdir(parents=True)
+        for number in range(count):
+            (folder / part / "a" / f"{number}.png").write_bytes(b"no image")
+    process = start(tmp_path / "run", f"data.path={folder}")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert ".png: is no image that can be read" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.name=xcit_nano_12_p9", r"no 'xcit_nano_12_p9'\. Did you mean 'xcit_nano_12_p8'"),
+        ("backbone.options={heads: 3}", r"does not take images of 32 pixels with options"),
+        ("backbone.weights=/nothing.pth", r"there is no file /nothing\.pth"),
+        ("objective.kind=cosub", r"backbone\.drop_path is 0: they would be the same"),
+        ("objective.loss=bce", r"mix\.smoothing: 0\.1 gives all of them one\. Set it to 0"),
+        ("training.batch=33 mix.mixup=1", r"mixing pairs images, and 33 of them are odd"),
+        ("augment.kind=three augment.erasing=0.2", r"3-Augment, which erases nothing"),
+        ("data.path=/nothing", r"/nothing: there is nothing"),
+        ("training.batch=5000", r"5000 images at a time, of 4235 in all"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_starts(override, message):
+    overrides = override.split(" ") if "options={heads" not in override else [override]
+    with pytest.raises((ConfigError, DataError), match=message):
+        launch.check(DEBUG, overrides)
+
+
+def test_blocks_that_stochastic_depth_does_not_know_are_refused():
+    with pytest.raises(ConfigError, match="EfficientNet has no block that stochastic depth knows"):
+        launch.check(
+            "vision/classify_clipart", ["backbone.name=mixnet_s", "backbone.drop_path=0.1"]
+        )
+
+
+def test_more_workers_than_samples_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.batch: 2 samples leave some of 3 workers"):
+        train(tmp_path / "run", "runtime.workers=3", "training.batch=2")
+
+
+def test_weights_of_another_model_are_named(tmp_path):
+    file = tmp_path / "other.safetensors"
+    state = timm.create_model("xcit_nano_12_p16", depth=2, num_classes=3).state_dict()
+    save_file(state, file)
+    with pytest.raises(ConfigError, match=r"another model: 6 unknown.* of another shape.*Correct"):
+        launch.check(DEBUG, [f"backbone.weights={file}"])
+
+
+def test_weights_load_without_a_head_of_another_size(tmp_path):
+    file = tmp_path / "own.safetensors"
+    model = timm.create_model("xcit_nano_12_p8", depth=2, num_classes=3)
+    save_file(model.state_dict(), file)
+    config = config_of(f"backbone.weights={file}")
+    found = supervise.make_model(config, 22).state_dict()
+    for name, value in model.state_dict().items():
+        if not name.startswith("head."):
+            assert torch.equal(found[name], value)
+    assert found["head.weight"].shape == (22, 128)
+
+
+def test_notes_tell_what_drops_paths():
+    notes = launch.check(DEBUG, ["backbone.options={depth: 2, drop_path_rate: 0.1}"])
+    assert "22 classes" in notes[0]
+    assert "drops paths by itself" in notes[1]
+    assert isinstance(config_of(), SuperviseConfig)
