@@ -30,7 +30,7 @@ CTRL_C_EXIT_CODE = 130
 ENVIRONMENTS_MODULE = "farreach_workloads.goals.environments"
 BEHAVIOURS_MODULE = "farreach_workloads.goals.data.generate"  # importing it registers all
 LISTS = ("configs", "environments", "behaviours", "workloads", "settings")
-FORMATS = ("rllib",)
+FORMATS = ("rllib", "timm")
 DATA = "data"
 DEFAULT_CURVE = "evaluation/success_final"
 
@@ -400,7 +400,8 @@ _COMMANDS: tuple[_Command, ...] = (
         "export",
         _export,
         "write the model of a run for other software",
-        "  farreach export latest --format rllib --out policy",
+        "  farreach export latest --format rllib --out policy\n"
+        "  farreach export latest --format timm --out encoder",
         _export_arguments,
     ),
     (

@@ -5,7 +5,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from farreach_workloads.vision.cosub import classification_loss, cosub_loss, mutual_loss
+from farreach_workloads.vision.cosub import (
+    classification_loss,
+    cosub_loss,
+    mutual_loss,
+    soft_distillation,
+)
 from farreach_workloads.vision.stochastic_depth import install
 
 
@@ -106,3 +111,12 @@ def test_cosub_without_drops_is_refused():
     model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=4)
     with pytest.raises(ValueError, match="Set a drop rate above 0"):
         cosub_loss(model, install(model, 0.0), torch.randn(1, 3, 32, 32), torch.ones(1, 4))
+
+
+def test_soft_distillation_is_a_divergence_over_all_entries():
+    # At T = 2 the teacher's (2 ln 3, 0) gives (¾, ¼) and the own (0, 0) gives (½, ½):
+    # KL = ¾ ln 1.5 + ¼ ln 0.5, times 4, over 1 × 2 entries.
+    taught, own = torch.tensor([[2 * math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    expected = 2 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert soft_distillation(own, taught, 2.0).item() == pytest.approx(expected)
+    assert soft_distillation(taught, taught, 3.0).item() == pytest.approx(0.0, abs=1e-7)

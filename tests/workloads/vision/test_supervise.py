@@ -66,6 +66,7 @@ def test_a_network_learns_to_tell_the_clip_arts_apart(tmp_path):
     [
         ["objective.kind=cosub", "backbone.drop_path=0.4", "objective.loss=bce", "mix.smoothing=0"],
         ["backbone.drop_path=0.2", "mix.mixup=0.8", "mix.cutmix=1", "optimizer.kind=lamb"],
+        ["average.decay=0.8", "average.evaluate=true", "optimizer.layer_decay=0.7"],
     ],
 )
 def test_a_run_in_two_parts_equals_one_in_one(tmp_path, settings, monkeypatch):
@@ -180,6 +181,7 @@ def test_what_a_worker_cannot_do_is_told_once_and_plainly(tmp_path):
         ("objective.loss=bce", r"mix\.smoothing: 0\.1 gives all of them one\. Set it to 0"),
         ("training.batch=33 mix.mixup=1", r"mixing pairs images, and 33 of them are odd"),
         ("augment.kind=three augment.erasing=0.2", r"3-Augment, which erases nothing"),
+        ("average.evaluate=true", r"there is no average\. Set average\.decay"),
         ("data.path=/nothing", r"/nothing: there is nothing"),
         ("training.batch=5000", r"5000 images at a time, of 4235 in all"),
     ],
@@ -215,11 +217,92 @@ def test_weights_load_without_a_head_of_another_size(tmp_path):
     model = timm.create_model("xcit_nano_12_p8", depth=2, num_classes=3)
     save_file(model.state_dict(), file)
     config = config_of(f"backbone.weights={file}")
-    found = supervise.make_model(config, 22).state_dict()
+    found = supervise.make_model(config.backbone, 32, 22).state_dict()
     for name, value in model.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(found[name], value)
     assert found["head.weight"].shape == (22, 128)
+
+
+def test_the_average_follows_the_weights():
+    task = supervise.SuperviseTask(config_of("average.decay=0.75", "average.evaluate=true"))
+    task.optimizer()
+    start = task.model.head.bias.detach().clone()
+    for step, value in enumerate((4.0, 8.0)):
+        with torch.no_grad():
+            task.model.head.bias.fill_(value)
+        task.after_update(step)
+    # 0.75 (0.75 b + 0.25 × 4) + 0.25 × 8.
+    expected = 0.5625 * start + 0.75 + 2.0
+    torch.testing.assert_close(task.evaluated_model().head.bias.detach(), expected)
+    state = {name: value.numpy() for name, value in task.state()["average"].items()}
+    other = supervise.SuperviseTask(config_of("average.decay=0.75", "average.evaluate=true"))
+    other.optimizer()
+    other.restore({"average": state})
+    torch.testing.assert_close(other.evaluated_model().head.bias.detach(), expected)
+
+
+def test_layers_learn_slower_the_deeper_they_lie():
+    task = supervise.SuperviseTask(config_of("optimizer.layer_decay=0.5"))
+    names = {id(p): name for name, p in task.model.named_parameters()}
+    rates = {
+        names[id(p)]: group["lr_scale"]
+        for group in task.optimizer().param_groups
+        for p in group["params"]
+    }
+    assert rates["head.weight"] == 1.0
+    assert rates["blocks.1.mlp.fc1.weight"] == 2 * rates["blocks.0.mlp.fc1.weight"]
+    assert rates["patch_embed.proj.0.0.weight"] < rates["blocks.0.mlp.fc1.weight"]
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_timms_and_can_teach(tmp_path):
+    run = train(tmp_path / "run", "training.epochs=0.05", "average.decay=0.9")
+    out = launch.export(run.path, tmp_path / "model", "timm")
+    config = config_of()
+    task = supervise._restored(config, launch.find_checkpoint(run, "best"))
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), task.model(x))
+    written = json.loads((out / "config.json").read_text())
+    assert written["architecture"] == "xcit_nano_12_p8"
+    assert written["label_names"][0] == "animals"
+    assert written["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    with pytest.raises(ConfigError, match="is there already"):
+        launch.export(run.path, out, "timm")
+    with pytest.raises(ConfigError, match="exported for timm"):
+        launch.export(run.path, tmp_path / "other", "rllib")
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".tmp")] == []
+
+    teacher = (
+        "objective.teacher={name: xcit_nano_12_p8, options: {depth: 2}, "
+        f"weights: {out / 'model.safetensors'}}}"
+    )
+    for more in (["objective.teacher_temperature=3"], ["objective.teacher_weight=1"]):
+        taught = train(tmp_path / more[0], teacher, "training.epochs=0.05", *more)
+        lines = read_metrics(taught.metrics_path)
+        assert any("learner/agrees_with_teacher" in line for line in lines)
+
+
+def test_a_teacher_must_have_learned_something():
+    teacher = "objective.teacher={name: xcit_nano_12_p8}"
+    with pytest.raises(ConfigError, match=r"objective\.teacher\.weights: a teacher must have"):
+        launch.check(DEBUG, [teacher])
+
+
+def test_a_teacher_that_agrees_with_the_labels_changes_nothing():
+    """With the label itself as what the teacher names, hard distillation is the plain loss."""
+    config = config_of("mix.smoothing=0")
+    task = supervise.SuperviseTask(config)
+    labels = torch.arange(4)
+    batch = {"image": torch.randn(4, 3, 32, 32), "label": labels}
+    plain, _ = task.loss(task.model, batch, 0, 0)
+    logits = torch.nn.functional.one_hot(labels, task.classes).float()
+    task._teacher = torch.nn.Identity()
+    task._teacher.forward = lambda images: logits
+    taught, metrics = task.loss(task.model, batch, 0, 0)
+    torch.testing.assert_close(taught, plain)
+    assert 0.0 <= metrics["learner/agrees_with_teacher"].item() <= 1.0
 
 
 def test_notes_tell_what_drops_paths():

@@ -18,7 +18,7 @@ def export_policy(
     run: RunDirectory,
     checkpoint: Checkpoint,
     out: Path,
-    fmt: Literal["rllib"],
+    fmt: Literal["rllib", "timm"],
 ) -> Path:
     """Write the policy of a checkpoint to the folder `out`, which must not exist.
 

@@ -97,7 +97,7 @@ def export(
     run: RunDirectory,
     checkpoint: Checkpoint,
     out: Path,
-    fmt: Literal["rllib"],
+    fmt: Literal["rllib", "timm"],
 ) -> Path:
     """Write the policy of a checkpoint for other software; see `export_policy`."""
     from farreach_workloads.goals.export_policy import export_policy

@@ -69,6 +69,13 @@ class ObjectiveConfig(Config):
     """With bce every class that an image holds a part of counts fully."""
     mutual_weight: float = Field(0.5, ge=0, lt=1)
     """Of what cosub's two submodels teach each other."""
+    teacher: BackboneConfig | None = None
+    """A trained model (with `weights`) that sees the same images and teaches its answers."""
+    teacher_weight: float = Field(0.5, gt=0, le=1)
+    """Of what the teacher says; the labels have the rest."""
+    teacher_temperature: float | None = Field(None, gt=0)
+    """None: the class that the teacher names counts (hard distillation); else its probabilities at
+    this temperature do (soft)."""
 
 
 class OptimizerConfig(Config):
@@ -76,6 +83,17 @@ class OptimizerConfig(Config):
 
     kind: Literal["adamw", "lamb", "sgd"] = "adamw"
     weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """How much slower each layer learns than the one above it, for fine-tuning."""
+
+
+class AverageConfig(Config):
+    """The average of the weights over updates."""
+
+    decay: float | None = Field(None, gt=0, lt=1)
+    """Share of the old average that every update leaves; None: none is kept."""
+    evaluate: bool = False
+    """Evaluate, and export, the average in place of the weights."""
 
 
 class SuperviseConfig(Config):
@@ -92,6 +110,7 @@ class SuperviseConfig(Config):
     mix: MixConfig = MixConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    average: AverageConfig = AverageConfig()
     training: LoopConfig = LoopConfig()
     runtime: WorkersConfig = WorkersConfig()
 
@@ -111,6 +130,16 @@ class SuperviseConfig(Config):
             raise ValueError(
                 "augment.kind: three is the whole recipe of 3-Augment, which erases nothing. Set "
                 "augment.erasing to 0, or kind to rand"
+            )
+        if self.average.evaluate and self.average.decay is None:
+            raise ValueError(
+                "average.evaluate: there is no average. Set average.decay, such as 0.999"
+            )
+        soft = self.objective.teacher_temperature is not None
+        if self.objective.kind == "cosub" and self.objective.teacher is not None and soft:
+            raise ValueError(
+                "objective.teacher_temperature: cosub takes a teacher's class as a second label. "
+                "Leave it out"
             )
         part = self.training.part or self.training.batch
         if (self.mix.mixup > 0 or self.mix.cutmix > 0) and part % 2:

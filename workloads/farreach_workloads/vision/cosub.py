@@ -32,6 +32,25 @@ def classification_loss(logits: Tensor, target: Tensor, kind: Kind) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
 
+def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(t / T) ‖ softmax(o / T)), divided by b and by k.
+
+    Args:
+        logits: o, (b, k).
+        teacher: t, (b, k).
+        temperature: T.
+
+    Returns:
+        ().
+
+    Source: arXiv:2012.12877, section 4, and its code, for the divisor.
+    """
+    own = (logits / temperature).log_softmax(dim=1)
+    taught = (teacher / temperature).log_softmax(dim=1)
+    divergence = F.kl_div(own, taught, reduction="sum", log_target=True)
+    return divergence * temperature**2 / logits.numel()
+
+
 def mutual_loss(first: Tensor, second: Tensor, target: Tensor, weight: float, kind: Kind) -> Tensor:
     """½ Σ [(1 - λ) ℓ(o_i, y) + λ ℓ(o_i, sg q(o_j))]: each learns from the label and from the other.
 

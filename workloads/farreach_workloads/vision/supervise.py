@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
 import torch
 from timm.layers import DropPath
 from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import farreach_workloads.vision.backbones  # noqa: F401 (registers our models with timm)
@@ -26,12 +29,12 @@ from farreach.learn.place import Place
 from farreach.learn.task import Batch
 from farreach.learn.trainer import fit
 from farreach.registry import near_match
-from farreach.rundir import RunDirectory
+from farreach.rundir import RunDirectory, sync
 from farreach_workloads.vision import pictures
-from farreach_workloads.vision.augment import evaluation_transform, training_transform
+from farreach_workloads.vision.augment import MEAN, STD, evaluation_transform, training_transform
 from farreach_workloads.vision.backbones.resmlp import Resmlp
-from farreach_workloads.vision.config import SHIPPED_SET, SuperviseConfig
-from farreach_workloads.vision.cosub import classification_loss, cosub_loss
+from farreach_workloads.vision.config import SHIPPED_SET, BackboneConfig, SuperviseConfig
+from farreach_workloads.vision.cosub import classification_loss, cosub_loss, soft_distillation
 from farreach_workloads.vision.mixing import Mixing
 from farreach_workloads.vision.stochastic_depth import install
 
@@ -78,11 +81,16 @@ class SuperviseTask:
         """
         self._config = config
         train, self._held_out = images_of(config)
-        self.classes = len(train.classes)
+        self.class_names, self.classes = train.classes, len(train.classes)
         self.data = AugmentedImages(train, config)
-        self.model = make_model(config, self.classes)
+        self.model = make_model(config.backbone, config.data.size, self.classes)
         self._mixing = Mixing(**config.mix.model_dump())
         backbone = config.backbone
+        self._teacher: nn.Module | None = None
+        if config.objective.teacher is not None:
+            self._teacher = make_model(config.objective.teacher, config.data.size, self.classes)
+            self._teacher.requires_grad_(False).eval()
+        self._average: ModelEmaV3 | None = None
         self._depth = None
         if backbone.drop_path > 0:
             self._depth = install(
@@ -91,12 +99,17 @@ class SuperviseTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """timm's, which knows what of a model is not decayed."""
-        settings = self._config.optimizer
+        settings, decay = self._config.optimizer, self._config.average.decay
+        if decay is not None:
+            self._average = ModelEmaV3(self.model, decay=decay)
+        if self._teacher is not None:
+            self._teacher.to(next(self.model.parameters()).device)
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             self.model,
             opt=settings.kind,
             lr=self._config.training.lr,
             weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
         )
         return optimizer
 
@@ -111,13 +124,38 @@ class SuperviseTask:
             target = (target > 0).float()
         if self._depth is not None:
             self._depth.reseed(step, rank)
+        weight, taught = config.teacher_weight, None
+        if self._teacher is not None:
+            with torch.no_grad():
+                taught = self._teacher(images).float()
         if config.kind == "cosub":
             assert self._depth is not None
+            if taught is not None:
+                target = (1.0 - weight) * target + weight * _named(taught)
             return cosub_loss(model, self._depth, images, target, config.mutual_weight, config.loss)
-        return classification_loss(model(images).float(), target, config.loss), {}
+        logits = model(images).float()
+        loss = classification_loss(logits, target, config.loss)
+        if taught is None:
+            return loss, {}
+        if config.teacher_temperature is None:
+            lesson = classification_loss(logits, _named(taught), "ce")
+        else:
+            lesson = soft_distillation(logits, taught, config.teacher_temperature)
+        agreement = (logits.argmax(1) == taught.argmax(1)).float().mean()
+        return (1.0 - weight) * loss + weight * lesson, {"learner/agrees_with_teacher": agreement}
 
     def after_update(self, step: int) -> None:
-        """Nothing follows."""
+        """The average follows."""
+        if self._average is not None:
+            self._average.update(self.model)
+
+    def evaluated_model(self) -> nn.Module:
+        """The weights that count: the average if the run says so."""
+        if self._config.average.evaluate:
+            assert self._average is not None
+            averaged: nn.Module = self._average.module.eval()
+            return averaged
+        return self.model
 
     def evaluate(self, place: Place) -> dict[str, float]:
         """Accuracy and cross-entropy on the held-out images."""
@@ -125,11 +163,12 @@ class SuperviseTask:
         transform = evaluation_transform(config.size, config.crop_ratio)
         rows = np.arange(len(self._held_out))[place.rank :: place.world]
         totals = torch.zeros(4, dtype=torch.float64)
+        model = self.evaluated_model()
         for begin in range(0, len(rows), EVALUATED_TOGETHER):
             some = rows[begin : begin + EVALUATED_TOGETHER]
             images = torch.stack([transform(self._held_out.load(int(row))) for row in some])
             labels = torch.from_numpy(self._held_out.labels[some])
-            logits = self.model(images.to(place.device)).float().cpu()
+            logits = model(images.to(place.device)).float().cpu()
             best = logits.topk(min(5, self.classes)).indices == labels[:, None]
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             totals += torch.tensor(
@@ -154,11 +193,13 @@ class SuperviseTask:
         return torch.stack(images), labels, self._held_out.classes
 
     def state(self) -> dict[str, Any]:
-        """Everything random follows from the number of the update."""
-        return {}
+        """The average; everything random follows from the number of the update."""
+        return {} if self._average is None else {"average": self._average.module.state_dict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take over."""
+        """Take over the average, if the run keeps one."""
+        if self._average is not None:
+            self._average.module.load_state_dict(as_tensors(state["average"]))
 
 
 def images_of(config: SuperviseConfig) -> tuple[ImageSet, ImageSet]:
@@ -172,14 +213,18 @@ def _opened(path: str) -> tuple[ImageSet, ImageSet]:
     return open_images(Path(path))
 
 
-def make_model(config: SuperviseConfig, classes: int) -> nn.Module:
+def _named(logits: Tensor) -> Tensor:
+    """The class that has most, as a target: (b, k) → (b, k)."""
+    return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
+
+
+def make_model(backbone: BackboneConfig, size: int, classes: int) -> nn.Module:
     """The backbone with a head for the classes.
 
     Raises:
         ConfigError: there is no such model, or it does not take the options, the size or the file
             of weights.
     """
-    backbone, size = config.backbone, config.data.size
     names = timm.list_models()
     if backbone.name not in names:
         raise ConfigError(
@@ -248,7 +293,14 @@ def check(config: SuperviseConfig) -> list[str]:
             f"training.batch: {config.training.batch} images at a time, of {len(train)} in all. "
             "Lower it."
         )
-    model = make_model(config, len(train.classes))
+    model = make_model(config.backbone, config.data.size, len(train.classes))
+    if config.objective.teacher is not None:
+        if config.objective.teacher.weights is None:
+            raise ConfigError(
+                "objective.teacher.weights: a teacher must have learned what it teaches. Name the "
+                "file of its weights, such as one that `farreach export --format timm` wrote."
+            )
+        make_model(config.objective.teacher, config.data.size, len(train.classes))
     notes = [
         f"{len(train):,} images to train on, {len(held_out):,} held out, {len(train.classes)} "
         f"classes; {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
@@ -293,7 +345,7 @@ def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> 
     task = _restored(config, checkpoint)
     images, labels, classes = task.look_at(PICTURED)
     with torch.no_grad():
-        logits = task.model(images)
+        logits = task.evaluated_model()(images)
     files = [pictures.predictions(images, logits, labels, classes, run.figures / "predictions.png")]
     maps_of = getattr(task.model, "attention_maps", None)
     if maps_of is None:
@@ -312,8 +364,53 @@ def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> 
     return files
 
 
+def export(
+    config: SuperviseConfig,
+    run: RunDirectory,
+    checkpoint: Checkpoint,
+    out: Path,
+    fmt: Literal["rllib", "timm"],
+) -> Path:
+    """Write a model for `timm.create_model("local-dir:…")`: model.safetensors and config.json.
+
+    Raises:
+        ConfigError: another format is asked for, or the folder is there.
+    """
+    if fmt != "timm":
+        raise ConfigError(f"--format {fmt}: an encoder is exported for timm. Give --format timm.")
+    if out.exists():
+        raise ConfigError(f"--out {out}: is there already. Name a folder that is not.")
+    task = _restored(config, checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    working = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    try:
+        timm.models.save_for_hf(
+            task.evaluated_model(),
+            str(working),
+            safe_serialization=True,
+            model_config={"label_names": task.class_names},
+            data_config={
+                "input_size": (3, config.data.size, config.data.size),
+                "mean": MEAN,
+                "std": STD,
+                "interpolation": "bicubic",
+                "crop_pct": config.data.crop_ratio,
+            },
+        )
+        for file in working.iterdir():
+            sync(file)
+        os.rename(working, out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    return out
+
+
 def _restored(config: SuperviseConfig, checkpoint: Checkpoint) -> SuperviseTask:
     task = SuperviseTask(config)
-    task.model.load_state_dict(as_tensors(checkpoint.part("learner")["model"]))
+    state = checkpoint.part("learner")
+    task.model.load_state_dict(as_tensors(state["model"]))
+    task.optimizer()  # makes the average
+    task.restore(state["task"])
     task.model.eval()
     return task

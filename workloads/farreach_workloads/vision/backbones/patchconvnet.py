@@ -270,7 +270,7 @@ class PatchConvNet(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """How parameters group into layers, for decay by layer."""
-        last = [(r"^blocks_token_only", None), (r"^cls_token|norm", (99999,))]
+        last = [(r"^blocks_token_only", None), (r"^(cls_token|norm)", (99999,))]
         return {"stem": r"^patch_embed", "blocks": [(r"^blocks\.(\d+)", None), *last]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
