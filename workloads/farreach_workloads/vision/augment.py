@@ -1,6 +1,7 @@
 """What happens to an image before the network sees it.
 
-Randomness comes from Python's and torch's global generators; whoever calls seeds them per sample.
+Randomness comes from the global generators of Python, NumPy and torch; whoever calls seeds them per
+sample.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -24,6 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BICUBIC = v2.InterpolationMode.BICUBIC
 SOLARISE_THRESHOLD = 128
 BLUR_RADII = (0.1, 2.0)
+MOST_MAGNITUDE = 9.99
 
 
 class OneOfThree:
@@ -53,10 +56,14 @@ def training_transform(config: AugmentConfig, size: int) -> Transform:
     if config.kind == "three":
         steps.append(OneOfThree())
     if config.kind == "rand":
-        steps.append(v2.RandAugment(magnitude=config.magnitude, interpolation=BICUBIC))
+        recipe = f"rand-m{config.magnitude}-mstd{config.magnitude_std:g}-inc1"
+        mean = tuple(round(255 * value) for value in MEAN)
+        # At 10 it would keep no bits of the colours, which Pillow refuses.
+        limits = {"img_mean": mean, "magnitude_max": MOST_MAGNITUDE}
+        steps.append(rand_augment_transform(recipe, limits))
     if config.color_jitter > 0:
         steps.append(v2.ColorJitter(*[config.color_jitter] * 3))
-    last = [v2.RandomErasing(config.erasing, value=0)] if config.erasing > 0 else []
+    last = [v2.RandomErasing(config.erasing, value="random")] if config.erasing > 0 else []
     return _composed(steps, last)
 
 

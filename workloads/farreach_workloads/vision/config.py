@@ -48,6 +48,8 @@ class AugmentConfig(Config):
     color_jitter: float = Field(0.3, ge=0)
     magnitude: int = Field(9, ge=0, le=30)
     """Of RandAugment."""
+    magnitude_std: float = Field(0.5, ge=0)
+    """Spread of the magnitude from one operation to the next."""
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a box is erased."""
 
