@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -72,6 +71,7 @@ class Loop:
         self._seed, self._place, self._outlet = seed, place, outlet
         self._checkpoints = checkpoints
         task.model.to(place.device)
+        place.split(task.model)
         self._optimizer = task.optimizer()
         self._order = Order(len(task.data), seed, config.repeats)
         self.per_epoch = len(task.data) / config.batch
@@ -81,10 +81,19 @@ class Loop:
         self._evaluated: dict[str, float] = {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint that a loop of any number of workers has written."""
+        """Continue from a checkpoint that a loop of any number of workers has written.
+
+        Raises:
+            LearnError: it is of a run whose parameters were split and these are not, or reversed.
+        """
         state = checkpoint.part("learner")
-        self._task.model.load_state_dict(as_tensors(state["model"]))
-        self._optimizer.load_state_dict(as_tensors(state["optimizer"]))
+        states = as_tensors(state["model"]), as_tensors(state["optimizer"])
+        try:
+            self._place.take_over(self._task.model, self._optimizer, states)
+        except ValueError as error:
+            raise LearnError(
+                f"{checkpoint.path}: was written with another runtime.sharded. Resume with that."
+            ) from error
         self._task.restore(state["task"])
         self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
         self._evaluated = dict(state["evaluated"])
@@ -128,8 +137,7 @@ class Loop:
             count = len(next(iter(batch.values())))
             # DDP takes the mean over workers of what each has summed up over its parts.
             weight = count * self._place.world / self._config.batch
-            waits = number + 1 < len(parts) and self._place.world > 1
-            with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with self._place.waiting(model, number + 1 < len(parts)):
                 with torch.autocast(
                     self._place.device.type, torch.bfloat16, self._config.precision == "bfloat16"
                 ):
@@ -149,8 +157,9 @@ class Loop:
             )
         if self._config.max_grad_norm is not None:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
-            result["learner/grad_norm"] = float(norm)
+            norm: Any = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
+            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            result["learner/grad_norm"] = float(whole)
         self._optimizer.step()
         self._task.after_update(self.step)
         return result | {"learner/lr": rate}
@@ -183,6 +192,7 @@ class Loop:
 
     def _evaluate(self, model: nn.Module) -> None:
         begun = time.monotonic()
+        self._place.share_buffers(self._task.model)
         self._task.model.eval()
         with torch.no_grad():
             self._evaluated = self._task.evaluate(self._place)
@@ -192,13 +202,14 @@ class Loop:
             self._outlet.scalars(self.step, self._evaluated | seconds, self._done())
 
     def _save(self) -> None:
+        model, optimizer = self._place.whole_state(self._task.model, self._optimizer)
         if not self._place.is_first:
             return
         now = time.monotonic()
         self._trained_s, self._begun = self._trained_s + now - self._begun, now
         content = {
-            "model": self._task.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "task": self._task.state(),
             "step": self.step,
             "trained_s": self._trained_s,

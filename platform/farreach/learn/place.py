@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -18,11 +28,13 @@ class Place:
         rank: its number.
         world: how many there are.
         device: where it computes.
+        sharded: whether parameters are split over the workers.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sharded: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -44,9 +56,78 @@ class Place:
         dist.broadcast(answer, src=0)
         return bool(answer)
 
+    def split(self, model: nn.Module) -> None:
+        """Before the optimizer is made: split the parameters, if they are to be.
+
+        The layers of every list of layers are gathered one at a time, when they are needed.
+        """
+        if not self.sharded or self.world == 1:
+            return
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for part in model.modules():
+            if isinstance(part, nn.ModuleList):
+                for layer in part:
+                    fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model with gradients that are the mean over the workers."""
-        if self.world == 1:
+        if self.world == 1 or isinstance(model, FSDPModule):
             return model
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every worker the first one's statistics, such as those of batch normalisation."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    @contextmanager
+    def waiting(self, model: nn.Module, waits: bool) -> Iterator[None]:
+        """Backward passes in here exchange no gradients if the next part of the batch will."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(not waits)
+            yield
+        elif waits and isinstance(model, DistributedDataParallel):
+            with model.no_sync():
+                yield
+        else:
+            yield
+
+    def whole_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All of both states; workers with parts of them call it together."""
+        if not isinstance(model, FSDPModule):
+            return model.state_dict(), optimizer.state_dict()
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_state_dict(model, optimizer, options=options)
+
+    def take_over(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        states: tuple[dict[str, Any], dict[str, Any]],
+    ) -> None:
+        """Put whole states in, each worker its part.
+
+        Raises:
+            ValueError: the optimizer's state is that of the other kind of run, split or not.
+        """
+        named = "param_groups" in states[1] and any(
+            isinstance(name, str) for group in states[1]["param_groups"] for name in group["params"]
+        )
+        if named != isinstance(model, FSDPModule):
+            raise ValueError("runtime.sharded")
+        if not isinstance(model, FSDPModule):
+            model.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+            return
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=states[0],
+            optim_state_dict=states[1],
+            options=StateDictOptions(full_state_dict=True),
+        )

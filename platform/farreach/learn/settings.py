@@ -42,6 +42,9 @@ class WorkersConfig(Config):
     """CPUs that each worker reserves."""
     gpus: float = Field(0.0, ge=0)
     """GPUs that each worker reserves; above 0 it computes there."""
+    sharded: bool = False
+    """Split parameters, gradients and the optimizer's state over the workers (FSDP2), for models
+    that do not fit on one; otherwise each worker has all of them (DDP)."""
     threads: int = Field(1, ge=1)
     """Torch threads of each worker."""
     loaders: int = Field(0, ge=0)

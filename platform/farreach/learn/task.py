@@ -65,7 +65,11 @@ class Task(Protocol):
         """What follows an update, such as an average of the weights."""
 
     def evaluate(self, place: Place) -> dict[str, float]:
-        """Metrics `group/name`, equal on all workers, which call it together."""
+        """Metrics `group/name`, equal on all workers.
+
+        They call it together, and must call the model as often as one another: each may hold a
+        part of its parameters.
+        """
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides model and optimizer."""

@@ -317,9 +317,14 @@ def _work(arguments: dict[str, Any]) -> None:
     import ray.train.torch
 
     context = ray.train.get_context()
-    place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     run = RunDirectory.open(Path(arguments["run"]))
     config: Any = configs.load(run.config_path).config
+    place = Place(
+        context.get_world_rank(),
+        context.get_world_size(),
+        ray.train.torch.get_device(),
+        config.runtime.sharded,
+    )
     module, _, name = arguments["task"].partition(":")
     board = arguments["board"]
     if isinstance(ray.get(board.outcome.remote()), str):

@@ -31,9 +31,21 @@ class Numbers:
         return {"x": self._x[rows], "y": self._y[rows], "position": torch.from_numpy(positions)}
 
 
+class Network(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        first = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout))
+        self.layers = nn.ModuleList([first, nn.Linear(8, 1)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class Regression:
     def __init__(self, dropout=0.0, poison=-1):
-        self.model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.model = Network(dropout)
         self.data = Numbers(poison)
         self.seen = []
         self.updates = []
@@ -99,7 +111,21 @@ if __name__ == "__main__":
         world_size=world,
         timeout=datetime.timedelta(seconds=60),
     )
+    place = Place(rank, world, sharded="sharded" in sys.argv)
     settings = {"part": 2} if "part" in sys.argv else {}
-    task = trained(f"{out}/checkpoints", Place(rank, world), **settings)
-    torch.save({"model": task.model.state_dict(), "seen": task.seen}, f"{out}/rank{rank}.pt")
+    if "twice" in sys.argv:  # stopped after seven updates, and then by another object to the end
+        torch.manual_seed(0)
+        first = Regression()
+        loop_of(f"{out}/checkpoints", first, Notes(7), place).run()
+        task = Regression()
+        loop = loop_of(f"{out}/checkpoints", task, place=place)
+        dist.barrier()
+        loop.restore(CheckpointStore(Path(out, "checkpoints")).newest())
+        loop.run()
+        task.seen = first.seen + task.seen
+    else:
+        task = trained(f"{out}/checkpoints", place, max_grad_norm=1e3, **settings)
+    state = task.model.state_dict()
+    whole = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in state.items()}
+    torch.save({"model": whole, "seen": task.seen}, f"{out}/rank{rank}.pt")
     dist.destroy_process_group()

@@ -58,28 +58,43 @@ def test_other_processes_prepare_the_same_batches(tmp_path):
     torch.testing.assert_close(weights(helped), weights(alone), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_several_workers_learn_as_one(tmp_path, world):
-    """With three, a batch of ten is 3 + 3 + 4 samples."""
-    single = trained(tmp_path / "single")
+def together(folder, world, *words):
+    """Train in so many processes; what each ended with."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    extra = ["part"] if world == 3 else []
+    command = [sys.executable, str(PROGRAM)]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(r), str(world), port, str(tmp_path), *extra]
-        )
-        for r in range(world)
+        subprocess.Popen([*command, str(rank), str(world), port, str(folder), *words])
+        for rank in range(world)
     ]
-    assert [rank.wait(timeout=90) for rank in ranks] == [0] * world
-    found = [torch.load(tmp_path / f"rank{r}.pt") for r in range(world)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0] * world
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+@pytest.mark.parametrize(("world", "words"), [(2, []), (3, ["part"]), (2, ["twice"])])
+def test_several_workers_learn_as_one(tmp_path, world, words, kind):
+    """With three, a batch of ten is 3 + 3 + 4 samples; twice: stopped and continued."""
+    single = trained(tmp_path / "single")
+    found = together(tmp_path, world, kind, *words)
     for one in found:
         vector = torch.cat([value.flatten() for value in one["model"].values()])
         torch.testing.assert_close(vector, weights(single), atol=1e-6, rtol=1e-5)
     seen = [position for one in found for position in one["seen"]]
     assert sorted(seen) == list(range(3 * SAMPLES))
-    assert CheckpointStore(tmp_path / "checkpoints").newest().step == 15
+    newest = CheckpointStore(tmp_path / "checkpoints").newest()
+    assert newest.step == 15
+    saved = torch.cat(
+        [torch.from_numpy(v).flatten() for v in newest.part("learner")["model"].values()]
+    )
+    torch.testing.assert_close(saved, weights(single), atol=1e-6, rtol=1e-5)
+
+
+def test_a_checkpoint_of_split_parameters_wants_them_split_again(tmp_path):
+    together(tmp_path, 2, "sharded")
+    with pytest.raises(LearnError, match=r"another runtime\.sharded\. Resume with that"):
+        loop_of(tmp_path, Regression()).restore(CheckpointStore(tmp_path / "checkpoints").newest())
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 14])

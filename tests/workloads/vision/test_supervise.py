@@ -101,9 +101,9 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.05)
 
 
-def start(path, *settings):
+def start(path, *settings, config=DEBUG):
     ENVIRONMENT.pop("RAY_AUTH_MODE", None)
-    command = [sys.executable, "-m", "farreach", "train", DEBUG, "--run-dir", str(path)]
+    command = [sys.executable, "-m", "farreach", "train", config, "--run-dir", str(path)]
     return subprocess.Popen(
         [*command, "runtime.workers=2", "runtime.cpus=0.5", *settings],
         env=ENVIRONMENT,
@@ -158,6 +158,21 @@ def test_workers_that_are_killed_lose_nothing_and_a_stop_leaves_a_checkpoint(tmp
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_split_parameters_learn_as_whole_ones(tmp_path):
+    """ResMLP has no statistics of a batch, so two workers are one but for rounding."""
+    base = "vision/imagenet_resmlp_s12_debug"
+    settings = ["training.epochs=0.1", "mix.mixup=0", "mix.cutmix=0", "backbone.drop_path=0"]
+    alone = launch.train(base, settings, run_dir=tmp_path / "alone")
+    process = start(tmp_path / "split", *settings, "runtime.sharded=true", config=base)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    found = json.loads((tmp_path / "split/result.json").read_text())
+    expected = result(alone)["evaluation/loss"]
+    assert found["evaluation/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_what_a_worker_cannot_do_is_told_once_and_plainly(tmp_path):
     folder = tmp_path / "images"
     for part, count in (("train", 40), ("val", 2)):
@@ -181,6 +196,7 @@ def test_what_a_worker_cannot_do_is_told_once_and_plainly(tmp_path):
         ("objective.loss=bce", r"mix\.smoothing: 0\.1 gives all of them one\. Set it to 0"),
         ("training.batch=33 mix.mixup=1", r"mixing pairs images, and 33 of them are odd"),
         ("augment.kind=three augment.erasing=0.2", r"3-Augment, which erases nothing"),
+        ("average.decay=0.9 runtime.sharded=true", r"does not fit where they are split"),
         ("average.evaluate=true", r"there is no average\. Set average\.decay"),
         ("data.path=/nothing", r"/nothing: there is nothing"),
         ("training.batch=5000", r"5000 images at a time, of 4235 in all"),

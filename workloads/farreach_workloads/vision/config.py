@@ -137,6 +137,11 @@ class SuperviseConfig(Config):
             raise ValueError(
                 "average.evaluate: there is no average. Set average.decay, such as 0.999"
             )
+        if self.average.decay is not None and self.runtime.sharded:
+            raise ValueError(
+                "average.decay: an average of all weights does not fit where they are split. Leave "
+                "it out, or set runtime.sharded to false"
+            )
         soft = self.objective.teacher_temperature is not None
         if self.objective.kind == "cosub" and self.objective.teacher is not None and soft:
             raise ValueError(
