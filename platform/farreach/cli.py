@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 CTRL_C_EXIT_CODE = 130
 ENVIRONMENTS_MODULE = "farreach_workloads.goals.environments"
 BEHAVIOURS_MODULE = "farreach_workloads.goals.data.generate"  # importing it registers all
-LISTS = ("configs", "environments", "behaviours", "workloads", "settings")
+BACKBONES_MODULE = "farreach_workloads.vision.backbones"
+LISTS = ("configs", "environments", "backbones", "behaviours", "workloads", "settings")
 FORMATS = ("rllib", "timm")
 DATA = "data"
 DEFAULT_CURVE = "evaluation/success_final"
@@ -277,6 +278,8 @@ def _list(options: argparse.Namespace) -> None:
         _say_table(_shipped_configs())
     elif options.what == "environments":
         _say_table(_environments())
+    elif options.what == "backbones":
+        _say_table(_backbones())
     elif options.what == "behaviours":
         _say_table(_behaviours())
     elif options.what == "workloads":
@@ -303,6 +306,22 @@ def _environments() -> Iterable[tuple[str, str]]:
     importlib.import_module(ENVIRONMENTS_MODULE)
     for name in environments:
         yield name, _first_line(environments.get(name))
+
+
+def _backbones() -> Iterable[tuple[str, str]]:
+    """Ours with their number of parameters, and how many others there are."""
+    import timm
+    import torch
+
+    package = importlib.import_module(BACKBONES_MODULE)
+    ours = [name for family in package.FAMILIES for name in family.default_cfgs]
+    for name in ours:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        yield name, f"{count / 1e6:.1f}M parameters"
+    others = len(timm.list_models()) - len(ours)
+    yield "…", f"and {others:,} of timm's: python -c 'import timm; print(timm.list_models())'"
 
 
 def _behaviours() -> Iterable[tuple[str, str]]:

@@ -387,3 +387,10 @@ def test_a_reader_that_goes_away_does_not_break_a_run(command):
     assert process.communicate()[1] == ""
     assert process.returncode == 0
     assert RunDirectory.open("mine").read_result()["count/steps"] == 3.0
+
+
+def test_backbones_are_listed_with_their_size(capsys):
+    assert main(["list", "backbones"]) == 0
+    listed = capsys.readouterr().out
+    assert "resmlp_s12              15.4M parameters" in listed
+    assert "of timm's" in listed

@@ -38,6 +38,9 @@ class LearnError(FarreachError):
 class Outlet(Protocol):
     """Where the first worker's numbers go, and where requests to stop come from."""
 
+    def begin(self, step: int, total: int) -> None:
+        """Training begins after `step` of `total` updates."""
+
     def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
         """Metrics `group/name` of an update; `share` of training is done."""
 
@@ -103,6 +106,8 @@ class Loop:
         model = self._place.parallel(self._task.model)
         model.train()
         self._begun = time.monotonic()
+        if self._place.is_first:
+            self._outlet.begin(self.step, self.total)
         sums = _Sums()
         for parts in self._feed():
             waited = time.monotonic()

@@ -75,8 +75,18 @@ class Report:
         """Open the files; `step` of the checkpoint that the run continues from."""
         self._run, self._stop = run, stop
         self._metrics = MetricsWriter(run, step)
-        self._progress = Progress(config.name, 1.0, "of training")
+        self._name = config.name
+        self._progress: Progress | None = None
         self._fields: dict[str, str | float] = {}
+
+    def begin(self, step: int, total: int) -> None:
+        """Show progress from here on; workers that begin again log again what they redo."""
+        if self._progress is None:
+            self._progress = Progress(self._name, total, "updates")
+        else:
+            self._metrics.close()
+            self._metrics = MetricsWriter(self._run, step)
+        self._progress.update(step, self._fields)
 
     def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
         """Write metrics and show the most telling ones."""
@@ -87,7 +97,8 @@ class Report:
             "evaluation/top1": "top-1",
         }
         self._fields |= {label: metrics[name] for name, label in shown.items() if name in metrics}
-        self._progress.update(share, {"update": step, **self._fields})
+        assert self._progress is not None
+        self._progress.update(step, self._fields, share)
 
     def checkpoint(self, step: int, name: str) -> None:
         """Note it down."""
@@ -102,17 +113,14 @@ class Report:
         """Whether a signal came."""
         return self._stop.signum is not None
 
-    def log(self, message: str) -> None:
-        """Print a message that stays."""
-        self._progress.log(message)
-
     def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
         """Log the flat config beside the final metrics."""
         self._metrics.hparams(config, metrics)
 
     def close(self) -> None:
         """Close the files."""
-        self._progress.close()
+        if self._progress is not None:
+            self._progress.close()
         self._metrics.close()
 
 
@@ -290,6 +298,9 @@ class _Remote:
         self._board = board
         self._asked_s = time.monotonic()
         self._answer = board.stop_asked.remote()
+
+    def begin(self, step: int, total: int) -> None:
+        self._board.put.remote("begin", (step, total))
 
     def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
         self._board.put.remote("scalars", (step, metrics, share))

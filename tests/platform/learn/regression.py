@@ -77,6 +77,9 @@ class Notes:
     def __init__(self, stop_at=None):
         self.lines, self.checkpoints, self.stop_at, self.asked = [], [], stop_at, 0
 
+    def begin(self, step, total):
+        self.began = (step, total)
+
     def scalars(self, step, metrics, share):
         self.lines.append((step, metrics, share))
 

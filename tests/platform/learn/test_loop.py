@@ -26,6 +26,7 @@ def test_training_fits_and_says_so(tmp_path):
     metrics, stopped = loop.run()
     assert not stopped
     assert loop.step == loop.total == 200
+    assert notes.began == (0, 200)
     assert metrics["evaluation/top1"] > 0.1 * before
     last = notes.lines[-1]
     assert last[0] == 200

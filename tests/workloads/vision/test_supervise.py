@@ -154,6 +154,7 @@ def test_workers_that_are_killed_lose_nothing_and_a_stop_leaves_a_checkpoint(tmp
         assert found[name] == expected[name]
     updates = [line["step"] for line in read_metrics(run.metrics_path)]
     assert updates[-1] == 53  # 0.4 epochs of 4,235 images, 32 at a time
+    assert updates == sorted(updates)  # what was done again is logged once
 
 
 @pytest.mark.ray

@@ -2,4 +2,4 @@
 
 from farreach_workloads.vision.backbones import patchconvnet, resmlp, xcit
 
-__all__ = ["patchconvnet", "resmlp", "xcit"]
+FAMILIES = (xcit, resmlp, patchconvnet)
