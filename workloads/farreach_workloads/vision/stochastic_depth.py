@@ -203,10 +203,15 @@ class StochasticDepth:
         self.plan = Plan(rows, scales, batch)
         return self.plan
 
-    def reseed(self, step: int, rank: int) -> None:
-        """Make what is drawn next follow from a number alone, such as that of the update."""
-        self._counts.manual_seed(seeding.child_seed(self._seed, "depth/counts", step))
-        self._choices.manual_seed(seeding.child_seed(self._seed, f"depth/rows/{rank}", step))
+    def reseed(self, counts: int, rows: int) -> None:
+        """Make what is drawn next follow from two numbers alone.
+
+        Args:
+            counts: decides how many rows; the same on all ranks, such as the number of the update.
+            rows: decides which; this rank's own.
+        """
+        self._counts.manual_seed(seeding.child_seed(self._seed, "depth/counts", counts))
+        self._choices.manual_seed(seeding.child_seed(self._seed, "depth/rows", rows))
 
     def remove(self) -> None:
         """Give every block its own forward pass back."""

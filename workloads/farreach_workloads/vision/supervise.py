@@ -124,7 +124,8 @@ class SuperviseTask:
         if config.loss == "bce":
             target = (target > 0).float()
         if self._depth is not None:
-            self._depth.reseed(step, rank)
+            # The loop seeds torch for every part of a batch on every worker.
+            self._depth.reseed(step, torch.initial_seed())
         weight, taught = config.teacher_weight, None
         if self._teacher is not None:
             with torch.no_grad():
@@ -294,7 +295,7 @@ def load_weights(model: Any, file: Path) -> None:
 def check(config: SuperviseConfig) -> list[str]:
     """Open the images and make the model once; what the user should know."""
     train, held_out = images_of(config)
-    if config.data.size < 8 or len(train) < config.training.batch:
+    if len(train) < config.training.batch:
         raise DataError(
             f"training.batch: {config.training.batch} images at a time, of {len(train)} in all. "
             "Lower it."

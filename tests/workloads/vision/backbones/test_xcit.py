@@ -5,7 +5,7 @@ from timm.models.cait import ClassAttn
 from timm.models.xcit import XCA
 
 from farreach_workloads.vision.backbones.class_attention import attend
-from farreach_workloads.vision.backbones.xcit import SIZES, Xca, cheaper_form
+from farreach_workloads.vision.backbones.xcit import SIZES, Xca, adapt_weights, cheaper_form
 
 
 def scattered(model, seed=0):
@@ -70,9 +70,7 @@ def test_weights_of_the_authors_load():
         if "cls_attn" not in key or (".k." not in key and ".v." not in key):
             state[key] = value
     fresh = timm.create_model("xcit_nano_12_p16", depth=4, num_classes=10)
-    from timm.models.xcit import checkpoint_filter_fn
-
-    fresh.load_state_dict(checkpoint_filter_fn({"model": state}, fresh))
+    fresh.load_state_dict(adapt_weights({"model": state}, fresh))
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(fresh.eval()(x), ours.eval()(x))
 

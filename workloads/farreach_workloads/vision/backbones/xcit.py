@@ -291,6 +291,9 @@ def _default_cfgs(size: str, patch: int) -> dict[str, Any]:
     return known
 
 
+# Weights of the authors or of timm, as the model names them.
+adapt_weights = xcit.checkpoint_filter_fn
+
 _VARIANTS = [(size, patch) for patch in (16, 8) for size in SIZES]
 default_cfgs = generate_default_cfgs(
     {key: cfg for variant in _VARIANTS for key, cfg in _default_cfgs(*variant).items()}
@@ -301,6 +304,6 @@ for _size, _patch in _VARIANTS:
         f"xcit_{_size}_p{_patch}",
         Xcit,
         {"patch_size": _patch, **SIZES[_size]},
-        xcit.checkpoint_filter_fn,
+        adapt_weights,
         3,
     )
