@@ -114,7 +114,7 @@ class Loop:
             stop = self._place.agree(self._place.is_first and self._outlet.stop_asked())
             if stop:
                 self._save()
-                return self._evaluated, True
+                return self._final(), True
             sums.add(self._update(model, parts) | {"learner/busy_s": time.monotonic() - waited})
             self.step += 1
             over = self._place.agree(self._out_of_time()) or self.step >= self.total
@@ -126,7 +126,14 @@ class Loop:
                 self._save()
             if over:
                 break
-        return self._evaluated, False
+        return self._final(), False
+
+    def _final(self) -> dict[str, float]:
+        return self._evaluated | {
+            "training/updates": float(self.step),
+            "training/epochs": self.step / self.per_epoch,
+            "training/minutes": self._elapsed_s() / 60,
+        }
 
     def _update(self, model: nn.Module, parts: list[Batch]) -> dict[str, float]:
         """One step on this worker's share of the batch, part by part."""

@@ -151,16 +151,16 @@ def fit(
             "without any. Raise it, or lower runtime.workers."
         )
     step = None if checkpoint is None else checkpoint.step
-    begun = time.monotonic()
     if workers == 0:
         with StopRequest() as stop:
             report = Report(config, run, stop, step)
             try:
-                loop = make_loop(config, run, make_task, Place(), report)
+                place = Place(device=_device_here(config))
+                loop = make_loop(config, run, make_task, place, report)
                 if checkpoint is not None:
                     loop.restore(checkpoint)
                 metrics, stopped = loop.run()
-                return _ended(config, report, metrics, stopped, stop, begun)
+                return _ended(config, report, metrics, stopped, stop)
             finally:
                 report.close()
     needed = workers * config.runtime.cpus
@@ -169,9 +169,20 @@ def fit(
         report = Report(config, run, stop, step)
         try:
             metrics, stopped = _fit_with_ray(config, run, make_task, report)
-            return _ended(config, report, metrics, stopped, stop, begun)
+            return _ended(config, report, metrics, stopped, stop)
         finally:
             report.close()
+
+
+def _device_here(config: LearnRunConfig) -> torch.device:
+    if config.runtime.gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"runtime.gpus: {config.runtime.gpus:g}, but PyTorch sees no GPU here. Set it to 0, or "
+            "install a PyTorch that was built for the GPU."
+        )
+    return torch.device("cuda")
 
 
 def make_loop(
@@ -190,13 +201,12 @@ def _ended(
     metrics: dict[str, float],
     stopped: bool,
     stop: StopRequest,
-    begun: float,
 ) -> dict[str, float]:
     if stopped:
         assert stop.signum is not None
         raise Stopped(stop.signum)
     report.hparams(configs.flat(config.model_dump()), metrics)
-    return metrics | {"training/minutes": (time.monotonic() - begun) / 60}
+    return metrics
 
 
 def _fit_with_ray(

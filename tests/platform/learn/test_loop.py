@@ -31,7 +31,10 @@ def test_training_fits_and_says_so(tmp_path):
     last = notes.lines[-1]
     assert last[0] == 200
     assert last[2] == 1.0
-    assert metrics.items() <= last[1].items()
+    assert last[1]["evaluation/top1"] == metrics["evaluation/top1"]
+    assert metrics["training/updates"] == 200
+    assert metrics["training/epochs"] == 40
+    assert metrics["training/minutes"] > 0
     shown = {name for _, line, _ in notes.lines for name in line}
     assert {
         "learner/loss",

@@ -221,6 +221,12 @@ def test_more_workers_than_samples_are_refused(tmp_path):
         train(tmp_path / "run", "runtime.workers=3", "training.batch=2")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"runtime\.gpus: 1, but PyTorch sees no GPU"):
+        train(tmp_path / "run", "runtime.gpus=1")
+
+
 def test_weights_of_another_model_are_named(tmp_path):
     file = tmp_path / "other.safetensors"
     state = timm.create_model("xcit_nano_12_p16", depth=2, num_classes=3).state_dict()
