@@ -41,15 +41,17 @@ def inference(model: nn.Module, x: Tensor) -> measure.Work:
     return work
 
 
-def train_step(model: nn.Module, x: Tensor) -> measure.Work:
-    """Loss, gradients and an update on `x`."""
+def train_step(model: nn.Module, x: Tensor, half: bool = False) -> measure.Work:
+    """Loss, gradients and an update on `x`; `half`: products in bfloat16."""
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     labels = torch.arange(len(x)) % 10
 
     def work() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = nn.functional.cross_entropy(model(x), labels)
+        loss.backward()
         optimizer.step()
 
     return work
@@ -62,6 +64,13 @@ def compare(name: str, kind: str, ours: nn.Module, peer: nn.Module, batch: int) 
     works = [(make(model, x), batch) for model in (ours, peer)]
     rounds = 5 if kind == "infer" else 3
     measure.compare_rates(name, UNIT, *works, rounds, gap=round(gap(ours, peer, x[:2]), 9))
+
+
+def compare_precision(name: str, model: nn.Module, batch: int) -> None:
+    """Print the row `name` for train steps of one model in bfloat16 and in float32."""
+    x = images(batch)
+    works = [(train_step(model, x, half), batch) for half in (True, False)]
+    measure.compare_rates(name, UNIT, *works, 3, peer_name="float32")
 
 
 @torch.inference_mode()

@@ -100,6 +100,7 @@ def main() -> None:
     for name in ("s60", "s60_multi"):
         ours = backbones.scatter(timm.create_model(f"patchconvnet_{name}"))
         backbones.compare(name, "infer", ours, Plain(ours), BATCH)
+    backbones.compare_precision("s60_bf16", timm.create_model("patchconvnet_s60"), BATCH)
 
 
 if __name__ == "__main__":

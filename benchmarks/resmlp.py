@@ -49,6 +49,7 @@ def main() -> None:
         works = [(backbones.inference(model, x), BATCH) for model in (compiled, peer)]
         measure.compare_rates("compiled", backbones.UNIT, *works, 5)
     backbones.compare("train", "train", ours, peer, BATCH)
+    backbones.compare_precision("bf16", ours, BATCH)
 
 
 if __name__ == "__main__":

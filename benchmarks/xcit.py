@@ -11,11 +11,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import copy
+import math
 
 import backbones
 import measure
 import timm
 import torch
+from timm.layers import Attention
 from timm.models.cait import ClassAttn
 from timm.models.xcit import XCA
 from torch import Tensor, nn
@@ -69,6 +71,23 @@ def xca_layer() -> None:
     )
 
 
+def xca_slope() -> None:
+    """How a layer's time grows with the tokens, as a power, beside attention between tokens."""
+    layers = Xca(WIDTH, HEADS, qkv_bias=True), Attention(WIDTH, HEADS, qkv_bias=True)
+
+    def train(layer: nn.Module, tokens: int) -> measure.Work:
+        x = torch.randn(2, tokens, WIDTH, requires_grad=True)
+        return lambda: layer(x).square().mean().backward()
+
+    few, many = 784, 3136
+    for layer in layers:
+        use_fast_linear(layer)
+    works = [train(layer, tokens) for layer in layers for tokens in (few, many)]
+    times = measure.medians(works, ROUNDS)
+    slopes = [math.log(times[i + 1] / times[i]) / math.log(many / few) for i in (0, 2)]
+    measure.row("xca_slope", *slopes, "power of the tokens", slopes[0] / slopes[1])
+
+
 def class_attention() -> None:
     """One class token over 785 tokens."""
     layer = ClassAttn(WIDTH, HEADS, qkv_bias=True).eval()
@@ -98,7 +117,9 @@ def main() -> None:
         for kind in ("infer", "train"):
             backbones.compare(f"xcit_{size}_{kind}", kind, ours, peer, batch)
     xca_layer()
+    xca_slope()
     class_attention()
+    backbones.compare_precision("xcit_small_12_p16_bf16", timm.create_model("xcit_small_12_p16"), 8)
 
 
 if __name__ == "__main__":
