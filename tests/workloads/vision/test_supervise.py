@@ -180,7 +180,8 @@ def test_what_a_worker_cannot_do_is_told_once_and_plainly(tmp_path):
         (folder / part / "a").mkdir(parents=True)
         for number in range(count):
             (folder / part / "a" / f"{number}.png").write_bytes(b"no image")
-    process = start(tmp_path / "run", f"data.path={folder}")
+    relative = os.path.relpath(folder, ROOT)  # workers have a directory of their own
+    process = start(tmp_path / "run", f"data.path={relative}")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 1
     assert ".png: is no image that can be read" in output
@@ -326,6 +327,14 @@ def test_a_teacher_that_agrees_with_the_labels_changes_nothing():
     taught, metrics = task.loss(task.model, batch, 0, 0)
     torch.testing.assert_close(taught, plain)
     assert 0.0 <= metrics["learner/agrees_with_teacher"].item() <= 1.0
+
+
+def test_paths_hold_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_of("data.path=images", "backbone.weights=w.pth")
+    assert config.data.path == str(tmp_path / "images")
+    assert config.backbone.weights == str(tmp_path / "w.pth")
+    assert config_of().data.path == "openclipart"
 
 
 def test_notes_tell_what_drops_paths():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from farreach.config import Config
 from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -25,6 +26,11 @@ class BackboneConfig(Config):
     weights: str | None = None
     """A file of weights to begin with: .safetensors, .pth or .pt, ours, timm's or the authors'."""
 
+    @field_validator("weights")
+    @classmethod
+    def _from_anywhere(cls, path: str | None) -> str | None:
+        return None if path is None else os.path.abspath(path)
+
 
 class ImagesConfig(Config):
     """The images."""
@@ -34,6 +40,12 @@ class ImagesConfig(Config):
     size: int = Field(64, ge=8)
     crop_ratio: float = Field(1.0, gt=0, le=1)
     """Share of the resized image's side that evaluation looks at."""
+
+    @field_validator("path")
+    @classmethod
+    def _from_anywhere(cls, path: str) -> str:
+        """Workers and later commands may have another working directory."""
+        return path if path == SHIPPED_SET else os.path.abspath(path)
 
 
 class AugmentConfig(Config):
