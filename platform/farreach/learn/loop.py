@@ -143,9 +143,8 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         shown: dict[str, Tensor] = {}
         for number, batch in enumerate(parts):
-            torch.manual_seed(
-                seeding.child_seed(self._seed, f"update/{self._place.rank}/{number}", self.step)
-            )
+            name = f"update/{self._place.rank}/{number}"
+            self._place.seed(seeding.child_seed(self._seed, name, self.step))
             count = len(next(iter(batch.values())))
             # DDP takes the mean over workers of what each has summed up over its parts.
             weight = count * self._place.world / self._config.batch

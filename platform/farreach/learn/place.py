@@ -41,6 +41,16 @@ class Place:
         """Whether this is the one that writes."""
         return self.rank == 0
 
+    def seed(self, number: int) -> None:
+        """Seed torch's global generators that count here.
+
+        `torch.manual_seed` notes down a stack trace for every kind of device that is not in use, a
+        third of a millisecond in all.
+        """
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all workers, of a tensor of the same shape everywhere."""
         if self.world > 1:

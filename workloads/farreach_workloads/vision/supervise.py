@@ -65,7 +65,7 @@ class AugmentedImages:
             seed = seeding.child_seed(self._seed, "view", position)
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from it)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             views.append(self._transform(self._images.load(row)))
         return {"image": torch.stack(views), "label": torch.from_numpy(self._images.labels[rows])}
 

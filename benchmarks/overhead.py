@@ -1,0 +1,166 @@
+"""What the loop of data-parallel learners adds to a bare loop, in a Ray Train worker.
+
+One worker trains a small network (some 200 updates a second), reporting every two seconds; the same
+process then takes the same updates in a bare loop. The ratio is of the CPU seconds per update, ours
+over the bare ones: smaller is better. `first_step` is the wall time from the start of a run to its
+first update, with and without Ray Train. `python benchmarks/overhead.py` prints one JSON line per
+row.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from torch import Tensor, nn
+
+from farreach import config as configs
+from farreach.config import Config as Base
+from farreach.learn.order import Rows
+from farreach.learn.place import Place
+from farreach.learn.settings import LoopConfig, WorkersConfig
+from farreach.learn.task import Batch
+from farreach.learn.trainer import fit
+from farreach.rundir import RunDirectory
+
+SAMPLES, WIDTH, HIDDEN, BATCH = 4096, 256, 384, 256
+ROUND = 400  # updates between two looks at the clock
+
+
+class Config(Base):
+    """What the loop wants of a run."""
+
+    name: str = "overhead"
+    seed: int = 0
+    out: str = ""
+    training: LoopConfig = LoopConfig(
+        epochs=100, batch=BATCH, evaluate_every_epochs=1000, checkpoint_every_epochs=1000
+    )
+    runtime: WorkersConfig = WorkersConfig()
+
+
+class Numbers:
+    """Samples in memory."""
+
+    def __init__(self) -> None:
+        """Made up."""
+        generator = torch.Generator().manual_seed(0)
+        self._x = torch.randn(SAMPLES, WIDTH, generator=generator)
+        self._y = torch.randint(0, 10, (SAMPLES,), generator=generator)
+
+    def __len__(self) -> int:
+        """How many."""
+        return SAMPLES
+
+    def batch(self, rows: Rows, positions: Rows) -> Batch:
+        """Some of them."""
+        index = torch.from_numpy(rows)
+        return {"x": self._x[index], "y": self._y[index]}
+
+
+class Task:
+    """A small classifier that looks at the clock."""
+
+    def __init__(self, out: str) -> None:
+        """Write the times to `out`."""
+        self._out = out
+        self.model = nn.Sequential(
+            nn.Linear(WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+            nn.Linear(HIDDEN, 10),
+        )  # fmt: skip
+        self.data = Numbers()
+        self._times: list[float] = []
+        self._first: float | None = None
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, step: int, rank: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy."""
+        if self._first is None:
+            self._first = time.time()
+        if step % ROUND == 0:
+            self._times.append(time.process_time())
+        return nn.functional.cross_entropy(model(batch["x"]), batch["y"]), {}
+
+    def after_update(self, step: int) -> None:
+        """Nothing follows."""
+
+    def evaluate(self, place: Place) -> dict[str, float]:
+        """At the end: the same updates without the loop, and write both times down."""
+        ours = [(b - a) / ROUND for a, b in zip(self._times[1:-1], self._times[2:], strict=True)]
+        with torch.enable_grad():
+            bare = [self._bare() for _ in range(3)]
+        content = {"ours": ours, "bare": bare, "first": self._first}
+        Path(self._out).write_text(json.dumps(content))
+        return {}
+
+    def _bare(self) -> float:
+        optimizer = self.optimizer()
+        generator = torch.Generator().manual_seed(0)
+        begun = time.process_time()
+        for _ in range(ROUND):
+            rows = torch.randint(0, SAMPLES, (BATCH,), generator=generator).numpy()
+            batch = self.data.batch(rows, rows)
+            optimizer.zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(self.model(batch["x"]), batch["y"]).backward()
+            optimizer.step()
+        return (time.process_time() - begun) / ROUND
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def make_task(config: Config) -> Task:
+    """What a worker trains."""
+    return Task(config.out)
+
+
+def times_of(workers: int) -> tuple[dict[str, Any], float]:
+    """What a run wrote down, and how long it took to its first update."""
+    import overhead  # by the name that workers know it by
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "times.json")
+        config = overhead.Config(out=str(out), runtime={"workers": workers})
+        text = configs.dump(config, "overhead")
+        run = RunDirectory.create(Path(folder), "overhead", text, sys.argv, 0)
+        begun = time.time()
+        fit(config, run, None, overhead.make_task)
+        content = json.loads(out.read_text())
+        return content, content["first"] - begun
+
+
+def main() -> None:
+    """Print both rows."""
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    content, with_ray_s = times_of(1)
+    _, alone_s = times_of(0)
+    ours, bare = (statistics.median(content[key]) for key in ("ours", "bare"))
+    measure.row("train_loop", ours, bare, "CPU seconds per update", ours / bare)
+    measure.row("first_step", with_ray_s, alone_s, "wall seconds", with_ray_s / alone_s)
+
+
+if __name__ == "__main__":
+    main()
