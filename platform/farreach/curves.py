@@ -6,7 +6,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from farreach.config import flat
 from farreach.errors import ConfigError, RunDirectoryError
 from farreach.registry import near_match
 from farreach.rundir import RunDirectory, atomic_write
@@ -32,7 +33,7 @@ class Series:
     """One metric of one run.
 
     Attributes:
-        name: the configuration's name, which its seeds share.
+        name: what seeds of a configuration share; see `distinct_names`.
         x: (n,) steps, or minutes since the first point that was logged.
         y: (n,).
     """
@@ -68,6 +69,29 @@ def read_series(run: RunDirectory, metric: str, axis: Axis = "step") -> Series:
     assert begun is not None
     name = str(read(run.config_path, str(run.config_path))[0]["name"])
     return Series(name, step if axis == "step" else (at - begun) / 60, value)
+
+
+def distinct_names(runs: Sequence[RunDirectory]) -> list[str]:
+    """What to call each run: its configuration's name, and what runs of that name differ in.
+
+    Seeds, and where a run has its data and does its work, make no difference.
+    """
+    trees = [flat(read(run.config_path, str(run.config_path))[0]) for run in runs]
+    names = []
+    for tree in trees:
+        same = [other for other in trees if other["name"] == tree["name"]]
+        keys = sorted({key for other in same for key in other})
+        differing = [
+            key.rpartition(".")[2] + f"={tree.get(key)}"
+            for key in keys
+            if not _is_elsewhere(key) and len({str(other.get(key)) for other in same}) > 1
+        ]
+        names.append(" ".join([str(tree["name"]), *differing]))
+    return names
+
+
+def _is_elsewhere(key: str) -> bool:
+    return key in ("seed", "data.path", "data.cache") or key.startswith("runtime.")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -122,7 +146,10 @@ def draw(paths: Sequence[Path], metric: str, axis: Axis, out: Path) -> list[Band
             f"--out {out}: cannot draw a {out.suffix or 'file without an ending'}. "
             f"Known: {', '.join(sorted(kinds))}."
         )
-    found = bands([read_series(RunDirectory.open(path), metric, axis) for path in paths])
+    runs = [RunDirectory.open(path) for path in paths]
+    series = [read_series(run, metric, axis) for run in runs]
+    named = zip(series, distinct_names(runs), strict=True)
+    found = bands([replace(one, name=name) for one, name in named])
     figure = Figure(figsize=(7, 4.5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for index, band in enumerate(found):

@@ -93,6 +93,24 @@ def test_the_command_draws_all_runs_into_one_picture(make, tmp_path, capsys):
         assert (np.abs(picture.astype(int) - colour).max(axis=2) < 12).sum() > 100
 
 
+def test_runs_of_a_name_that_differ_in_more_than_the_seed_are_told_apart(make, tmp_path):
+    runs = []
+    for seed, kind in ((0, "crl"), (1, "crl"), (2, "qrl")):
+        run = make("maze", seed, (0, 0.0), (10, 0.1))
+        more = f"agent: {{kind: {kind}}}\nruntime: {{cpus: {seed}}}\ndata: {{path: d{seed}}}\n"
+        run.config_path.write_text(run.config_path.read_text() + more)
+        runs.append(run)
+    runs.append(make("walk", 0, (0, 0.0), (10, 0.1)))
+    names = curves.distinct_names(runs)
+    assert names == ["maze kind=crl", "maze kind=crl", "maze kind=qrl", "walk"]
+    found = curves.draw([run.path for run in runs], METRIC, "step", tmp_path / "c.png")
+    assert [(band.name, band.seeds) for band in found] == [
+        ("maze kind=crl", 2),
+        ("maze kind=qrl", 1),
+        ("walk", 1),
+    ]
+
+
 def test_a_missing_metric_run_or_kind_of_file_is_named(make, tmp_path):
     run = make("walk", 0, (0, 0.0))
     with pytest.raises(RunDirectoryError, match=r"walk-0 has logged no .*Did you mean 'evaluation"):
