@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from farreach import __version__, cli_data
+from farreach import __version__, cli_data, cli_list
 from farreach.console import flush, say, warn
 from farreach.errors import FarreachError
 from farreach.registry import near_match
 
 if TYPE_CHECKING:
-    from farreach.config import Config
+    pass
 
 # Imports of torch and of everything that needs it wait until a command does.
 
 CTRL_C_EXIT_CODE = 130
-ENVIRONMENTS_MODULE = "farreach_workloads.goals.environments"
-BEHAVIOURS_MODULE = "farreach_workloads.goals.data.generate"  # importing it registers all
-BACKBONES_MODULE = "farreach_workloads.vision.backbones"
-LISTS = ("configs", "environments", "backbones", "behaviours", "workloads", "settings")
 FORMATS = ("rllib", "timm")
 DATA = "data"
 DEFAULT_CURVE = "evaluation/success_final"
@@ -179,7 +173,13 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", metavar="WHAT", default="configs", help=", ".join(LISTS))
+    parser.add_argument(
+        "what",
+        nargs="?",
+        metavar="WHAT",
+        default="configs",
+        help=", ".join([*cli_list.LISTS, "settings"]),
+    )
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="whose settings to list")
 
 
@@ -231,7 +231,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         say(json.dumps(result, indent=2, allow_nan=False))
         return
     metrics = {name: value for name, value in result.items() if "/" in name}
-    _say_table(
+    cli_list.say_table(
         (name, "nan" if value is None else f"{value:.6g}") for name, value in metrics.items()
     )
 
@@ -270,92 +270,17 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    if options.what not in LISTS:
-        raise UsageError(f"cannot list {options.what!r}. {near_match(options.what, list(LISTS))}")
+    known = [*cli_list.LISTS, "settings"]
+    if options.what not in known:
+        raise UsageError(f"cannot list {options.what!r}. {near_match(options.what, known)}")
     if options.config is not None and options.what != "settings":
         raise UsageError(f"`farreach list {options.what}` takes no CONFIG.")
-    if options.what == "configs":
-        _say_table(_shipped_configs())
-    elif options.what == "environments":
-        _say_table(_environments())
-    elif options.what == "backbones":
-        _say_table(_backbones())
-    elif options.what == "behaviours":
-        _say_table(_behaviours())
-    elif options.what == "workloads":
-        _say_table(_workloads())
+    if options.what != "settings":
+        cli_list.say_table(cli_list.LISTS[options.what]())
     elif options.config is None:
         raise UsageError("name a CONFIG, such as `farreach list settings goals/walk_maze`.")
     else:
-        _say_settings(options.config)
-
-
-def _shipped_configs() -> Iterable[tuple[str, str]]:
-    """Each shipped configuration with the first line of its opening comment."""
-    from farreach import config
-
-    for path in config.shipped():
-        first = path.read_text().partition("\n")[0]
-        name = f"{path.parent.name}/{path.stem}"
-        yield name, first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-def _environments() -> Iterable[tuple[str, str]]:
-    from farreach.registry import environments
-
-    importlib.import_module(ENVIRONMENTS_MODULE)
-    for name in environments:
-        yield name, _first_line(environments.get(name))
-
-
-def _backbones() -> Iterable[tuple[str, str]]:
-    """Ours with their number of parameters, and how many others there are."""
-    import timm
-    import torch
-
-    package = importlib.import_module(BACKBONES_MODULE)
-    ours = [name for family in package.FAMILIES for name in family.default_cfgs]
-    for name in ours:
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        yield name, f"{count / 1e6:.1f}M parameters"
-    others = len(timm.list_models()) - len(ours)
-    yield "…", f"and {others:,} of timm's: python -c 'import timm; print(timm.list_models())'"
-
-
-def _behaviours() -> Iterable[tuple[str, str]]:
-    behaviours = importlib.import_module(BEHAVIOURS_MODULE).behaviours
-    for name in behaviours:
-        yield name, _first_line(behaviours.get(name))
-
-
-def _workloads() -> Iterable[tuple[str, str]]:
-    from farreach import config
-
-    for name in sorted({config.load(path).workload for path in config.shipped()}):
-        yield name, _first_line(importlib.import_module(name))
-
-
-def _say_settings(name: str) -> None:
-    from farreach import config
-
-    model: type[Config] = type(config.load(config.find(name)).config)
-    for setting in config.describe(model):
-        say(f"{setting.key}: {setting.type} = {setting.default}")
-        if setting.doc:
-            say(f"    {' '.join(setting.doc.split())}")
-
-
-def _first_line(documented: Any) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
-
-
-def _say_table(rows: Iterable[tuple[str, str]]) -> None:
-    table = list(rows)
-    width = max((len(left) for left, _ in table), default=0)
-    for left, right in table:
-        say(f"{left:<{width}}  {right}".rstrip())
+        cli_list.say_settings(options.config)
 
 
 _Command = tuple[str, Handler, str, str, Callable[[argparse.ArgumentParser], None]]
