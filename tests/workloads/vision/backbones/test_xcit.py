@@ -53,6 +53,15 @@ def test_training_mode_equals_timms_too():
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+def test_a_network_learns_after_inference_at_the_same_size():
+    model = timm.create_model("xcit_nano_12_p16", depth=1, num_classes=10)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        model.eval()(x)
+    model.train()(x).square().sum().backward()
+    assert model.pos_embed.token_projection.weight.grad.abs().sum() > 0
+
+
 def test_average_pooling_reads_the_patches():
     ours, theirs = pair("tiny_12", 16, num_classes=10, global_pool="avg")
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

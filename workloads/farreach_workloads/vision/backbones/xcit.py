@@ -175,7 +175,9 @@ class Positions(xcit.PositionalEncodingFourier):
         weight = self.token_projection.weight
         key = (H, W, weight.device)
         if key not in self._waves:
-            self._waves[key] = self._wave(H, W).to(weight.device)
+            # What is made in inference mode could not be learned from later.
+            with torch.inference_mode(False):
+                self._waves[key] = self._wave(H, W).to(weight.device)
         projected: Tensor = self.token_projection(self._waves[key].to(weight.dtype))
         return projected.expand(B, -1, -1, -1)
 
