@@ -82,6 +82,7 @@ class Loop:
         self.step = 0
         self._trained_s, self._begun = 0.0, time.monotonic()
         self._evaluated: dict[str, float] = {}
+        self._evaluated_step = -1
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint that a loop of any number of workers has written.
@@ -100,6 +101,7 @@ class Loop:
         self._task.restore(state["task"])
         self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
         self._evaluated = dict(state["evaluated"])
+        self._evaluated_step = int(state["evaluated_step"])
 
     def run(self) -> tuple[dict[str, float], bool]:
         """Train; the last metrics, and whether it was asked to stop before the end."""
@@ -207,6 +209,7 @@ class Loop:
         self._task.model.eval()
         with torch.no_grad():
             self._evaluated = self._task.evaluate(self._place)
+        self._evaluated_step = self.step
         model.train()
         if self._place.is_first:
             seconds = {"evaluation/seconds": time.monotonic() - begun}
@@ -225,9 +228,12 @@ class Loop:
             "step": self.step,
             "trained_s": self._trained_s,
             "evaluated": self._evaluated,
+            "evaluated_step": self._evaluated_step,
         }
         info = {"updates": self.step, "epoch": self.step / self.per_epoch}
-        score = self._evaluated.get("evaluation/top1")
+        # Weights that have not been evaluated have no score: that of older ones is not theirs.
+        is_scored = self._evaluated_step == self.step
+        score = self._evaluated.get("evaluation/top1") if is_scored else None
         path = self._checkpoints.save({"learner": content}, step=self.step, info=info, score=score)
         self._outlet.checkpoint(self.step, path.name)
 

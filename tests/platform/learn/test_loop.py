@@ -136,6 +136,18 @@ def test_checkpoints_and_evaluations_come_as_often_as_asked(tmp_path):
     assert newest.score == pytest.approx(notes.lines[-1][1]["evaluation/top1"])
 
 
+def test_a_checkpoint_has_the_score_of_its_own_weights_or_none(tmp_path):
+    notes = Notes()
+    loop_of(tmp_path, Regression(), notes, checkpoint_every_epochs=0.6).run()
+    assert notes.checkpoints == [3, 6, 9, 12, 15]
+    measured = {step: line.get("evaluation/top1") for step, line, _ in notes.lines}
+    scores = {
+        step: CheckpointStore.load(tmp_path / f"step_{step:012d}").score
+        for step in notes.checkpoints
+    }
+    assert scores == {3: None, 6: None, 9: None, 12: None, 15: pytest.approx(measured[15])}
+
+
 def test_the_learning_rate_rises_and_falls_by_the_share_that_is_done(tmp_path):
     loop = loop_of(tmp_path, Regression(), epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=0.001)
     rates = {}
