@@ -88,7 +88,7 @@ def test_cosub_with_equal_submodels_is_a_plain_step_of_half_the_size():
     loss, metrics = cosub_loss(model, depth, x, target)
     loss.backward()
     found = model.head.weight.grad.clone()
-    assert metrics["disagreement"].item() == 0.0
+    assert metrics["learner/disagreement"].item() == 0.0
     model.zero_grad()
     logits = model(torch.cat([x, x]))[:2]
     (0.5 * classification_loss(logits, target, "bce")).backward()
@@ -103,7 +103,7 @@ def test_submodels_differ_and_teach_each_other():
     loss, metrics = cosub_loss(model, depth, x, target)
     loss.backward()
     assert depth.halves == 2
-    assert 0.0 < metrics["disagreement"].item() <= 1.0
+    assert 0.0 < metrics["learner/disagreement"].item() <= 1.0
     assert math.isfinite(loss.item())
 
 

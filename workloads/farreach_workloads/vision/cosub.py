@@ -96,7 +96,7 @@ def cosub_loss(
         kind: of loss.
 
     Returns:
-        The loss (), and `disagreement`: how often they name different classes, ().
+        The loss (), and `learner/disagreement`: how often they name different classes, ().
 
     Raises:
         ValueError: nothing is dropped, so that both submodels are the same.
@@ -112,4 +112,4 @@ def cosub_loss(
     loss = mutual_loss(first, second, target, weight, kind)
     with torch.no_grad():
         disagreement = (first.argmax(1) != second.argmax(1)).float().mean()
-    return loss, {"disagreement": disagreement}
+    return loss, {"learner/disagreement": disagreement}
