@@ -42,6 +42,14 @@ OFFLINE_COLUMNS = {
     "minutes before": "training/foundation_minutes",
 }
 
+VISION_COLUMNS = {
+    "top1": "evaluation/top1",
+    "top5": "evaluation/top5",
+    "loss": "evaluation/loss",
+    "updates": "training/updates",
+    "minutes": "training/minutes",
+}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -58,6 +66,19 @@ def _ablation(*overrides: str) -> Experiment:
 # What the paper's preset gets on a CPU in an hour; `training.max_minutes=null` runs all of it.
 HOUR = ("training.max_minutes=60",)
 PAPER_MAZE = "goals/fresh_maze_paper"
+
+COSUB_BACKBONES: dict[str, tuple[str, ...]] = {
+    "vit": (),
+    "xcit": ("backbone.name=xcit_nano_12_p8", "backbone.options={}"),
+}
+# At equal epochs, and at the epochs that take as long as those of two submodels.
+PLAIN = ("objective.kind=supervised",)
+COSUB_ARMS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "_plain": PLAIN,
+    "_plain_longer": (*PLAIN, "training.epochs=40"),
+    "_plain_whole": (*PLAIN, "backbone.drop_path=0"),
+}
 
 EXPERIMENTS = {
     "maze_demo": Experiment("goals/walk_maze"),
@@ -118,6 +139,11 @@ EXPERIMENTS = {
         )
         for kind in ("gcbc", "gcivl", "gciql", "crl", "qrl", "hiql")
     },
+    **{
+        f"cosub_{name}{arm}": Experiment("vision/cosub_clipart", (*backbone, *changes))
+        for name, backbone in COSUB_BACKBONES.items()
+        for arm, changes in COSUB_ARMS.items()
+    },
 }
 
 
@@ -156,8 +182,9 @@ def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:
     """Markdown: a line per seed and one of means; per-category success after the columns."""
     prefix = "evaluation/success_final_"
     categories = sorted({key for result in results.values() for key in result if prefix in key})
-    offline = "training/foundation_minutes" in next(iter(results.values()))
-    base = OFFLINE_COLUMNS if offline else COLUMNS
+    first = next(iter(results.values()))
+    base = OFFLINE_COLUMNS if "training/foundation_minutes" in first else COLUMNS
+    base = VISION_COLUMNS if "evaluation/top1" in first else base
     columns = base | {key.removeprefix(prefix): key for key in categories}
     lines = [
         f"### {name}: " + " ".join((EXPERIMENTS[name].config, *EXPERIMENTS[name].overrides)),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import gzip
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,15 @@ class ImageSet(ABC):
         Raises:
             DataError: it cannot be decoded.
         """
+        return self._decoded(index, as_rgb)
+
+    def load_cut_out(self, index: int) -> Image.Image:
+        """An image in RGBA; raises as `load` does."""
+        return self._decoded(index, lambda image: image.convert("RGBA"))
+
+    def _decoded(self, index: int, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
         try:
-            return _rgb(self._open(index))
+            return convert(self._open(index))
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
             raise DataError(
                 f"{self.name(index)}: is no image that can be read: {error}. Remove or replace it."
@@ -283,7 +290,8 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
     return body.reshape(shape)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """In RGB, on white where it is transparent."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

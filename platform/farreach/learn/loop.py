@@ -6,9 +6,11 @@ no generator and a resumed run continues as if nothing had happened.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,8 +23,9 @@ from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import FarreachError
 from farreach.learn.order import Order, share
 from farreach.learn.place import Place
-from farreach.learn.schedules import warmup_cosine
-from farreach.learn.task import Batch, Data, Task
+from farreach.learn.schedules import polynomial, steps, warmup, warmup_cosine
+from farreach.learn.task import Batch, Data, Pixels, Task
+from farreach.rundir import atomic_write
 
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -43,6 +46,9 @@ class Outlet(Protocol):
 
     def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
         """Metrics `group/name` of an update; `share` of training is done."""
+
+    def picture(self, step: int, name: str, picture: Pixels) -> None:
+        """A picture `group/name` to look at, (height, width, 3)."""
 
     def checkpoint(self, step: int, name: str) -> None:
         """A checkpoint was written."""
@@ -164,9 +170,12 @@ class Loop:
         values = self._place.sum(torch.stack([shown[name] for name in names])).tolist()
         result = dict(zip(names, values, strict=True))
         if not math.isfinite(result["learner/loss"]):
+            where = "another worker's"
+            if not math.isfinite(float(shown["learner/loss"])):
+                where = str(self._keep_batch(parts))
             raise LearnError(
                 f"the loss of update {self.step:,} is {result['learner/loss']}. Lower training.lr, "
-                "set training.max_grad_norm, or look at the data."
+                f"set training.max_grad_norm, or look at the data; the batch: {where}."
             )
         if self._config.max_grad_norm is not None:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -177,12 +186,36 @@ class Loop:
         self._task.after_update(self.step)
         return result | {"learner/lr": rate}
 
+    def _keep_batch(self, parts: list[Batch]) -> Path:
+        """Write down this worker's share of the batch of the next update, as NumPy arrays."""
+        chosen = np.arange(self.step * self._config.batch, (self.step + 1) * self._config.batch)
+        positions = chosen[share(self._config.batch, self._place.rank, self._place.world)]
+        rows = self._order.rows(int(positions[0]), len(positions))
+        arrays: dict[str, Any] = {
+            f"{name}_{number}" if len(parts) > 1 else name: value.cpu().numpy()
+            for number, part in enumerate(parts)
+            for name, value in part.items()
+        }
+        content = io.BytesIO()
+        np.savez(content, rows=rows, positions=positions, **arrays)
+        folder = self._checkpoints.directory.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"batch-of-update-{self.step}-rank-{self._place.rank}.npz"
+        atomic_write(path, content.getvalue())
+        return path
+
     def lr(self) -> float:
         """Learning rate of the next update."""
-        config = self._config
-        warmup = min(0.99, config.warmup_epochs / config.epochs)
+        config, done = self._config, self._done()
+        rise = min(0.99, config.warmup_epochs / config.epochs)
         floor = min(config.min_lr, config.lr)
-        return warmup_cosine(self._done(), warmup, config.lr, config.warmup_lr, floor)
+        if config.schedule == "cosine":
+            return warmup_cosine(done, rise, config.lr, config.warmup_lr, floor)
+        if config.schedule == "linear":
+            fallen = floor + (config.lr - floor) * polynomial(done)
+        else:
+            fallen = config.lr * steps(done, [drop / config.epochs for drop in config.drops])
+        return fallen * warmup(done, rise, min(1.0, config.warmup_lr / config.lr))
 
     def _done(self) -> float:
         """Share of training that is done, by updates or by time, whichever is further."""
@@ -209,11 +242,14 @@ class Loop:
         self._task.model.eval()
         with torch.no_grad():
             self._evaluated = self._task.evaluate(self._place)
+            seconds = {"evaluation/seconds": time.monotonic() - begun}
+            pictures = self._task.pictures()
         self._evaluated_step = self.step
         model.train()
         if self._place.is_first:
-            seconds = {"evaluation/seconds": time.monotonic() - begun}
             self._outlet.scalars(self.step, self._evaluated | seconds, self._done())
+            for name, picture in pictures.items():
+                self._outlet.picture(self.step, name, picture)
 
     def _save(self) -> None:
         model, optimizer = self._place.whole_state(self._task.model, self._optimizer)
@@ -233,7 +269,7 @@ class Loop:
         info = {"updates": self.step, "epoch": self.step / self.per_epoch}
         # Weights that have not been evaluated have no score: that of older ones is not theirs.
         is_scored = self._evaluated_step == self.step
-        score = self._evaluated.get("evaluation/top1") if is_scored else None
+        score = self._evaluated.get(self._task.score) if is_scored else None
         path = self._checkpoints.save({"learner": content}, step=self.step, info=info, score=score)
         self._outlet.checkpoint(self.step, path.name)
 

@@ -58,6 +58,14 @@ class Place:
             dist.all_reduce(values)
         return values
 
+    def gathered(self, value: Any) -> list[Any]:
+        """What every worker has, by rank, on all of them; it is pickled on its way."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def agree(self, flag: bool) -> bool:
         """What the first worker says, at the same time on all of them."""
         if self.world == 1:

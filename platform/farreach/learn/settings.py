@@ -23,11 +23,16 @@ class LoopConfig(Config):
     """The highest learning rate, for the whole batch as it is."""
     warmup_epochs: float = Field(0.0, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """How the rate falls after the warm-up: along half a cosine to `min_lr`, in a line there, or
+    to a tenth at each of `drops`."""
+    drops: tuple[float, ...] = ()
+    """Epochs after which the rate of schedule `steps` falls."""
     min_lr: float = Field(1e-5, ge=0)
     repeats: int = Field(1, ge=1)
     """Views of a sample in a row (repeated augmentation); an epoch stays as long."""
     max_minutes: float | None = Field(None, gt=0)
-    """Wall-clock limit of training."""
+    """Wall-clock limit of training; a rate that falls with time then takes it as the whole."""
     evaluate_every_epochs: float = Field(1.0, gt=0)
     checkpoint_every_epochs: float = Field(1.0, gt=0)
     keep_checkpoints: int = Field(2, ge=1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 
 Batch = Mapping[str, Tensor]
+Pixels = NDArray[np.uint8]
 
 
 class Data(Protocol):
@@ -43,6 +46,10 @@ class Task(Protocol):
     def data(self) -> Data:
         """What it learns from."""
 
+    @property
+    def score(self) -> str:
+        """Name of the metric by which the best checkpoint is chosen; more is better."""
+
     def optimizer(self) -> torch.optim.Optimizer:
         """Made once, after the model has moved."""
 
@@ -69,6 +76,12 @@ class Task(Protocol):
 
         They call it together, and must call the model as often as one another: each may hold a
         part of its parameters.
+        """
+
+    def pictures(self) -> dict[str, Pixels]:
+        """What to look at after an evaluation: `group/name` → (height, width, 3).
+
+        All workers call it, as often as one another; the first one's are shown.
         """
 
     def state(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from farreach.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
-    from farreach.learn.task import Task
+    from farreach.learn.task import Pixels, Task
 
 POLL_S = 0.3
 # Seconds between two looks of the first worker at whether to stop.
@@ -95,10 +95,16 @@ class Report:
             "learner/loss": "loss",
             "throughput/samples_per_s": "samples/s",
             "evaluation/top1": "top-1",
+            "evaluation/mean_iou": "mean IoU",
+            "evaluation/box_ap": "box AP",
         }
         self._fields |= {label: metrics[name] for name, label in shown.items() if name in metrics}
         assert self._progress is not None
         self._progress.update(step, self._fields, share)
+
+    def picture(self, step: int, name: str, picture: Pixels) -> None:
+        """Show it in TensorBoard."""
+        self._metrics.figure(step, name, picture)
 
     def checkpoint(self, step: int, name: str) -> None:
         """Note it down."""
@@ -314,6 +320,9 @@ class _Remote:
 
     def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
         self._board.put.remote("scalars", (step, metrics, share))
+
+    def picture(self, step: int, name: str, picture: Pixels) -> None:
+        self._board.put.remote("picture", (step, name, picture))
 
     def checkpoint(self, step: int, name: str) -> None:
         self._board.put.remote("checkpoint", (step, name))

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -45,6 +46,8 @@ class Network(nn.Module):
 
 
 class Regression:
+    score = "evaluation/top1"
+
     def __init__(self, dropout=0.0, poison=-1):
         self.model = Network(dropout)
         self.data = Numbers(poison)
@@ -67,6 +70,9 @@ class Regression:
         error = self.model(batch["x"])[:, 0] - batch["y"]
         return {"evaluation/top1": -error.square().mean().item()}
 
+    def pictures(self):
+        return {"evaluation/shade": np.full((2, 3, 3), len(self.updates) % 256, np.uint8)}
+
     def state(self):
         return {"updates": len(self.updates)}
 
@@ -77,12 +83,16 @@ class Regression:
 class Notes:
     def __init__(self, stop_at=None):
         self.lines, self.checkpoints, self.stop_at, self.asked = [], [], stop_at, 0
+        self.seen = []
 
     def begin(self, step, total):
         self.began = (step, total)
 
     def scalars(self, step, metrics, share):
         self.lines.append((step, metrics, share))
+
+    def picture(self, step, name, picture):
+        self.seen.append((step, name, picture))
 
     def checkpoint(self, step, name):
         self.checkpoints.append(step)

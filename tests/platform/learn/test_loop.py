@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -158,6 +159,32 @@ def test_the_learning_rate_rises_and_falls_by_the_share_that_is_done(tmp_path):
     assert rates == pytest.approx({0: 0.0, 4: 0.008, 5: 0.01, 20: 0.001})
 
 
+def test_a_learning_rate_can_fall_in_a_line_or_in_steps(tmp_path):
+    def rates(**settings):
+        loop = loop_of(
+            tmp_path, Regression(), epochs=4, warmup_epochs=1, warmup_lr=0.002, **settings
+        )
+        found = []
+        for loop.step in (0, 1, 5, 10, 15, 20):  # of 20; the first five rise
+            found.append(loop.lr())
+        return found
+
+    # In a line from 0.01 to 0.002 at the end; while it rises, times 0.2, 0.36, 1.
+    line = [0.01 * 0.2, (0.002 + 0.008 * 0.95) * 0.36, 0.008, 0.006, 0.004, 0.002]
+    assert rates(schedule="linear", min_lr=0.002) == pytest.approx(line)
+    in_steps = [0.002, 0.0036, 0.01, 0.001, 0.0001, 0.0001]
+    assert rates(schedule="steps", drops=(2, 3)) == pytest.approx(in_steps)
+
+
+def test_pictures_are_shown_after_every_evaluation(tmp_path):
+    notes = Notes()
+    loop_of(tmp_path, Regression(), notes).run()
+    assert [(step, name) for step, name, _ in notes.seen] == [
+        (step, "evaluation/shade") for step in (5, 10, 15)
+    ]
+    assert [int(picture[0, 0, 0]) for _, _, picture in notes.seen] == [5, 10, 15]
+
+
 def test_a_time_limit_ends_training_with_a_checkpoint(tmp_path):
     notes = Notes()
     loop = loop_of(tmp_path, Regression(), notes, epochs=1e6, max_minutes=0.02)
@@ -169,11 +196,15 @@ def test_a_time_limit_ends_training_with_a_checkpoint(tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_is_named(tmp_path):
-    loop = loop_of(tmp_path, Regression(poison=17))
+    loop = loop_of(tmp_path / "checkpoints", Regression(poison=17))
     with pytest.raises(LearnError, match=r"the loss of update \d+ is nan\. Lower training\.lr"):
         loop.run()
-    assert CheckpointStore(tmp_path).newest() is None
+    assert CheckpointStore(tmp_path / "checkpoints").newest() is None
     assert loop.step < 5
+    with np.load(tmp_path / f"batch-of-update-{loop.step}-rank-0.npz") as kept:
+        assert kept["rows"][np.isnan(kept["y"])].tolist() == [17]
+        assert kept["x"].shape == (10, 3)
+        assert kept["positions"].tolist() == list(range(10 * loop.step, 10 * loop.step + 10))
 
 
 def test_gradients_are_clipped_where_asked(tmp_path):

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from timm.data.auto_augment import rand_augment_transform
@@ -40,6 +41,13 @@ class OneOfThree:
         if kind == 1:
             return ImageOps.solarize(image, SOLARISE_THRESHOLD)
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*BLUR_RADII)))
+
+
+def seed_globals(seed: int) -> None:
+    """Seed all generators that transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from it)
+    torch.default_generator.manual_seed(seed)
 
 
 def training_transform(config: AugmentConfig, size: int) -> Transform:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
+from PIL.Image import Image as Picture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +24,26 @@ from farreach_workloads.vision.augment import MEAN, STD
 
 Pixels = NDArray[np.float32]
 CENTRAL = 6  # patches a side of which ResMLP's rows are shown
+MOST_NAMED = 24  # classes in a legend
+SIDE_BY_SIDE = 2  # images in a row with what is found in them
+SHOWN_DPI = 90  # in TensorBoard
+
+
+@dataclass(frozen=True)
+class Found:
+    """Objects of an image.
+
+    Attributes:
+        boxes: (n, 4) left, top, right and bottom edge in pixels.
+        labels: (n,) int64.
+        scores: (n,) in [0, 1]; 1 for true ones.
+        masks: (n, height, width) bool.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    masks: NDArray[np.bool_]
 
 
 def pixels(images: Tensor) -> Pixels:
@@ -27,9 +53,7 @@ def pixels(images: Tensor) -> Pixels:
     return shown
 
 
-def predictions(
-    images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str], file: Path
-) -> Path:
+def predictions(images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
     """A grid of images with the class that is predicted, and the true one where it differs."""
     shown, best = pixels(images), logits.softmax(1).max(1)
     columns = min(8, len(shown))
@@ -45,19 +69,16 @@ def predictions(
         wrong = found != true
         text += f"\nis {classes[true]}" if wrong else ""
         axes.set_title(text, fontsize=7, color="firebrick" if wrong else "darkgreen")
-    return _saved(figure, file)
+    return figure
 
 
-def attention(
-    images: Tensor, maps: dict[str, Tensor], names: Sequence[Sequence[str]], file: Path
-) -> Path:
+def attention(images: Tensor, maps: dict[str, Tensor], names: Sequence[Sequence[str]]) -> Figure:
     """Each image beside its maps, laid over it.
 
     Args:
         images: (n, 3, height, width).
         maps: name → (n, maps, rows, columns); at most eight of each are shown.
         names: of the maps of each image; empty: they are numbered.
-        file: to write.
     """
     shown = pixels(images)
     panels = [(name, index) for name, m in maps.items() for index in range(min(8, m.shape[1]))]
@@ -75,15 +96,14 @@ def attention(
             axes.set_title(title, fontsize=6)
         for axes in line:
             axes.set_axis_off()
-    return _saved(figure, file)
+    return figure
 
 
-def patch_weights(maps: dict[str, Tensor], file: Path) -> Path:
+def patch_weights(maps: dict[str, Tensor]) -> Figure:
     """ResMLP's rows: what the central patches take from where, a block of pictures per layer.
 
     Args:
         maps: layer → (n, rows, columns), one map per patch.
-        file: to write.
     """
     columns = min(6, len(maps))
     lines = math.ceil(len(maps) / columns)
@@ -101,10 +121,95 @@ def patch_weights(maps: dict[str, Tensor], file: Path) -> Path:
         axes.set_title(name.replace("_", " "), fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()
-    return _saved(figure, file)
+    return figure
 
 
-def _saved(figure: Figure, file: Path) -> Path:
+def label_maps(
+    shown: Sequence[tuple[Picture, NDArray[Any], NDArray[Any]]], classes: Sequence[str]
+) -> Figure:
+    """Images, the true classes of their pixels, and those that are found.
+
+    Args:
+        shown: images, and twice (height, width) classes; IGNORED is grey.
+        classes: names, of which those that occur are in the legend.
+    """
+    rows = math.ceil(len(shown) / SIDE_BY_SIDE)
+    figure = Figure(figsize=(4.8 * SIDE_BY_SIDE, 1.7 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, 3 * SIDE_BY_SIDE, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    seen: set[int] = set()
+    for line, (image, true, found) in zip(grid.reshape(-1, 3), shown, strict=False):
+        line[0].imshow(image)
+        for axes, numbers in zip(line[1:], (true, found), strict=True):
+            axes.imshow(class_colors(len(classes))[np.minimum(numbers, len(classes))])
+            seen |= set(np.unique(numbers).tolist())
+    for axes, title in zip(grid[0], ("image", "true", "found") * SIDE_BY_SIDE, strict=True):
+        axes.set_title(title, fontsize=8)
+    listed = sorted(number for number in seen if number < len(classes))[:MOST_NAMED]
+    colors = class_colors(len(classes))
+    handles = [Patch(color=colors[n] / 255, label=classes[n]) for n in listed]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
+    return figure
+
+
+def detections(
+    shown: Sequence[tuple[Picture, Found, Found]], classes: Sequence[str], least: float
+) -> Figure:
+    """Images with their objects, and with those that are found.
+
+    Args:
+        shown: images, and twice what is in them: true and found.
+        classes: names.
+        least: score below which nothing is drawn.
+    """
+    rows = math.ceil(len(shown) / SIDE_BY_SIDE)
+    figure = Figure(figsize=(4.6 * SIDE_BY_SIDE, 2.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2 * SIDE_BY_SIDE, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    colors = class_colors(len(classes)) / 255
+    for line, (image, *both) in zip(grid.reshape(-1, 2), shown, strict=False):
+        for axes, objects in zip(line, both, strict=True):
+            axes.imshow(image)
+            for box, label, score, mask in zip(
+                objects.boxes, objects.labels, objects.scores, objects.masks, strict=True
+            ):
+                if score < least:
+                    continue
+                color = colors[label]
+                left, top, right, bottom = (float(edge) for edge in box)
+                size = (right - left, bottom - top)
+                axes.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=color))
+                axes.imshow(np.dstack([np.tile(color, (*mask.shape, 1)), 0.45 * mask]))
+                text = f"{classes[label]} {score:.2f}" if score < 1 else classes[label]
+                tag = {"facecolor": color, "edgecolor": "none", "pad": 1}
+                axes.text(left, top, text, fontsize=6, color="white", bbox=tag)
+    titles = ("true", f"found, score {least:g} or more") * SIDE_BY_SIDE
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=8)
+    return figure
+
+
+def class_colors(count: int) -> NDArray[np.uint8]:
+    """A colour for each class and grey for what has none, (count + 1, 3) uint8."""
+    hues = np.arange(count) * 0.618034 % 1.0  # neighbours far apart
+    values = np.where(np.arange(count) % 2 == 0, 0.95, 0.7)
+    hsv = np.stack([hues, np.full(count, 0.75), values], 1)
+    colors = np.vstack([hsv_to_rgb(hsv.reshape(-1, 3)), [[0.6, 0.6, 0.6]]])
+    return (255 * colors).round().astype(np.uint8)
+
+
+def rendered(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as (height, width, 3)."""
+    figure.set_dpi(SHOWN_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save(figure: Figure, file: Path) -> Path:
+    """Write a figure to a PNG file, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     working = file.with_name(f".tmp-{file.name}")
     with mpl.rc_context({"savefig.dpi": 110}):

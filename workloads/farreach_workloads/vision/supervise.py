@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,7 +17,6 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-import farreach_workloads.vision.backbones  # noqa: F401 (registers our models with timm)
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.images import ImageSet, open_images
@@ -26,16 +24,22 @@ from farreach.errors import ConfigError, DataError
 from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
-from farreach.learn.task import Batch
+from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
-from farreach.registry import near_match
 from farreach.rundir import RunDirectory, sync
 from farreach_workloads.vision import pictures
-from farreach_workloads.vision.augment import MEAN, STD, evaluation_transform, training_transform
+from farreach_workloads.vision.augment import (
+    MEAN,
+    STD,
+    evaluation_transform,
+    seed_globals,
+    training_transform,
+)
 from farreach_workloads.vision.backbones.resmlp import Resmlp
-from farreach_workloads.vision.config import SHIPPED_SET, BackboneConfig, SuperviseConfig
+from farreach_workloads.vision.config import SHIPPED_SET, SuperviseConfig
 from farreach_workloads.vision.cosub import classification_loss, cosub_loss, soft_distillation
 from farreach_workloads.vision.mixing import Mixing
+from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.stochastic_depth import install
 
 Config = SuperviseConfig
@@ -62,16 +66,15 @@ class AugmentedImages:
         """Views (b, 3, size, size) float32 and labels (b,) int64."""
         views = []
         for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
-            seed = seeding.child_seed(self._seed, "view", position)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from it)
-            torch.default_generator.manual_seed(seed)
+            seed_globals(seeding.child_seed(self._seed, "view", position))
             views.append(self._transform(self._images.load(row)))
         return {"image": torch.stack(views), "label": torch.from_numpy(self._images.labels[rows])}
 
 
 class SuperviseTask:
     """Trains a backbone on labels; see `farreach.learn.task.Task`."""
+
+    score = "evaluation/top1"
 
     def __init__(self, config: SuperviseConfig) -> None:
         """Open the images and make the model.
@@ -189,15 +192,28 @@ class SuperviseTask:
             "evaluation/images": count,
         }
 
-    def look_at(self, count: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Evaluate on `count` held-out images alone, spread evenly: those, labels and classes."""
-        config = self._config.data
-        rows = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out)))
-        self._held_out = self._held_out.subset(rows.astype(np.int64))
+    def only(self, count: int) -> None:
+        """Evaluate on `count` of the held-out images alone, spread evenly."""
+        self._held_out = self._some(count)
+
+    def look_at(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many held-out images, spread evenly, and their labels."""
+        config, some = self._config.data, self._some(count)
         transform = evaluation_transform(config.size, config.crop_ratio)
-        images = [transform(self._held_out.load(i)) for i in range(len(self._held_out))]
-        labels = torch.from_numpy(self._held_out.labels)
-        return torch.stack(images), labels, self._held_out.classes
+        images = [transform(some.load(i)) for i in range(len(some))]
+        return torch.stack(images), torch.from_numpy(some.labels)
+
+    def pictures(self) -> dict[str, Pixels]:
+        """Held-out images with the class that is predicted."""
+        images, labels = self.look_at(PICTURED)
+        device = next(self.model.parameters()).device
+        logits = self.evaluated_model()(images.to(device)).float().cpu()
+        figure = pictures.predictions(images, logits, labels, self.class_names)
+        return {"evaluation/predictions": pictures.rendered(figure)}
+
+    def _some(self, count: int) -> ImageSet:
+        rows = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out)))
+        return self._held_out.subset(rows.astype(np.int64))
 
     def state(self) -> dict[str, Any]:
         """The average; everything random follows from the number of the update."""
@@ -223,73 +239,6 @@ def _opened(path: str) -> tuple[ImageSet, ImageSet]:
 def _named(logits: Tensor) -> Tensor:
     """The class that has most, as a target: (b, k) → (b, k)."""
     return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
-
-
-def make_model(backbone: BackboneConfig, size: int, classes: int) -> nn.Module:
-    """The backbone with a head for the classes.
-
-    Raises:
-        ConfigError: there is no such model, or it does not take the options, the size or the file
-            of weights.
-    """
-    names = timm.list_models()
-    if backbone.name not in names:
-        raise ConfigError(
-            f"backbone.name: timm knows no {backbone.name!r}. "
-            f"{near_match(backbone.name, names)[:300]}"
-        )
-    arguments = {"num_classes": classes, **backbone.options}
-    cfg = timm.get_pretrained_cfg(backbone.name)
-    if cfg is not None and cfg.fixed_input_size:
-        arguments["img_size"] = size
-    try:
-        model: nn.Module = timm.create_model(backbone.name, **arguments)
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"backbone: {backbone.name} does not take images of {size} pixels with options "
-            f"{backbone.options}: {error}. Change data.size or backbone.options."
-        ) from error
-    if backbone.weights is not None:
-        load_weights(model, Path(backbone.weights))
-    return model
-
-
-def load_weights(model: Any, file: Path) -> None:
-    """Weights from a file; a head of another number of classes is left out.
-
-    Raises:
-        ConfigError: the file is missing, or its weights are those of another model.
-    """
-    try:
-        state = timm.models.load_state_dict(str(file))
-    except FileNotFoundError:
-        raise ConfigError(f"backbone.weights: there is no file {file}.") from None
-    module = __import__(type(model).__module__, fromlist=["x"])
-    adapt = getattr(module, "adapt_weights", getattr(module, "checkpoint_filter_fn", None))
-    state = as_tensors(state) if adapt is None else adapt(state, model)
-    own = model.state_dict()
-    head = model.pretrained_cfg.get("classifier", "head")
-    for key in [key for key in state if key.startswith(f"{head}.")]:
-        if key not in own or state[key].shape != own[key].shape:
-            del state[key]
-    missing = sorted(key for key in own if key not in state and not key.startswith(f"{head}."))
-    foreign = sorted(key for key in state if key not in own)
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in state
-        if key in own and state[key].shape != own[key].shape
-    ]
-    if missing or foreign or shapes:
-        parts = (("missing", missing), ("unknown", foreign), ("of another shape", shapes))
-        listed = [f"{len(keys)} {what} ({', '.join(keys[:3])}, …)" for what, keys in parts if keys]
-        raise ConfigError(
-            f"backbone.weights: {file} holds the weights of another model: {'; '.join(listed)}. "
-            "Correct backbone.name or the file."
-        )
-    model.load_state_dict(state, strict=False)
 
 
 def check(config: SuperviseConfig) -> list[str]:
@@ -342,7 +291,7 @@ def evaluate(
     """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
     task = _restored(config, checkpoint)
     if episodes is not None:
-        task.look_at(episodes)
+        task.only(episodes)
     with torch.no_grad():
         return task.evaluate(Place())
 
@@ -350,25 +299,26 @@ def evaluate(
 def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Predictions on held-out images, and what the network looks at if it can say so."""
     task = _restored(config, checkpoint)
-    images, labels, classes = task.look_at(PICTURED)
+    (images, labels), classes = task.look_at(PICTURED), task.class_names
     with torch.no_grad():
         logits = task.evaluated_model()(images)
-    files = [pictures.predictions(images, logits, labels, classes, run.figures / "predictions.png")]
+    figure = pictures.predictions(images, logits, labels, classes)
+    files = [pictures.save(figure, run.figures / "predictions.png")]
     maps_of = getattr(task.model, "attention_maps", None)
     if maps_of is None:
         return files
     some, file = images[:ATTENDED], run.figures / "attention.png"
     maps = maps_of(some)
     if isinstance(task.model, Resmlp):
-        files.append(pictures.patch_weights({name: m[0] for name, m in maps.items()}, file))
+        figure = pictures.patch_weights({name: m[0] for name, m in maps.items()})
     elif maps.get("pool", some).shape[1] == len(classes):
         best = logits[:ATTENDED].topk(min(3, len(classes))).indices
         chosen = {"pool": torch.stack([m[b] for m, b in zip(maps["pool"], best, strict=True)])}
         names = [[classes[int(index)] for index in row] for row in best]
-        files.append(pictures.attention(some, chosen, names, file))
+        figure = pictures.attention(some, chosen, names)
     else:
-        files.append(pictures.attention(some, maps, [], file))
-    return files
+        figure = pictures.attention(some, maps, [])
+    return [*files, pictures.save(figure, file)]
 
 
 def export(

@@ -1,0 +1,170 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from farreach import config as configs
+from farreach import launch
+from farreach.data.label_maps import IGNORED
+from farreach.errors import ConfigError, DataError
+from farreach_workloads.vision import segment
+from farreach_workloads.vision.config import BackboneConfig
+from farreach_workloads.vision.segment import (
+    Crops,
+    Segmenter,
+    SegmentTask,
+    _starts,
+    confusion,
+    normalised,
+    scores,
+)
+
+DEBUG = "vision/segment_scenes_debug"
+
+
+def config_of(*overrides):
+    return configs.load(configs.find(DEBUG), list(overrides)).config
+
+
+def test_scores_by_hand():
+    """Four pixels of class 0, one of which is taken for 1; two of class 1; one not counted."""
+    labels = np.array([[0, 0, 0, 0], [1, 1, IGNORED, IGNORED]], np.uint8)
+    found = np.array([[0, 0, 0, 1], [1, 1, 0, 2]])
+    counts = confusion(found, labels, 3)
+    assert counts.tolist() == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
+    metrics = scores(counts, ["sky", "sea", "land"])
+    assert metrics == pytest.approx(
+        {
+            "evaluation/iou_sky": 3 / 4,
+            "evaluation/iou_sea": 2 / 3,
+            "evaluation/mean_iou": (3 / 4 + 2 / 3) / 2,
+            "evaluation/pixel_accuracy": 5 / 6,
+            "evaluation/mean_accuracy": (3 / 4 + 1) / 2,
+        }
+    )
+
+
+@pytest.mark.parametrize(("length", "size"), [(32, 32), (33, 32), (100, 32), (64, 32), (75, 32)])
+def test_windows_cover_everything_and_overlap(length, size):
+    starts = _starts(length, size)
+    covered = np.zeros(length, int)
+    for start in starts:
+        assert 0 <= start <= length - size
+        covered[start : start + size] += 1
+    assert covered.min() >= 1
+    assert len(starts) == len(set(starts))
+
+
+def test_an_image_in_one_window_is_predicted_as_a_whole():
+    task = SegmentTask(config_of())
+    task.model.eval()
+    image, _ = task.data._images.load(0)
+    x = normalised(image)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(task._slid(x), task.model(x)[0])
+        wide = torch.cat([x, x.flip(3)], 3)
+        slid = task._slid(wide)
+        left = task.model(wide[:, :, :, :32])[0]
+    assert slid.shape == (1, 8, 32, 64)
+    # The first columns are in the first window alone.
+    torch.testing.assert_close(slid[..., :21], left[..., :21])
+
+
+class Halves:
+    """Left half class 0, right half class 1; its pixels say so."""
+
+    classes = ("left", "right")
+
+    def __len__(self):
+        return 4
+
+    def load(self, index):
+        labels = np.zeros((20, 60), np.uint8)
+        labels[:, 30:] = 1
+        pixels = np.repeat((labels * 200 + 20)[..., None], 3, axis=2)
+        return Image.fromarray(pixels), labels
+
+
+@pytest.mark.parametrize("ratio", [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0)])
+def test_a_crop_keeps_pixels_and_classes_together(ratio):
+    config = config_of("augment.photometric=false", f"augment.ratio={list(ratio)}")
+    data = Crops(Halves(), config)
+    batch = data.batch(np.arange(4), np.arange(4))
+    assert batch["image"].shape == (4, 3, 32, 32)
+    red = batch["image"][:, 0] * 0.229 + 0.485
+    known = batch["label"] != IGNORED
+    is_right = red > 0.5
+    wrong = (is_right != (batch["label"] == 1)) & known
+    assert float(wrong.sum() / known.sum()) < 0.05  # the border is blurred
+    # At half the size 16 of 32 rows are a border, which nobody counts; its pixels are the mean.
+    share = float(known.float().mean())
+    assert share == pytest.approx(0.5 if ratio[0] == 0.5 else 1.0)
+    torch.testing.assert_close(
+        batch["image"][~known.unsqueeze(1).expand(-1, 3, -1, -1)],
+        torch.zeros(3 * int((~known).sum())),
+        atol=0.02,
+        rtol=0,
+    )
+    again = data.batch(np.arange(4), np.arange(4))
+    torch.testing.assert_close(again["image"], batch["image"])
+
+
+def test_a_crop_shows_less_than_all_of_one_class_where_it_can():
+    most = {}
+    for limit in (0.75, 1.0):
+        config = config_of("augment.ratio=[2,2]", f"augment.most_of_a_class={limit}")
+        labels = Crops(Halves(), config).batch(np.zeros(64, int), np.arange(64))["label"]
+        share = (labels == 0).float().mean((1, 2))
+        most[limit] = float((torch.maximum(share, 1 - share) > 0.75).float().mean())
+    # A crop with enough of both begins in 17 of 161 columns: of ten one is found in two thirds.
+    assert most[0.75] < 0.55 < 0.8 < most[1.0]
+
+
+@pytest.mark.parametrize("kind", ["fpn", "upernet"])
+def test_logits_are_as_large_as_the_image_whatever_its_size(kind):
+    model = Segmenter(config_of(f"head.kind={kind}"), 5)
+    logits, second = model.train()(torch.randn(2, 3, 40, 50))
+    assert logits.shape == (2, 5, 40, 50)
+    assert (second is None) == (kind == "fpn")
+    assert second is None or second.shape == logits.shape
+    assert model.eval()(torch.randn(2, 3, 40, 50))[1] is None
+
+
+@pytest.mark.slow
+def test_a_network_learns_the_classes_of_pixels(tmp_path):
+    settings = [
+        *("data.scenes.train=96", "data.scenes.held_out=20", "training.lr=2e-3"),
+        *("training.epochs=8", "training.evaluate_every_epochs=8", "head.kind=upernet"),
+    ]
+    run = launch.train(DEBUG, settings, run_dir=tmp_path / "run")
+    found = json.loads(run.result_path.read_text())
+    # All ground has 0.81 of the pixels and, of eight classes, a mean of about 0.1.
+    assert found["evaluation/iou_ground"] > 0.85
+    assert found["evaluation/mean_iou"] > 0.13
+    again = launch.evaluate(run.path)
+    assert again["evaluation/mean_iou"] == pytest.approx(found["evaluation/mean_iou"])
+    fewer = launch.evaluate(run.path, episodes=2)
+    assert fewer["evaluation/mean_iou"] != pytest.approx(found["evaluation/mean_iou"])
+    files = launch.plot(run.path)
+    assert [file.name for file in files] == ["classes.png"]
+    with Image.open(files[0]) as drawn:
+        assert drawn.size[0] > 500
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ConfigError, match=r"stride 32 do not divide 50 pixels. Take 32 or 64"):
+        config_of("data.size=50")
+    with pytest.raises(ConfigError, match="which is a single image"):
+        config_of("training.part=1")
+    with pytest.raises(ConfigError, match="no range above 0"):
+        config_of("augment.ratio=[2,1]")
+    with pytest.raises(DataError, match=r"/nowhere/images/training: is no folder"):
+        launch.check(DEBUG, ["data.path=/nowhere"])
+
+
+def test_a_dropped_path_needs_blocks_that_are_known():
+    backbone = BackboneConfig(name="ghostnet_050", drop_path=0.1)
+    with pytest.raises(ConfigError, match=r"backbone\.drop_path: .*no block"):
+        segment.check(config_of().model_copy(update={"backbone": backbone}))

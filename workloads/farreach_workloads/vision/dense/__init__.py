@@ -1,0 +1,1 @@
+"""Parts of segmentation and detection."""

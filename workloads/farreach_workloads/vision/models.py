@@ -1,0 +1,85 @@
+"""Any model of timm, ours included, by name and with weights from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import farreach_workloads.vision.backbones  # noqa: F401 (registers our models with timm)
+from farreach.errors import ConfigError
+from farreach.learn.loop import as_tensors
+from farreach.linear import use_fast_linear
+from farreach.registry import near_match
+from farreach_workloads.vision.config import BackboneConfig
+
+
+def make_model(backbone: BackboneConfig, size: int, classes: int) -> nn.Module:
+    """The backbone with a head for the classes.
+
+    Raises:
+        ConfigError: there is no such model, or it does not take the options, the size or the file
+            of weights.
+    """
+    names = timm.list_models()
+    if backbone.name not in names:
+        raise ConfigError(
+            f"backbone.name: timm knows no {backbone.name!r}. "
+            f"{near_match(backbone.name, names)[:300]}"
+        )
+    arguments = {"num_classes": classes, **backbone.options}
+    cfg = timm.get_pretrained_cfg(backbone.name)
+    if cfg is not None and cfg.fixed_input_size:
+        arguments["img_size"] = size
+    try:
+        model: nn.Module = timm.create_model(backbone.name, **arguments)
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"backbone: {backbone.name} does not take images of {size} pixels with options "
+            f"{backbone.options}: {error}. Change data.size or backbone.options."
+        ) from error
+    use_fast_linear(model)
+    if backbone.weights is not None:
+        load_weights(model, Path(backbone.weights))
+    return model
+
+
+def load_weights(model: Any, file: Path) -> None:
+    """Weights from a file; a head of another number of classes is left out.
+
+    Raises:
+        ConfigError: the file is missing, or its weights are those of another model.
+    """
+    try:
+        state = timm.models.load_state_dict(str(file))
+    except FileNotFoundError:
+        raise ConfigError(f"backbone.weights: there is no file {file}.") from None
+    module = __import__(type(model).__module__, fromlist=["x"])
+    adapt = getattr(module, "adapt_weights", getattr(module, "checkpoint_filter_fn", None))
+    state = as_tensors(state) if adapt is None else adapt(state, model)
+    own = model.state_dict()
+    head = model.pretrained_cfg.get("classifier", "head")
+    for key in [key for key in state if key.startswith(f"{head}.")]:
+        if key not in own or state[key].shape != own[key].shape:
+            del state[key]
+    missing = sorted(key for key in own if key not in state and not key.startswith(f"{head}."))
+    foreign = sorted(key for key in state if key not in own)
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in state
+        if key in own and state[key].shape != own[key].shape
+    ]
+    if missing or foreign or shapes:
+        parts = (("missing", missing), ("unknown", foreign), ("of another shape", shapes))
+        listed = [f"{len(keys)} {what} ({', '.join(keys[:3])}, …)" for what, keys in parts if keys]
+        raise ConfigError(
+            f"backbone.weights: {file} holds the weights of another model: {'; '.join(listed)}. "
+            "Correct backbone.name or the file."
+        )
+    model.load_state_dict(state, strict=False)
