@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Imports of torch and of everything that needs it wait until a command does.
 
 CTRL_C_EXIT_CODE = 130
-FORMATS = ("rllib", "timm")
+FORMATS = ("rllib", "timm", "onnx")
 DATA = "data"
 DEFAULT_CURVE = "evaluation/success_final"
 
@@ -345,7 +345,8 @@ _COMMANDS: tuple[_Command, ...] = (
         _export,
         "write the model of a run for other software",
         "  farreach export latest --format rllib --out policy\n"
-        "  farreach export latest --format timm --out encoder",
+        "  farreach export latest --format timm --out encoder\n"
+        "  farreach export latest --format onnx --out encoder_onnx",
         _export_arguments,
     ),
     (

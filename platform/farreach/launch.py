@@ -29,7 +29,7 @@ from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory, flat_result
 
 Which = Literal["best", "newest"]
-Format = Literal["rllib", "timm"]
+Format = Literal["rllib", "timm", "onnx"]
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: trying again, with `farreach resume`, is useful
 CTRL_C_EXIT_CODE = 130

@@ -3,6 +3,8 @@
 - a folder with one sub-folder per class, below `train/` and `val/` (or `test/`) or by itself;
 - Parquet with a column `image` (encoded bytes, or the structs of Hugging Face's datasets) and a
   column `label`, with a column `split` or in files named `train*` and `val*` (or `test*`);
+- tar files of WebDataset: `KEY.jpg` (or another image) beside `KEY.cls` with its label, in files
+  named `train*` and `val*` (or `test*`), or all in one part; they are read where they lie;
 - the four IDX files of MNIST and its relatives, packed or not.
 
 A set that comes in one piece is split: every tenth image of each class is for evaluation.
@@ -12,8 +14,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +165,43 @@ class ParquetImages(ImageSet):
         return Image.open(io.BytesIO(data))
 
 
+class TarImages(ImageSet):
+    """WebDataset's tar files, of which where each image begins is noted down once.
+
+    Attributes:
+        split: what part each file is by its name; None if all are the same.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """All samples of all files; raises DataError if a file is damaged or a label is missing."""
+        self._files = list(files)
+        self._places: list[tuple[int, int, int]] = []  # file, first byte, bytes
+        self._keys: list[str] = []
+        values: list[Any] = []
+        parts: list[str] = []
+        for number, file in enumerate(files):
+            for key, place, value in _read_tar(file):
+                self._places.append((number, *place))
+                self._keys.append(key)
+                values.append(value)
+                parts.append(_part_of(file))
+        if not values:
+            raise DataError(f"{files[0]}: holds no image ({', '.join(SUFFIXES)}).")
+        self.split = parts if len(set(parts)) > 1 else None
+        labels, classes = _as_labels(files[0], values)
+        super().__init__(files[0].parent if len(files) > 1 else files[0], labels, classes)
+
+    def name(self, index: int) -> str:
+        """The file and the key of the sample."""
+        return f"{self._files[self._places[index][0]]}, sample {self._keys[index]}"
+
+    def _open(self, index: int) -> Image.Image:
+        number, begin, size = self._places[index]
+        with open(self._files[number], "rb") as file:
+            file.seek(begin)
+            return Image.open(io.BytesIO(file.read(size)))
+
+
 class IdxImages(ImageSet):
     """MNIST's format: (n, rows, columns) uint8 in one file and the labels in another."""
 
@@ -192,15 +232,23 @@ def open_images(path: Path) -> tuple[ImageSet, ImageSet]:
     """
     if not path.exists():
         raise DataError(f"{path}: there is nothing. Correct data.path.")
-    if path.is_file() and path.suffix != ".parquet":
-        raise DataError(f"{path}: is neither a folder nor a .parquet file.")
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if files:
-        whole = ParquetImages(files)
-        return _shares(whole, whole.split)
+    if path.is_file() and path.suffix not in (".parquet", ".tar"):
+        raise DataError(f"{path}: is neither a folder nor a .parquet or .tar file.")
+    for suffix, kind in ((".parquet", ParquetImages), (".tar", TarImages)):
+        files = [path] if path.is_file() else sorted(path.rglob(f"*{suffix}"))
+        if files and files[0].suffix == suffix:
+            whole = kind(files)
+            return _shares(whole, whole.split)
     train, held_out = (_idx_pair(path, name) for name in ("train", "t10k"))
     if train and held_out:
-        return IdxImages(path, *train), IdxImages(path, *held_out)
+        digits, others = IdxImages(path, *train), IdxImages(path, *held_out)
+        if len(others.classes) > len(digits.classes):
+            raise DataError(
+                f"{held_out[1]}: has the label {len(others.classes) - 1}, of {len(digits.classes)} "
+                "classes to train on. Download the files again."
+            )
+        others.classes = digits.classes
+        return digits, others
     for name in EVALUATION_NAMES:
         if (path / "train").is_dir() and (path / name).is_dir():
             first = FolderImages(path / "train")
@@ -252,6 +300,32 @@ def _read_table(file: Path) -> Any:
         )
     kept = [name for name in ("image", "label", "split") if name in table.column_names]
     return table.select(kept)
+
+
+def _read_tar(file: Path) -> Iterator[tuple[str, tuple[int, int], int | str]]:
+    """Key, place (first byte, bytes) and label of each image."""
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int | str] = {}
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                stem, _, suffix = member.name.rpartition("/")[2].partition(".")
+                key = f"{member.name.rpartition('/')[0]}/{stem}".lstrip("/")
+                if not member.isfile() or not stem:
+                    continue
+                if f".{suffix.lower()}" in SUFFIXES:
+                    images[key] = (member.offset_data, member.size)
+                elif suffix == "cls":
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    text = content.read().decode().strip()
+                    labels[key] = int(text) if text.isdecimal() else text
+    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: is no tar file that can be read: {error}.") from error
+    for key, place in images.items():
+        if key not in labels:
+            raise DataError(f"{file}: sample {key} has no label: {key}.cls is missing.")
+        yield key, place, labels[key]
 
 
 def _as_labels(file: Path, values: list[Any]) -> tuple[Labels, list[str]]:

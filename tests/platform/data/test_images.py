@@ -1,10 +1,12 @@
 import gzip
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from PIL import Image
 
 from farreach.data.images import open_images
@@ -175,8 +177,68 @@ def test_what_is_no_set_of_images_is_refused(tmp_path, make, message):
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("?")
-    with pytest.raises(DataError, match=r"neither a folder nor a \.parquet file"):
+    with pytest.raises(DataError, match=r"neither a folder nor a \.parquet or \.tar file"):
         open_images(tmp_path / "a.txt")
     (tmp_path / "b.parquet").write_text("?")
     with pytest.raises(DataError, match="no readable Parquet file"):
         open_images(tmp_path / "b.parquet")
+
+
+def tar_of(path, samples):
+    with webdataset.TarWriter(str(path)) as writer:
+        for sample in samples:
+            writer.write(sample)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_webdatasets_tar_files_as_its_own_writer_makes_them(tmp_path, named):
+    for part, numbers in (("train-000", (0, 1)), ("train-001", (2,)), ("val-000", (3,))):
+        tar_of(
+            tmp_path / f"{part}.tar",
+            [
+                {
+                    "__key__": f"a/sample{n:03}",
+                    "png": encoded((n, 0, 0)),
+                    "cls": "ba"[n % 2] if named else str(n % 2),
+                    "json": json.dumps({"more": n}).encode(),
+                }
+                for n in numbers
+            ],
+        )
+    train, held_out = open_images(tmp_path)
+    assert train.classes == held_out.classes == (["a", "b"] if named else ["0", "1"])
+    assert train.labels.tolist() == ([1, 0, 1] if named else [0, 1, 0])
+    assert [train.load(i).getpixel((0, 0))[0] for i in range(3)] == [0, 1, 2]
+    assert held_out.load(0).getpixel((1, 1)) == (3, 0, 0)
+    assert train.name(2).endswith("train-001.tar, sample a/sample002")
+
+
+def test_one_tar_file_is_split(tmp_path):
+    samples = [{"__key__": f"{n}", "jpg": encoded(0, kind="JPEG"), "cls": "0"} for n in range(20)]
+    tar_of(tmp_path / "all.tar", samples)
+    train, held_out = open_images(tmp_path / "all.tar")
+    assert (len(train), len(held_out)) == (18, 2)
+
+
+def test_faults_of_tar_files_are_named(tmp_path):
+    tar_of(tmp_path / "a.tar", [{"__key__": "x", "png": encoded(0)}])
+    with pytest.raises(DataError, match=r"a\.tar: sample x has no label: x\.cls is missing"):
+        open_images(tmp_path)
+    tar_of(tmp_path / "a.tar", [{"__key__": "x", "cls": "1"}])
+    with pytest.raises(DataError, match=r"a\.tar: holds no image"):
+        open_images(tmp_path)
+    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(DataError, match=r"a\.tar: is no tar file that can be read"):
+        open_images(tmp_path)
+
+
+def test_held_out_labels_beyond_those_to_train_on_are_named(tmp_path):
+    def idx(name, array):
+        head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (tmp_path / name).write_bytes(head + array.tobytes())
+
+    for name, labels in (("train", [0, 1, 1]), ("t10k", [0, 2])):
+        idx(f"{name}-images-idx3-ubyte", np.zeros((len(labels), 2, 2), np.uint8))
+        idx(f"{name}-labels-idx1-ubyte", np.array(labels, np.uint8))
+    with pytest.raises(DataError, match="has the label 2, of 2 classes to train on"):
+        open_images(tmp_path)

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -13,12 +14,13 @@ from safetensors.torch import save_file
 
 from farreach import config as configs
 from farreach import launch
-from farreach.errors import ConfigError, DataError
+from farreach.errors import ConfigError, DataError, FarreachError
 from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
-from farreach_workloads.vision import supervise
+from farreach_workloads.vision import export, supervise
 from farreach_workloads.vision.config import SuperviseConfig
+from farreach_workloads.vision.models import make_model
 
 ROOT = Path(__file__).resolve().parents[3]
 DEBUG = "vision/classify_clipart_debug"
@@ -241,7 +243,7 @@ def test_weights_load_without_a_head_of_another_size(tmp_path):
     model = timm.create_model("xcit_nano_12_p8", depth=2, num_classes=3)
     save_file(model.state_dict(), file)
     config = config_of(f"backbone.weights={file}")
-    found = supervise.make_model(config.backbone, 32, 22).state_dict()
+    found = make_model(config.backbone, 32, 22).state_dict()
     for name, value in model.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(found[name], value)
@@ -279,6 +281,25 @@ def test_layers_learn_slower_the_deeper_they_lie():
     assert rates["patch_embed.proj.0.0.weight"] < rates["blocks.0.mlp.fc1.weight"]
 
 
+def save_weights(folder, classes):
+    file = folder / f"{classes}.safetensors"
+    save_file(timm.create_model("xcit_nano_12_p8", num_classes=classes).state_dict(), file)
+    return file
+
+
+def test_a_written_model_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_gap", lambda *_: 2e-4)
+    model = make_model(config_of().backbone, 32, 3).eval()
+    with pytest.raises(FarreachError, match=r"differ from the model's by 2\.0e-04 .* Nothing was"):
+        export.write(model, ["a", "b", "c"], 32, 1.0, tmp_path / "out", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_number_of_classes_is_that_of_the_images():
+    with pytest.raises(ConfigError, match=r"num_classes: the images have 22 classes"):
+        launch.check(DEBUG, ["backbone.options.num_classes=10"])
+
+
 @pytest.mark.slow
 def test_an_exported_model_is_timms_and_can_teach(tmp_path):
     run = train(tmp_path / "run", "training.epochs=0.05", "average.decay=0.9")
@@ -294,10 +315,21 @@ def test_an_exported_model_is_timms_and_can_teach(tmp_path):
     assert written["pretrained_cfg"]["input_size"] == [3, 32, 32]
     with pytest.raises(ConfigError, match="is there already"):
         launch.export(run.path, out, "timm")
-    with pytest.raises(ConfigError, match="exported for timm"):
+    with pytest.raises(ConfigError, match="exported as timm or onnx"):
         launch.export(run.path, tmp_path / "other", "rllib")
+
+    onnx = launch.export(run.path, tmp_path / "onnx", "onnx")
+    session = onnxruntime.InferenceSession(str(onnx / "model.onnx"))
+    for shape in ((1, 3, 32, 32), (5, 3, 32, 32), (2, 3, 40, 72)):
+        x = torch.randn(*shape)
+        logits = session.run(None, {"image": x.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(logits), model(x), atol=1e-5, rtol=1e-4)
+    assert json.loads((onnx / "config.json").read_text())["label_names"][0] == "animals"
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".tmp")] == []
 
+    foreign = f"{{name: xcit_nano_12_p8, weights: {save_weights(tmp_path, 1000)}}}"
+    with pytest.raises(ConfigError, match=r"^objective\.teacher\.weights.*no head of 22 classes"):
+        launch.check(DEBUG, [f"objective.teacher={foreign}"])
     teacher = (
         "objective.teacher={name: xcit_nano_12_p8, options: {depth: 2}, "
         f"weights: {out / 'model.safetensors'}}}"

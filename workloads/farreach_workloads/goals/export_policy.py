@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from farreach.errors import ConfigError
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
+    from farreach.launch import Format
     from farreach.rundir import RunDirectory
     from farreach_workloads.goals.config import GoalsRunConfig
 
@@ -18,7 +19,7 @@ def export_policy(
     run: RunDirectory,
     checkpoint: Checkpoint,
     out: Path,
-    fmt: Literal["rllib", "timm"],
+    fmt: Format,
 ) -> Path:
     """Write the policy of a checkpoint to the folder `out`, which must not exist.
 

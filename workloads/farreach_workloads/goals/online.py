@@ -8,12 +8,11 @@ policy learns to reach what the memory holds (arXiv:2206.11733).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from farreach import runtime
 from farreach.checkpoint import Checkpoint
 from farreach.config import flat
-from farreach.launch import StopRequest
+from farreach.launch import Format, StopRequest
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import continuation, fidelity, parts
 from farreach_workloads.goals.config import GoalsRunConfig
@@ -97,7 +96,7 @@ def export(
     run: RunDirectory,
     checkpoint: Checkpoint,
     out: Path,
-    fmt: Literal["rllib", "timm"],
+    fmt: Format,
 ) -> Path:
     """Write the policy of a checkpoint for other software; see `export_policy`."""
     from farreach_workloads.goals.export_policy import export_policy

@@ -17,13 +17,26 @@ from farreach.registry import near_match
 from farreach_workloads.vision.config import BackboneConfig
 
 
-def make_model(backbone: BackboneConfig, size: int, classes: int) -> nn.Module:
+def make_model(
+    backbone: BackboneConfig, size: int, classes: int, *, keep_head: bool = False
+) -> nn.Module:
     """The backbone with a head for the classes.
+
+    Args:
+        backbone: which, and how.
+        size: side of the images.
+        classes: of the head; 0: there is none.
+        keep_head: the file of weights must have the head too, of as many classes.
 
     Raises:
         ConfigError: there is no such model, or it does not take the options, the size or the file
             of weights.
     """
+    if "num_classes" in backbone.options:
+        raise ConfigError(
+            f"backbone.options.num_classes: the images have {classes} classes, and so has the "
+            "head. Leave it out."
+        )
     names = timm.list_models()
     if backbone.name not in names:
         raise ConfigError(
@@ -46,12 +59,12 @@ def make_model(backbone: BackboneConfig, size: int, classes: int) -> nn.Module:
         ) from error
     use_fast_linear(model)
     if backbone.weights is not None:
-        load_weights(model, Path(backbone.weights))
+        load_weights(model, Path(backbone.weights), keep_head)
     return model
 
 
-def load_weights(model: Any, file: Path) -> None:
-    """Weights from a file; a head of another number of classes is left out.
+def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
+    """Weights from a file; a head of another number of classes is left out, or refused.
 
     Raises:
         ConfigError: the file is missing, or its weights are those of another model.
@@ -69,6 +82,11 @@ def load_weights(model: Any, file: Path) -> None:
         if key not in own or state[key].shape != own[key].shape:
             del state[key]
     missing = sorted(key for key in own if key not in state and not key.startswith(f"{head}."))
+    if keep_head and any(key not in state for key in own if key.startswith(f"{head}.")):
+        raise ConfigError(
+            f"backbone.weights: {file} has no head of {model.num_classes} classes. Give the "
+            "weights of a model that has learned these classes."
+        )
     foreign = sorted(key for key in state if key not in own)
     shapes = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"

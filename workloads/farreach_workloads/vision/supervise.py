@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.layers import DropPath
 from timm.optim import create_optimizer_v2
@@ -21,16 +18,15 @@ from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.images import ImageSet, open_images
 from farreach.errors import ConfigError, DataError
+from farreach.launch import Format
 from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
-from farreach.rundir import RunDirectory, sync
+from farreach.rundir import RunDirectory
 from farreach_workloads.vision import pictures
 from farreach_workloads.vision.augment import (
-    MEAN,
-    STD,
     evaluation_transform,
     seed_globals,
     training_transform,
@@ -38,6 +34,7 @@ from farreach_workloads.vision.augment import (
 from farreach_workloads.vision.backbones.resmlp import Resmlp
 from farreach_workloads.vision.config import SHIPPED_SET, SuperviseConfig
 from farreach_workloads.vision.cosub import classification_loss, cosub_loss, soft_distillation
+from farreach_workloads.vision.export import write
 from farreach_workloads.vision.mixing import Mixing
 from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.stochastic_depth import install
@@ -92,7 +89,7 @@ class SuperviseTask:
         backbone = config.backbone
         self._teacher: nn.Module | None = None
         if config.objective.teacher is not None:
-            self._teacher = make_model(config.objective.teacher, config.data.size, self.classes)
+            self._teacher = make_teacher(config, self.classes)
             self._teacher.requires_grad_(False).eval()
         self._average: ModelEmaV3 | None = None
         self._depth = None
@@ -236,6 +233,21 @@ def _opened(path: str) -> tuple[ImageSet, ImageSet]:
     return open_images(Path(path))
 
 
+def make_teacher(config: SuperviseConfig, classes: int) -> nn.Module:
+    """The model that teaches; raises ConfigError as `make_model` does, or if it has not learned."""
+    teacher = config.objective.teacher
+    assert teacher is not None
+    if teacher.weights is None:
+        raise ConfigError(
+            "objective.teacher.weights: a teacher must have learned what it teaches. Name the file "
+            "of its weights, such as one that `farreach export --format timm` wrote."
+        )
+    try:
+        return make_model(teacher, config.data.size, classes, keep_head=True)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("backbone", "objective.teacher", 1)) from error
+
+
 def _named(logits: Tensor) -> Tensor:
     """The class that has most, as a target: (b, k) → (b, k)."""
     return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
@@ -251,12 +263,7 @@ def check(config: SuperviseConfig) -> list[str]:
         )
     model = make_model(config.backbone, config.data.size, len(train.classes))
     if config.objective.teacher is not None:
-        if config.objective.teacher.weights is None:
-            raise ConfigError(
-                "objective.teacher.weights: a teacher must have learned what it teaches. Name the "
-                "file of its weights, such as one that `farreach export --format timm` wrote."
-            )
-        make_model(config.objective.teacher, config.data.size, len(train.classes))
+        make_teacher(config, len(train.classes))
     notes = [
         f"{len(train):,} images to train on, {len(held_out):,} held out, {len(train.classes)} "
         f"classes; {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
@@ -322,45 +329,12 @@ def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> 
 
 
 def export(
-    config: SuperviseConfig,
-    run: RunDirectory,
-    checkpoint: Checkpoint,
-    out: Path,
-    fmt: Literal["rllib", "timm"],
+    config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
-    """Write a model for `timm.create_model("local-dir:…")`: model.safetensors and config.json.
-
-    Raises:
-        ConfigError: another format is asked for, or the folder is there.
-    """
-    if fmt != "timm":
-        raise ConfigError(f"--format {fmt}: an encoder is exported for timm. Give --format timm.")
-    if out.exists():
-        raise ConfigError(f"--out {out}: is there already. Name a folder that is not.")
-    task = _restored(config, checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    working = out.with_name(f".tmp-{out.name}-{os.getpid()}")
-    try:
-        timm.models.save_for_hf(
-            task.evaluated_model(),
-            str(working),
-            safe_serialization=True,
-            model_config={"label_names": task.class_names},
-            data_config={
-                "input_size": (3, config.data.size, config.data.size),
-                "mean": MEAN,
-                "std": STD,
-                "interpolation": "bicubic",
-                "crop_pct": config.data.crop_ratio,
-            },
-        )
-        for file in working.iterdir():
-            sync(file)
-        os.rename(working, out)
-        sync(out.parent)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-    return out
+    """Write the evaluated model as timm or onnx; see `farreach_workloads.vision.export`."""
+    task, data = _restored(config, checkpoint), config.data
+    model = task.evaluated_model()
+    return write(model, task.class_names, data.size, data.crop_ratio, out, fmt)
 
 
 def _restored(config: SuperviseConfig, checkpoint: Checkpoint) -> SuperviseTask:

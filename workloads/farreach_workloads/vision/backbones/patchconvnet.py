@@ -154,7 +154,7 @@ class AttentionPool(nn.Module):
         """(1, k, c) and (b, n, c) → (b, k, c), and the weights over the patches (b, k, n)."""
         own, tokens = self.norm1(queries), self.norm1(x)
         if not self.multi:
-            tokens = torch.cat([own.expand(len(x), -1, -1), tokens], dim=1)
+            tokens = torch.cat([own.expand(x.shape[0], -1, -1), tokens], dim=1)
         pooled, weights = self.attn(own, tokens)
         rows = queries + self.gamma_1 * pooled
         rows = rows + self.gamma_2 * self.mlp(self.norm2(rows))

@@ -102,7 +102,7 @@ class Resmlp(mlp_mixer.MlpMixer):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(b, n, c) → (b, classes), or (b, c) with `pre_logits`."""
         if self.cls_token is not None and self.global_pool == "avg":
-            own = self.cls_token.expand(len(x), -1, -1)
+            own = self.cls_token.expand(x.shape[0], -1, -1)
             for layer in self.class_layers:
                 own = layer(own, x)
             x = own

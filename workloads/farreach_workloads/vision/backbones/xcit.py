@@ -173,6 +173,9 @@ class Positions(xcit.PositionalEncodingFourier):
     def forward(self, B: int, H: int, W: int) -> Tensor:  # noqa: N803 (timm calls them that)
         """(B, dim, H, W), a view of one image's."""
         weight = self.token_projection.weight
+        if torch.compiler.is_exporting():  # for any size
+            made: Tensor = self.token_projection(self._wave(H, W).to(weight))
+            return made.expand(B, -1, -1, -1)
         key = (H, W, weight.device)
         if key not in self._waves:
             # What is made in inference mode could not be learned from later.
@@ -250,7 +253,7 @@ class Xcit(xcit.Xcit):
         x = self.pos_drop(x)
         for block in self.blocks:
             x = block(x, height, width)
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
 
     @torch.no_grad()
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
