@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from farreach import __version__, cli_data, cli_list
+from farreach import __version__, cli_bench, cli_data, cli_list
 from farreach.console import flush, say, warn
 from farreach.errors import FarreachError
 from farreach.registry import near_match
@@ -348,6 +348,16 @@ _COMMANDS: tuple[_Command, ...] = (
         "  farreach export latest --format timm --out encoder\n"
         "  farreach export latest --format onnx --out encoder_onnx",
         _export_arguments,
+    ),
+    (
+        "bench",
+        cli_bench.bench,
+        "time backbones on this machine, beside timm's of the same weights",
+        "  farreach bench backbone=xcit_tiny_12_p8\n"
+        "  farreach bench backbone='resmlp_*' size=224 batch=16 train=false\n"
+        "  farreach bench backbone=ours gpu=true precision=bfloat16 --out speed_accuracy.png\n"
+        "settings: backbone, size, batch, rounds, train, precision, compiled, gpu, threads",
+        cli_bench.arguments,
     ),
     (
         "data generate",

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -25,6 +25,8 @@ from farreach.registry import near_match
 from farreach.yaml_source import KeyPath, Sources, Tree, located
 
 _SUFFIXES = (".yaml", ".yml")
+
+ConfigModel = TypeVar("ConfigModel", bound="Config")
 
 
 class Config(BaseModel):
@@ -96,6 +98,21 @@ def load(
     """
     path = Path(path)
     raw, sources = _read_with_base(path)
+    config, raw = _validated(raw, sources, overrides, model)
+    return Loaded(config, str(raw.get("workload", "")), path, raw)
+
+
+def from_words(words: Sequence[str], model: type[ConfigModel]) -> ConfigModel:
+    """Settings that the command line alone gives, as `key=value`; ConfigError as of `load`."""
+    config, _ = _validated({}, {(): "command line"}, words, model)
+    assert isinstance(config, model)
+    return config
+
+
+def _validated(
+    raw: Tree, sources: Sources, overrides: Sequence[str], model: type[Config] | None
+) -> tuple[Config, Tree]:
+    """The model of a mapping after overrides, and that mapping."""
     mistakes: list[str] = []
     for override in overrides:
         try:
@@ -113,7 +130,7 @@ def load(
         mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Loaded(config, str(raw.get("workload", "")), path, raw)
+    return config, raw
 
 
 def find(name: str) -> Path:

@@ -9,6 +9,7 @@ authors meant (`reference_decay` does as their code did).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from typing import Any, Literal
@@ -79,7 +80,7 @@ class Xca(xcit.XCA):
         weight = self.qkv.weight.to(exact)
         bias = torch.zeros_like(weight[:, 0]) if self.qkv.bias is None else self.qkv.bias.to(exact)
         wq, wk, wv = torch.cat([weight, bias[:, None]], dim=1).chunk(3)  # (c, c + 1)
-        with torch.autocast(x.device.type, enabled=False):
+        with _as_it_is(x.device):
             gram = _gram_of(x.to(exact))
             q_gram, k_gram = wq @ gram, wk @ gram  # (b, c, c + 1)
             q_length, k_length = (
@@ -104,6 +105,13 @@ class Xca(xcit.XCA):
         k_scale = k_length.clamp(min=EPSILON)[:, :, None].reciprocal()
         attention: Tensor = self.attn_drop((product * q_scale * k_scale).softmax(dim=-1))
         return attention
+
+
+def _as_it_is(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Without autocast, which shapes alone (the meta device) do not know."""
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _gram_of(x: Tensor) -> Tensor:
