@@ -26,6 +26,7 @@ from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
+from farreach.linear import use_fast_linear
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import pictures
 from farreach_workloads.vision.augment import MEAN, STD
@@ -93,9 +94,11 @@ class Detector(nn.Module):
             rpn_anchor_generator=anchors,
             rpn_post_nms_top_n_train=settings.proposals,
             rpn_post_nms_top_n_test=settings.proposals,
+            box_batch_size_per_image=settings.sampled,
             size_divisible=STRIDES[-1],
             fixed_size=(size, size) if self.fixed else None,
         )
+        use_fast_linear(self.rcnn)
         self.body = body
         self._sizes = self.rcnn.transform.min_size
         self._tested = (size,)

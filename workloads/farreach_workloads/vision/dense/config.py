@@ -107,6 +107,8 @@ class DetectorConfig(Config):
     """Side of an anchor over the stride of its map: 8 gives COCO's 32 to 512 pixels."""
     proposals: int = Field(1000, ge=1)
     """Boxes of an image that the second stage looks at."""
+    sampled: int = Field(512, ge=4)
+    """Boxes of an image that the second stage learns from, in each update."""
     longest: int = Field(1333, ge=32)
     """Of an image's longer side after resizing."""
 
