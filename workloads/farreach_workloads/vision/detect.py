@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.transforms.v2 import functional as TF
@@ -43,6 +44,7 @@ Config = DetectConfig
 PICTURED = 8
 LEAST_SHOWN = 0.5
 MASK_THRESHOLD = 0.5
+MASK_LAYERS = 4
 ASPECTS = (0.5, 1.0, 2.0)
 # Shorter sides between which an image is cropped before it is resized to the final one.
 CROPPED_FROM = (400, 500, 600)
@@ -98,6 +100,9 @@ class Detector(nn.Module):
             size_divisible=STRIDES[-1],
             fixed_size=(size, size) if self.fixed else None,
         )
+        width = settings.width
+        self.rcnn.roi_heads.mask_head = MaskRCNNHeads(width, (width,) * MASK_LAYERS, 1)
+        self.rcnn.roi_heads.mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
         use_fast_linear(self.rcnn)
         self.body = body
         self._sizes = self.rcnn.transform.min_size

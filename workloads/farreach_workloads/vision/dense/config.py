@@ -102,7 +102,7 @@ class DetectorConfig(Config):
     """Mask R-CNN over the backbone's maps."""
 
     width: int = Field(256, ge=8)
-    """Channels of its pyramid."""
+    """Channels of its pyramid and of its head for masks."""
     anchor_scale: float = Field(8.0, gt=0)
     """Side of an anchor over the stride of its map: 8 gives COCO's 32 to 512 pixels."""
     proposals: int = Field(1000, ge=1)
