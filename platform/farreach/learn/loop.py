@@ -80,7 +80,10 @@ class Loop:
         self._seed, self._place, self._outlet = seed, place, outlet
         self._checkpoints = checkpoints
         task.model.to(place.device)
+        place.join_statistics(task.model)
         place.split(task.model)
+        if config.compiled:
+            task.model.compile()
         self._optimizer = task.optimizer()
         self._order = Order(len(task.data), seed, config.repeats)
         self.per_epoch = len(task.data) / config.batch

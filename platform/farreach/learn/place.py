@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -73,6 +74,14 @@ class Place:
         answer = torch.tensor(int(flag), device=self.device)
         dist.broadcast(answer, src=0)
         return bool(answer)
+
+    def join_statistics(self, model: nn.Module) -> None:
+        """Before the optimizer is made: let batch normalisation see the images of all GPUs.
+
+        On CPUs PyTorch has no such layer: there each worker's own images count.
+        """
+        if self.world > 1 and self.device.type == "cuda":
+            convert_sync_batchnorm(model)
 
     def split(self, model: nn.Module) -> None:
         """Before the optimizer is made: split the parameters, if they are to be.

@@ -18,6 +18,8 @@ class LoopConfig(Config):
     part: int | None = Field(None, ge=1)
     """Samples per forward pass of one worker; a larger share of the batch is accumulated."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
+    """Let torch.compile make the model faster; its first updates take a minute or more."""
     max_grad_norm: float | None = Field(None, gt=0)
     lr: float = Field(1e-3, gt=0)
     """The highest learning rate, for the whole batch as it is."""

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from regression import SAMPLES, Notes, Regression, loop_of, trained
 
 from farreach.checkpoint import CheckpointStore
 from farreach.learn.loop import LearnError
+from farreach.learn.place import Place
 
 PROGRAM = Path(__file__).with_name("regression.py")
 
@@ -205,6 +207,23 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_named(tmp_path):
         assert kept["rows"][np.isnan(kept["y"])].tolist() == [17]
         assert kept["x"].shape == (10, 3)
         assert kept["positions"].tolist() == list(range(10 * loop.step, 10 * loop.step + 10))
+
+
+def test_a_compiled_model_learns_the_same(tmp_path):
+    plain = trained(tmp_path / "plain")
+    compiled = trained(tmp_path / "compiled", compiled=True)
+    torch.testing.assert_close(weights(compiled), weights(plain), atol=1e-5, rtol=1e-5)
+    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
+
+
+def test_on_gpus_batch_normalisation_sees_all_workers_images():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    kept = model[1].weight
+    Place(world=2, device=torch.device("cpu")).join_statistics(model)
+    assert type(model[1]) is nn.BatchNorm2d
+    Place(world=2, device=torch.device("cuda")).join_statistics(model)
+    assert type(model[1]) is nn.SyncBatchNorm
+    assert model[1].weight is kept
 
 
 def test_gradients_are_clipped_where_asked(tmp_path):

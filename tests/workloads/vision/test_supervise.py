@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import timm
@@ -19,8 +20,9 @@ from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import export, supervise
-from farreach_workloads.vision.config import SuperviseConfig
+from farreach_workloads.vision.config import BackboneConfig, SuperviseConfig
 from farreach_workloads.vision.models import make_model
+from farreach_workloads.vision.supervise import SuperviseTask
 
 ROOT = Path(__file__).resolve().parents[3]
 DEBUG = "vision/classify_clipart_debug"
@@ -374,3 +376,40 @@ def test_notes_tell_what_drops_paths():
     assert "22 classes" in notes[0]
     assert "drops paths by itself" in notes[1]
     assert isinstance(config_of(), SuperviseConfig)
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p8", "vit_tiny_patch16_224", "convnext_atto"])
+def test_activations_that_are_computed_again_give_the_same_gradients(name):
+    options = {} if name == "convnext_atto" else {"depth": 2}
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        config = config_of("training.batch=4").model_copy(
+            update={
+                "backbone": BackboneConfig(
+                    name=name, options=options, drop_path=0.3, checkpointing=checkpointing
+                )
+            }
+        )
+        task = SuperviseTask(config)
+        task.model.train()
+        batch = task.data.batch(np.arange(4), np.arange(4))
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            torch.manual_seed(1)
+            loss, _ = task.loss(task.model, batch, 0, 0)
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append(torch.cat([p.grad.flatten() for p in task.model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_a_backbone_can_be_named_by_a_word():
+    config = config_of("backbone=resmlp_s12")
+    assert config.backbone == BackboneConfig(name="resmlp_s12")

@@ -14,7 +14,7 @@ SHIPPED_SET = "openclipart"
 
 
 class BackboneConfig(Config):
-    """The network."""
+    """The network; a name alone, `backbone=NAME`, is one without options, rate and weights."""
 
     name: str = "xcit_nano_12_p8"
     """Any name that timm knows, ours included."""
@@ -23,8 +23,15 @@ class BackboneConfig(Config):
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Rate of stochastic depth, which skips what it drops in blocks that are known."""
     drop_path_schedule: Literal["constant", "ramp"] = "constant"
+    checkpointing: bool = False
+    """Compute activations again in the backward pass in place of keeping them: less memory."""
     weights: str | None = None
     """A file of weights to begin with: .safetensors, .pth or .pt, ours, timm's or the authors'."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_a_name_alone(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
 
     @field_validator("weights")
     @classmethod

@@ -58,6 +58,8 @@ def make_model(
             f"{backbone.options}: {error}. Change data.size or backbone.options."
         ) from error
     use_fast_linear(model)
+    if backbone.checkpointing:
+        model.set_grad_checkpointing()  # type: ignore[operator]
     if backbone.weights is not None:
         load_weights(model, Path(backbone.weights), keep_head)
     return model

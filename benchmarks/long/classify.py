@@ -1,0 +1,227 @@
+"""Short trainings of each family of backbones, ours and by timm's script, at equal CPU time.
+
+`python benchmarks/long/classify.py` trains XCiT, ResMLP and PatchConvNet on the shipped clip arts
+(the 18 classes with 20 pictures or more) and on Fashion-MNIST, with the same recipe. The peer is
+the loop of timm's `train.py`, made of its parts: its transforms, optimizer and schedule, and its
+models; for PatchConvNet, which it lacks, a plain implementation. Each side trains as many epochs as
+its speed, measured before, gives it in the budget. Prints one JSON line per pair: top-1, and the
+epochs of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import measure
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import timm
+import torch
+from patchconvnet import Plain
+from timm.data import create_transform
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from farreach import config as configs
+from farreach.data.images import ImageSet, open_images
+from farreach_workloads.vision.augment import MEAN, STD
+from farreach_workloads.vision.supervise import SHIPPED_FILE, SuperviseTask
+
+FASHION = "/usr/share/datasets/fashion-mnist"
+LEAST_OF_A_CLASS = 20
+BATCH, LR, DECAY, SMOOTHING, MIN_SCALE, JITTER = 128, 1e-3, 0.05, 0.1, 0.35, 0.3
+WARMUP_SHARE = 0.05
+CALIBRATION = 6
+# Family → ours, timm's, and the side of the images of each set.
+FAMILIES = {
+    "xcit": ("xcit_nano_12_p8", "xcit_nano_12_p8_224", {"openclipart": 64, "fashion": 32}),
+    "resmlp": ("resmlp_s12", "resmlp_12_224", {"openclipart": 64, "fashion": 64}),
+    "patchconvnet": ("patchconvnet_s60", None, {"openclipart": 64, "fashion": 64}),
+}
+
+
+def frequent_classes(file: Path, out: Path) -> Path:
+    """The shipped clip arts without the classes that have hardly any."""
+    table = pq.read_table(file)
+    counts = table.column("label").value_counts().to_pylist()
+    kept = [entry["values"] for entry in counts if entry["counts"] >= LEAST_OF_A_CLASS]
+    table = table.filter(pc.is_in(table["label"], value_set=pa.array(kept)))
+    pq.write_table(table, out)
+    return out
+
+
+def ours(name: str, path: Path, size: int, budget_s: float, seed: int, root: Path) -> Any:
+    """Top-1 and epochs of `farreach train`."""
+    settings = [
+        f"backbone={name}",
+        f"data.path={path}",
+        f"data.size={size}",
+        f"training.batch={BATCH}",
+        f"training.lr={LR}",
+        f"seed={seed}",
+        f"augment.min_scale={MIN_SCALE}",
+        f"augment.color_jitter={JITTER}",
+        f"mix.smoothing={SMOOTHING}",
+        f"optimizer.weight_decay={DECAY}",
+        "training.evaluate_every_epochs=1000000",
+        "training.checkpoint_every_epochs=1000000",
+    ]
+    config: Any = configs.load(configs.find("vision/classify_clipart"), settings).config
+    task = SuperviseTask(config)
+    optimizer = task.optimizer()
+    task.model.train()
+
+    def update(step: int) -> None:
+        rows = np.arange(step * BATCH, (step + 1) * BATCH) % len(task.data)
+        loss, _ = task.loss(task.model, task.data.batch(rows, rows), step, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    epochs = budget_s / seconds_of(update) * BATCH / len(task.data)
+    warmup = WARMUP_SHARE * epochs
+    command = [str(Path(sys.executable).with_name("farreach")), "train", "vision/classify_clipart"]
+    command += [*settings, f"training.epochs={epochs}", f"training.warmup_epochs={warmup}"]
+    run = root / f"{name}-{path.stem}-{seed}"
+    subprocess.run([*command, "--run-dir", str(run)], check=True, stdout=subprocess.DEVNULL)
+    result = json.loads((run / "result.json").read_text())
+    return result["evaluation/top1"], epochs
+
+
+def theirs(model: nn.Module, path: Path, size: int, budget_s: float, seed: int) -> Any:
+    """Top-1 and epochs of the loop of timm's script."""
+    train, held_out = open_images(path)
+    data = {"mean": MEAN, "std": STD, "interpolation": "bicubic"}
+    augment = create_transform(
+        size, is_training=True, scale=(MIN_SCALE, 1.0), color_jitter=JITTER, **data
+    )
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=DECAY)
+    criterion = LabelSmoothingCrossEntropy(SMOOTHING)
+    model.train()
+
+    def step_on(rows: Any) -> None:
+        images = torch.stack([augment(train.load(int(row))) for row in rows])
+        loss = criterion(model(images), torch.from_numpy(train.labels[rows]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    of_step = seconds_of(lambda step: step_on(np.arange(BATCH) + step * BATCH))
+    model.load_state_dict(start)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=DECAY)
+    updates = max(1, round(budget_s / of_step))
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=updates,
+        lr_min=1e-5,
+        warmup_t=round(WARMUP_SHARE * updates),
+        warmup_lr_init=1e-6,
+        t_in_epochs=False,
+        warmup_prefix=True,
+    )
+    rng = np.random.default_rng(seed)
+    for number, rows in enumerate(batches(len(train), updates, rng)):
+        step_on(rows)
+        schedule.step_update(number + 1)
+    return top1(model, held_out, size), updates * BATCH / len(train)
+
+
+def batches(samples: int, count: int, rng: np.random.Generator) -> Iterator[Any]:
+    """Rows of whole epochs, shuffled, without the rest that fills no batch."""
+    done = 0
+    while True:
+        order = rng.permutation(samples)
+        for begin in range(0, samples - BATCH + 1, BATCH):
+            if done == count:
+                return
+            done += 1
+            yield order[begin : begin + BATCH]
+
+
+@torch.inference_mode()
+def top1(model: nn.Module, images: ImageSet, size: int) -> float:
+    """Accuracy, by timm's transform of evaluation."""
+    transform = create_transform(
+        size, is_training=False, crop_pct=1.0, mean=MEAN, std=STD, interpolation="bicubic"
+    )
+    model.eval()
+    right = 0
+    for begin in range(0, len(images), BATCH):
+        rows = range(begin, min(begin + BATCH, len(images)))
+        x = torch.stack([transform(images.load(row)) for row in rows])
+        right += int((model(x).argmax(1).numpy() == images.labels[begin : rows.stop]).sum())
+    return right / len(images)
+
+
+def seconds_of(update: Any) -> float:
+    """CPU seconds of an update, the median of some; a first one is to warm up."""
+    taken = []
+    for step in range(CALIBRATION + 1):
+        begun = time.process_time()
+        update(step)
+        taken.append(time.process_time() - begun)
+    return float(np.median(taken[1:]))
+
+
+def plain(name: str | None, own: str, classes: int, size: int) -> nn.Module:
+    """Timm's model, or the plain PatchConvNet, as each starts."""
+    if name is None:
+        return Plain(timm.create_model(own, num_classes=classes))
+    fixed = {"img_size": size} if "resmlp" in name else {}
+    return timm.create_model(name, num_classes=classes, **fixed)
+
+
+def main() -> None:
+    """Print all rows."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=4.0, help="CPU time of each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sets", nargs="+", default=["openclipart", "fashion"])
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--fashion", type=Path, default=Path(FASHION))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        frequent = frequent_classes(SHIPPED_FILE, root / "openclipart_18.parquet")
+        paths = {"openclipart": frequent, "fashion": arguments.fashion}
+        for data in arguments.sets:
+            classes = len(open_images(paths[data])[0].classes)
+            for family in arguments.families:
+                own, peer, sizes = FAMILIES[family]
+                for seed in arguments.seeds:
+                    common = (paths[data], sizes[data], 60 * arguments.minutes, seed)
+                    torch.manual_seed(seed)
+                    other = theirs(plain(peer, own, classes, sizes[data]), *common)
+                    mine = ours(own, *common, root)
+                    measure.row(
+                        f"{data}_{family}",
+                        mine[0],
+                        other[0],
+                        "top-1",
+                        mine[0] / other[0],
+                        seed=seed,
+                        epochs=round(mine[1], 2),
+                        peer_epochs=round(other[1], 2),
+                    )
+
+
+if __name__ == "__main__":
+    main()
