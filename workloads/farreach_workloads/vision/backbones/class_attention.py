@@ -35,15 +35,22 @@ def attend(
     heads, queries, dim = query.shape[1:]
     batch = query.shape[0]
     by_head = query.transpose(0, 1).flatten(1, 2)  # (h, b × q, d)
-    pushed = by_head @ key.weight.view(heads, dim, -1)
-    pushed = pushed.unflatten(1, (batch, queries)).transpose(0, 1).flatten(1, 2)  # (b, h × q, c)
-    scores = pushed.expand(tokens.shape[0], -1, -1) @ tokens.transpose(1, 2)
+    pushed = torch.bmm(by_head, key.weight.view(heads, dim, -1))
+    if queries == 1:
+        pushed = pushed.transpose(0, 1)  # (b, h, c)
+    else:
+        pushed = pushed.unflatten(1, (batch, queries)).transpose(0, 1).flatten(1, 2)
+    scores = torch.bmm(pushed.expand(tokens.shape[0], -1, -1), tokens.transpose(1, 2))
     weights = scores.softmax(dim=-1)
     kept = F.dropout(weights, drop_rate) if drop_rate > 0 else weights
     # An exported model takes any number of tokens: it cannot ask.
     if torch.compiler.is_exporting() or heads * queries <= tokens.shape[1]:
-        mean = (kept @ tokens).unflatten(1, (heads, queries)).transpose(0, 1)  # (h, b, q, c)
-        result = mean.flatten(1, 2) @ value.weight.view(heads, dim, -1).transpose(1, 2)
+        mean = torch.bmm(kept, tokens)  # (b, h × q, c)
+        if queries == 1:
+            mean = mean.transpose(0, 1)  # (h, b, c)
+        else:
+            mean = mean.unflatten(1, (heads, queries)).transpose(0, 1).flatten(1, 2)
+        result = torch.bmm(mean, value.weight.view(heads, dim, -1).transpose(1, 2))
         result = result.unflatten(1, (tokens.shape[0], queries)).transpose(0, 1)
     else:
         values = F.linear(tokens, value.weight).unflatten(2, (heads, dim)).transpose(1, 2)
