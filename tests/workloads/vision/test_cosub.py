@@ -9,6 +9,7 @@ from farreach_workloads.vision.cosub import (
     classification_loss,
     cosub_loss,
     mutual_loss,
+    self_distillation_loss,
     soft_distillation,
 )
 from farreach_workloads.vision.stochastic_depth import install
@@ -120,3 +121,27 @@ def test_soft_distillation_is_a_divergence_over_all_entries():
     expected = 2 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert soft_distillation(own, taught, 2.0).item() == pytest.approx(expected)
     assert soft_distillation(taught, taught, 3.0).item() == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["bce", "ce"])
+def test_in_self_distillation_the_whole_network_teaches_a_submodel(kind):
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=3, img_size=32, num_classes=4).train()
+    x, target = torch.randn(8, 3, 32, 32), F.one_hot(torch.arange(8) % 4, 4).float()
+    with torch.no_grad():
+        whole = model(x)
+    depth = install(model, 0.5, seed=3)
+    loss, metrics = self_distillation_loss(model, depth, x, target, 0.25, kind)
+    loss.backward()
+    found = model.head.weight.grad.clone()
+    # The same again, by hand: the teacher's answers are those of the model as it was made.
+    model.zero_grad()
+    depth.reseed(0, 0)
+    own = model(x)
+    q = whole.sigmoid() if kind == "bce" else whole.softmax(1)
+    parts = [classification_loss(own, t, kind) for t in (target, q)]
+    expected = 0.75 * parts[0] + 0.25 * parts[1]
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, model.head.weight.grad)
+    assert 0.0 <= metrics["learner/disagreement"].item() <= 1.0

@@ -69,6 +69,7 @@ def test_a_network_learns_to_tell_the_clip_arts_apart(tmp_path):
     "settings",
     [
         ["objective.kind=cosub", "backbone.drop_path=0.4", "objective.loss=bce", "mix.smoothing=0"],
+        ["objective.kind=self_distillation", "backbone.drop_path=0.4"],
         ["backbone.drop_path=0.2", "mix.mixup=0.8", "mix.cutmix=1", "optimizer.kind=lamb"],
         ["average.decay=0.8", "average.evaluate=true", "optimizer.layer_decay=0.7"],
     ],
@@ -198,7 +199,7 @@ def test_what_a_worker_cannot_do_is_told_once_and_plainly(tmp_path):
         ("backbone.name=xcit_nano_12_p9", r"no 'xcit_nano_12_p9'\. Did you mean 'xcit_nano_12_p8'"),
         ("backbone.options={heads: 3}", r"does not take images of 32 pixels with options"),
         ("backbone.weights=/nothing.pth", r"there is no file /nothing\.pth"),
-        ("objective.kind=cosub", r"backbone\.drop_path is 0: they would be the same"),
+        ("objective.kind=cosub", r"backbone\.drop_path is 0: each would be the whole network"),
         ("objective.loss=bce", r"mix\.smoothing: 0\.1 gives all of them one\. Set it to 0"),
         ("training.batch=33 mix.mixup=1", r"mixing pairs images, and 33 of them are odd"),
         ("augment.kind=three augment.erasing=0.2", r"3-Augment, which erases nothing"),

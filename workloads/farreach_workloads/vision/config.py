@@ -85,11 +85,12 @@ class MixConfig(Config):
 class ObjectiveConfig(Config):
     """What is minimised."""
 
-    kind: Literal["supervised", "cosub"] = "supervised"
+    kind: Literal["supervised", "cosub", "self_distillation"] = "supervised"
+    """Labels alone; two submodels teach each other; the whole network teaches a submodel."""
     loss: Literal["ce", "bce"] = "ce"
     """With bce every class that an image holds a part of counts fully."""
     mutual_weight: float = Field(0.5, ge=0, lt=1)
-    """Of what cosub's two submodels teach each other."""
+    """Of what cosub's two submodels teach each other, or the whole network its submodel."""
     teacher: BackboneConfig | None = None
     """A trained model (with `weights`) that sees the same images and teaches its answers."""
     teacher_weight: float = Field(0.5, gt=0, le=1)
@@ -142,10 +143,11 @@ class SuperviseConfig(Config):
                 "objective.loss: bce counts every class with a part of the target as present, and "
                 f"mix.smoothing: {self.mix.smoothing:g} gives all of them one. Set it to 0"
             )
-        if self.objective.kind == "cosub" and self.backbone.drop_path == 0:
+        if self.objective.kind != "supervised" and self.backbone.drop_path == 0:
             raise ValueError(
-                "objective.kind: cosub trains two submodels that stochastic depth draws, and "
-                "backbone.drop_path is 0: they would be the same. Set it above 0, such as 0.3"
+                f"objective.kind: {self.objective.kind} trains submodels that stochastic depth "
+                "draws, and backbone.drop_path is 0: each would be the whole network. Set it above "
+                "0, such as 0.3"
             )
         if self.augment.kind == "three" and self.augment.erasing > 0:
             raise ValueError(
@@ -162,9 +164,10 @@ class SuperviseConfig(Config):
                 "it out, or set runtime.sharded to false"
             )
         soft = self.objective.teacher_temperature is not None
-        if self.objective.kind == "cosub" and self.objective.teacher is not None and soft:
+        kind, teacher = self.objective.kind, self.objective.teacher
+        if kind != "supervised" and teacher is not None and soft:
             raise ValueError(
-                "objective.teacher_temperature: cosub takes a teacher's class as a second label. "
+                f"objective.teacher_temperature: {kind} takes a teacher's class as a second label. "
                 "Leave it out"
             )
         part = self.training.part or self.training.batch

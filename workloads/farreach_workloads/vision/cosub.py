@@ -70,11 +70,45 @@ def mutual_loss(first: Tensor, second: Tensor, target: Tensor, weight: float, ki
     """
     total = first.new_zeros(())
     for own, other in ((first, second), (second, first)):
-        taught = other.detach().float()
-        taught = taught.sigmoid() if kind == "bce" else taught.softmax(dim=1)
-        mixed = (1.0 - weight) * target + weight * taught
+        mixed = (1.0 - weight) * target + weight * answers(other, kind)
         total = total + 0.5 * classification_loss(own.float(), mixed, kind)
     return total
+
+
+def answers(logits: Tensor, kind: Kind) -> Tensor:
+    """What a submodel teaches, without a gradient: sigmoid (bce) or softmax, (b, k) float32."""
+    taught = logits.detach().float()
+    return taught.sigmoid() if kind == "bce" else taught.softmax(dim=1)
+
+
+def self_distillation_loss(
+    model: nn.Module,
+    depth: StochasticDepth,
+    images: Tensor,
+    target: Tensor,
+    weight: float = 0.5,
+    kind: Kind = "bce",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One submodel learns from the label and from the whole network: what cosub is compared with.
+
+    Args:
+        model: with stochastic depth installed.
+        depth: that stochastic depth; the pass that teaches keeps every branch.
+        images: (b, 3, height, width), mixed already.
+        target: (b, k).
+        weight: λ, of what the whole network teaches.
+        kind: of loss.
+
+    Returns:
+        The loss (), and `learner/disagreement`: how often they name different classes, ().
+    """
+    with torch.no_grad(), depth.whole():
+        taught = model(images)
+    own = model(images)
+    mixed = (1.0 - weight) * target + weight * answers(taught, kind)
+    disagreement = (own.argmax(1) != taught.argmax(1)).float().mean()
+    loss = classification_loss(own.float(), mixed, kind)
+    return loss, {"learner/disagreement": disagreement.detach()}
 
 
 def cosub_loss(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -156,6 +157,7 @@ class StochasticDepth:
     ) -> None:
         """See `install`."""
         self.mode, self.halves = mode, 1
+        self._is_whole = False
         self.plan: Plan | None = None
         self._seed = seed
         # How many rows: the same on all ranks, which would wait for one another. Which: their own.
@@ -181,8 +183,19 @@ class StochasticDepth:
         self._hook = model.register_forward_pre_hook(self._before)
 
     def _before(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if model.training:
+        if self._is_whole:
+            self.plan = None
+        elif model.training:
             self.draw(len(inputs[0]), inputs[0].device)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Forward passes in here keep every branch."""
+        self._is_whole = True
+        try:
+            yield
+        finally:
+            self._is_whole = False
 
     def draw(self, batch: int, device: torch.device | str = "cpu") -> Plan:
         """A new plan for a batch; every forward pass in training makes one by itself."""

@@ -33,7 +33,12 @@ from farreach_workloads.vision.augment import (
 )
 from farreach_workloads.vision.backbones.resmlp import Resmlp
 from farreach_workloads.vision.config import SHIPPED_SET, SuperviseConfig
-from farreach_workloads.vision.cosub import classification_loss, cosub_loss, soft_distillation
+from farreach_workloads.vision.cosub import (
+    classification_loss,
+    cosub_loss,
+    self_distillation_loss,
+    soft_distillation,
+)
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.mixing import Mixing
 from farreach_workloads.vision.models import make_model
@@ -130,11 +135,12 @@ class SuperviseTask:
         if self._teacher is not None:
             with torch.no_grad():
                 taught = self._teacher(images).float()
-        if config.kind == "cosub":
+        if config.kind != "supervised":
             assert self._depth is not None
             if taught is not None:
                 target = (1.0 - weight) * target + weight * _named(taught)
-            return cosub_loss(model, self._depth, images, target, config.mutual_weight, config.loss)
+            loss_of = cosub_loss if config.kind == "cosub" else self_distillation_loss
+            return loss_of(model, self._depth, images, target, config.mutual_weight, config.loss)
         logits = model(images).float()
         loss = classification_loss(logits, target, config.loss)
         if taught is None:
