@@ -414,3 +414,22 @@ def test_activations_that_are_computed_again_give_the_same_gradients(name):
 def test_a_backbone_can_be_named_by_a_word():
     config = config_of("backbone=resmlp_s12")
     assert config.backbone == BackboneConfig(name="resmlp_s12")
+
+
+def test_weights_of_another_image_size_are_fitted(tmp_path):
+    small = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    trained_at = timm.create_model("vit_tiny_patch16_224", num_classes=22, **small)
+    with torch.no_grad():  # positions that say where they are, in a line along each axis
+        rows = torch.arange(6.0).repeat_interleave(6)
+        trained_at.pos_embed[0, 1:, 0] = rows
+    save_file(trained_at.state_dict(), tmp_path / "small.safetensors")
+    options = small | {"img_size": 96}
+    backbone = BackboneConfig(
+        name="vit_tiny_patch16_224", options=options, weights=str(tmp_path / "small.safetensors")
+    )
+    model = make_model(backbone, 96, 22)
+    found = model.pos_embed[0, 1:, 0].reshape(12, 12)
+    # Twice as many patches a side: positions rise by half a step, with the same middle.
+    torch.testing.assert_close(found[4:8].diff(dim=0).mean(), torch.tensor(0.5), atol=0.03, rtol=0)
+    torch.testing.assert_close(found.mean(), torch.tensor(2.5), atol=0.01, rtol=0)
+    assert torch.equal(model.blocks[0].mlp.fc1.weight, trained_at.blocks[0].mlp.fc1.weight)
