@@ -375,6 +375,14 @@ _COMMANDS: tuple[_Command, ...] = (
         cli_data.import_arguments,
     ),
     (
+        "data images",
+        cli_data.images,
+        "write a Ray Dataset of labelled images where trainings find it",
+        "  farreach data images my_module:my_dataset data/mine\n"
+        "  farreach train vision/classify_clipart data.path=data/mine",
+        cli_data.images_arguments,
+    ),
+    (
         "data check",
         cli_data.check,
         "look at every recorded episode and name what is wrong",

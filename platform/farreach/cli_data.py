@@ -44,6 +44,23 @@ def import_(options: argparse.Namespace) -> None:
     _say_facts(options.out)
 
 
+def images_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `data images`."""
+    parser.add_argument("function", metavar="MODULE:FUNCTION", help="makes the Ray Dataset")
+    parser.add_argument("out", type=Path, metavar="DIR", help="folder to make")
+
+
+def images(options: argparse.Namespace) -> None:
+    """Write a Ray Dataset of labelled images where trainings find it."""
+    from farreach.data.images import open_images
+    from farreach.data.ray_images import write_images
+
+    train, held_out = open_images(write_images(options.function, options.out))
+    count = f"{len(train):,} images to train on, {len(held_out):,} held out"
+    say(f"{options.out}: {count}, {len(train.classes)} classes")
+    say(f"train with data.path={options.out}")
+
+
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `data check`."""
     parser.add_argument("path", type=Path, metavar="PATH", help="file or folder, in any layout")

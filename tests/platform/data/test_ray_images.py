@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from farreach.data.images import open_images
+from farreach.data.ray_images import _as_bytes, write_images
+from farreach.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT / 'workloads'}",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+MODULE = """
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def encoded(value):
+    content = io.BytesIO()
+    Image.new("RGB", (5, 4), (value, 0, 0)).save(content, "PNG")
+    return content.getvalue()
+
+
+def both():
+    import ray
+
+    arrays = [np.full((4, 5, 3), i, np.uint8) for i in range(20)]
+    train = [{"image": a, "label": "ba"[i % 2], "more": i} for i, a in enumerate(arrays)]
+    return {
+        "train": ray.data.from_items(train),
+        "val": ray.data.from_items([{"image": encoded(77), "label": "a"}]),
+    }
+
+
+def numbers():
+    import ray
+
+    return ray.data.range(3)
+"""
+
+
+def command(folder, function, out):
+    words = [sys.executable, "-m", "farreach", "data", "images", f"mine:{function}", str(out)]
+    return subprocess.run(
+        words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_dataset_becomes_images_to_train_on(tmp_path):
+    (tmp_path / "mine.py").write_text(MODULE)
+    done = command(tmp_path, "both", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "20 images to train on, 1 held out, 2 classes" in done.stdout
+    train, held_out = open_images(tmp_path / "out")
+    assert train.classes == ["a", "b"]
+    values = [train.load(i).getpixel((0, 0))[0] for i in range(20)]
+    assert sorted(values) == list(range(20))
+    assert [int(label) for label in train.labels] == [1 - value % 2 for value in values]
+    assert held_out.load(0).getpixel((4, 3)) == (77, 0, 0)
+    wrong = command(tmp_path, "numbers", tmp_path / "other")
+    assert wrong.returncode == 1
+    assert "mine:numbers: has no column 'image'; it has id" in wrong.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+        *(["__pycache__"] if (tmp_path / "__pycache__").exists() else []),
+        "out",
+    ]
+
+
+def test_what_cannot_be_read_is_refused_before_ray_starts(tmp_path):
+    with pytest.raises(ConfigError, match=r"should name a function, as package\.module:function"):
+        write_images("mine", tmp_path / "out")
+    with pytest.raises(ConfigError, match="no_such_module:f: cannot be imported"):
+        write_images("no_such_module:f", tmp_path / "out")
+    with pytest.raises(ConfigError, match="is there already"):
+        write_images("json:loads", tmp_path)
+    with pytest.raises(DataError, match="an image is float32; uint8 is expected"):
+        _as_bytes(np.zeros((2, 2, 3), np.float32))
