@@ -88,7 +88,7 @@ def test_version_is_the_packages(capsys):
         (["evaluate", "latest", "--episodes", "0"], "should be a whole number above 0 (got '0')"),
         (["train"], "required: CONFIG"),
         (["export", "latest", "--out", "x"], "required: --format"),
-        (["export", "latest", "--out", "x", "--format", "onnx"], "invalid choice: 'onnx'"),
+        (["export", "latest", "--out", "x", "--format", "pickle"], "invalid choice: 'pickle'"),
         (["train", "none.yaml"], "none.yaml"),
     ],
 )
