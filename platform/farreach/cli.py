@@ -172,6 +172,15 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _plot_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("figure", nargs="?", metavar="FIGURE", help="this one alone")
+    parser.add_argument(
+        "--images", type=Path, metavar="PATH", help="an image or a folder of them to look at"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is seen in them")
+
+
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
@@ -247,7 +256,13 @@ def _check(options: argparse.Namespace) -> None:
 def _plot(options: argparse.Namespace) -> None:
     from farreach import launch
 
-    for path in launch.plot(options.run):
+    if (options.images is None) != (options.out is None):
+        raise UsageError("--images and --out belong together.")
+    if options.images is not None:
+        files = launch.plot_images(options.run, options.images, options.out)
+    else:
+        files = launch.plot(options.run, options.figure)
+    for path in files:
         say(str(path))
 
 
@@ -329,8 +344,10 @@ _COMMANDS: tuple[_Command, ...] = (
         "plot",
         _plot,
         "draw the figures of a run",
-        "  farreach plot latest",
-        _add_run,
+        "  farreach plot latest\n"
+        "  farreach plot latest attention\n"
+        "  farreach plot latest --images my_photos --out looked_at",
+        _plot_arguments,
     ),
     (
         "curves",

@@ -26,6 +26,7 @@ from farreach.config import Config
 from farreach.console import say, warn
 from farreach.errors import CheckpointError, ConfigError, FarreachError, RunDirectoryError
 from farreach.provenance import installed_versions
+from farreach.registry import near_match
 from farreach.rundir import RunDirectory, flat_result
 
 Which = Literal["best", "newest"]
@@ -43,7 +44,8 @@ class Workload(Protocol):
     A workload whose models other software can use also has `export(config, run, checkpoint, out,
     fmt)`: it makes the folder `out`, whole or not at all, and returns its path. One whose runs can
     begin with what others have left also has `check_start(config)`: it raises as `check` does, but
-    is not asked when a run that has begun is resumed.
+    is not asked when a run that has begun is resumed. One whose models look at images also has
+    `plot_images(config, run, checkpoint, images, out)`: pictures of the user's own, in a folder.
     """
 
     Config: type[Config]
@@ -250,17 +252,54 @@ def _checked(workload: Workload, config: Any) -> list[str]:
     return notes
 
 
-def plot(path: Path | str) -> list[Path]:
+def plot(path: Path | str, figure: str | None = None) -> list[Path]:
     """Draw the figures of a run from its best checkpoint (the newest if none has a score).
 
+    Args:
+        path: the run directory, or `latest`.
+        figure: name of the one that is wanted, such as `attention`; None: all.
+
     Raises:
+        ConfigError: the run has no such figure.
         FarreachError: no such run or checkpoint, or drawing failed.
     """
     run = RunDirectory.open(path)
     loaded = configs.load(run.config_path)
     checkpoint = _require_checkpoint(run, "best")
     with _failures_explained(run):
-        return _workload(loaded.workload).plot(loaded.config, run, checkpoint)
+        files = _workload(loaded.workload).plot(loaded.config, run, checkpoint)
+    if figure is None:
+        return files
+    if not any(file.stem == figure for file in files):
+        known = sorted({file.stem for file in files})
+        raise ConfigError(f"{run.path}: has no figure {figure!r}. {near_match(figure, known)}")
+    return [file for file in files if file.stem == figure]
+
+
+def plot_images(path: Path | str, images: Path, out: Path) -> list[Path]:
+    """Draw what the model of a run makes of the user's own images.
+
+    Args:
+        path: the run directory, or `latest`.
+        images: a file, or a folder of them.
+        out: folder for the pictures.
+
+    Raises:
+        ConfigError: the workload looks at no images, or there are none.
+        FarreachError: no such run or checkpoint, or drawing failed.
+    """
+    run = RunDirectory.open(path)
+    loaded = configs.load(run.config_path)
+    checkpoint = _require_checkpoint(run, "best")
+    drawer = getattr(_workload(loaded.workload), "plot_images", None)
+    if drawer is None:
+        raise ConfigError(f"{run.path}: its workload {loaded.workload} looks at no images.")
+    if not images.exists():
+        raise ConfigError(f"--images {images}: there is nothing.")
+    out.mkdir(parents=True, exist_ok=True)
+    with _failures_explained(run):
+        files: list[Path] = drawer(loaded.config, run, checkpoint, images, out)
+        return files
 
 
 def export(path: Path | str, out: Path, fmt: Format) -> Path:

@@ -11,7 +11,9 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from farreach import config as configs
 from farreach import launch
@@ -60,6 +62,21 @@ def test_a_network_learns_to_tell_the_clip_arts_apart(tmp_path):
     files = launch.plot(run.path)
     assert [file.name for file in files] == ["predictions.png", "attention.png"]
     assert all(file.stat().st_size > 10_000 for file in files)
+    assert launch.plot(run.path, "attention") == files[1:]
+    with pytest.raises(ConfigError, match=r"no figure 'atention'\. Did you mean 'attention'"):
+        launch.plot(run.path, "atention")
+    for number in range(2):
+        Image.new("RGBA", (50, 40), (200, 40 * number, 0, 128)).save(tmp_path / f"{number}.png")
+    seen = launch.plot_images(run.path, tmp_path, tmp_path / "seen" / "now")
+    names = {file.name for file in seen}
+    assert {"0000-0.png", "0001-1.png"} <= names
+    maps = np.load(tmp_path / "seen" / "now" / "0000-0-class_attention_0.npy")
+    assert maps.shape == (4, 4, 4)
+    assert maps.dtype == np.float32
+    with pytest.raises(ConfigError, match=r"nowhere: there is nothing"):
+        launch.plot_images(run.path, tmp_path / "nowhere", tmp_path / "seen")
+    shown = EventAccumulator(str(run.tensorboard), {"images": 0}).Reload().Images
+    assert len(shown("evaluation/predictions")) == 2
     names = {name for line in read_metrics(run.metrics_path) for name in line}
     assert {"learner/loss", "throughput/samples_per_s", "evaluation/top1"} <= names
 

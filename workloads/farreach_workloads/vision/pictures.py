@@ -72,13 +72,19 @@ def predictions(images: Tensor, logits: Tensor, labels: Tensor, classes: Sequenc
     return figure
 
 
-def attention(images: Tensor, maps: dict[str, Tensor], names: Sequence[Sequence[str]]) -> Figure:
+def attention(
+    images: Tensor,
+    maps: dict[str, Tensor],
+    names: Sequence[Sequence[str]],
+    titles: Sequence[str] = (),
+) -> Figure:
     """Each image beside its maps, laid over it.
 
     Args:
         images: (n, 3, height, width).
         maps: name → (n, maps, rows, columns); at most eight of each are shown.
         names: of the maps of each image; empty: they are numbered.
+        titles: of the images.
     """
     shown = pixels(images)
     panels = [(name, index) for name, m in maps.items() for index in range(min(8, m.shape[1]))]
@@ -86,6 +92,7 @@ def attention(images: Tensor, maps: dict[str, Tensor], names: Sequence[Sequence[
     grid = figure.subplots(len(shown), 1 + len(panels), squeeze=False)
     for row, (image, line) in enumerate(zip(shown, grid, strict=True)):
         line[0].imshow(image)
+        line[0].set_title(titles[row].replace(", ", "\n") if titles else "", fontsize=6)
         for axes, (name, index) in zip(line[1:], panels, strict=True):
             raw = maps[name][row, index]
             heat = F.interpolate(raw[None, None], image.shape[:2], mode="bilinear")[0, 0]

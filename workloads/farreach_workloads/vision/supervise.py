@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.layers import DropPath
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
-from farreach.data.images import ImageSet, open_images
+from farreach.data.images import SUFFIXES, ImageSet, as_rgb, open_images
 from farreach.errors import ConfigError, DataError
 from farreach.launch import Format
 from farreach.learn.loop import as_tensors
@@ -24,14 +26,13 @@ from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
-from farreach.rundir import RunDirectory
-from farreach_workloads.vision import pictures
+from farreach.rundir import RunDirectory, atomic_write
+from farreach_workloads.vision import attention, pictures
 from farreach_workloads.vision.augment import (
     evaluation_transform,
     seed_globals,
     training_transform,
 )
-from farreach_workloads.vision.backbones.resmlp import Resmlp
 from farreach_workloads.vision.config import SHIPPED_SET, SuperviseConfig
 from farreach_workloads.vision.cosub import (
     classification_loss,
@@ -312,26 +313,56 @@ def evaluate(
 def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Predictions on held-out images, and what the network looks at if it can say so."""
     task = _restored(config, checkpoint)
-    (images, labels), classes = task.look_at(PICTURED), task.class_names
+    images, labels = task.look_at(PICTURED)
+    model = task.evaluated_model()
     with torch.no_grad():
-        logits = task.evaluated_model()(images)
-    figure = pictures.predictions(images, logits, labels, classes)
+        logits = model(images)
+    figure = pictures.predictions(images, logits, labels, task.class_names)
     files = [pictures.save(figure, run.figures / "predictions.png")]
-    maps_of = getattr(task.model, "attention_maps", None)
-    if maps_of is None:
-        return files
-    some, file = images[:ATTENDED], run.figures / "attention.png"
-    maps = maps_of(some)
-    if isinstance(task.model, Resmlp):
-        figure = pictures.patch_weights({name: m[0] for name, m in maps.items()})
-    elif maps.get("pool", some).shape[1] == len(classes):
-        best = logits[:ATTENDED].topk(min(3, len(classes))).indices
-        chosen = {"pool": torch.stack([m[b] for m, b in zip(maps["pool"], best, strict=True)])}
-        names = [[classes[int(index)] for index in row] for row in best]
-        figure = pictures.attention(some, chosen, names)
-    else:
-        figure = pictures.attention(some, maps, [])
-    return [*files, pictures.save(figure, file)]
+    looked = attention.draw(model, images[:ATTENDED], logits[:ATTENDED], task.class_names)
+    if looked is not None:
+        files.append(pictures.save(looked, run.figures / "attention.png"))
+    return files
+
+
+def plot_images(
+    config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, images: Path, out: Path
+) -> list[Path]:
+    """What the network takes the user's own images for, and looks at in them.
+
+    Each gets a picture, and its maps as `.npy`: (maps, rows, columns) float32.
+    """
+    files = [images] if images.is_file() else sorted(images.rglob("*"))
+    files = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not files:
+        raise DataError(f"--images {images}: holds no images ({', '.join(SUFFIXES)}).")
+    task = _restored(config, checkpoint)
+    model = task.evaluated_model()
+    transform = evaluation_transform(config.data.size, config.data.crop_ratio)
+    written = []
+    for number, file in enumerate(files):
+        try:
+            image = transform(as_rgb(Image.open(file)))[None]
+        except OSError as error:
+            raise DataError(f"{file}: is no image that can be read: {error}.") from error
+        with torch.no_grad():
+            logits = model(image)
+        maps, names = attention.by_class(attention.maps_of(model, image), logits, task.class_names)
+        stem = f"{number:04}-{file.stem}"
+        best = [f"{name} {share:.2f}" for share, name in _best(logits, task.class_names)]
+        figure = pictures.attention(image, maps, names, [", ".join(best)])
+        written.append(pictures.save(figure, out / f"{stem}.png"))
+        for name, m in maps.items():
+            content = io.BytesIO()
+            np.save(content, m[0].numpy().astype(np.float32))
+            atomic_write(out / f"{stem}-{name}.npy", content.getvalue())
+            written.append(out / f"{stem}-{name}.npy")
+    return written
+
+
+def _best(logits: Tensor, classes: list[str]) -> list[tuple[float, str]]:
+    shares, rows = logits[0].softmax(0).topk(min(3, len(classes)))
+    return [(float(s), classes[int(r)]) for s, r in zip(shares, rows, strict=True)]
 
 
 def export(
