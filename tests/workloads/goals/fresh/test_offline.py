@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from farreach import config as configs
 from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.cli import main
@@ -201,6 +202,7 @@ STAGES = ["fit_network", "build_memory", "nearest_of_all", "build_graph"]
 KILLED_IN_A_STAGE = """
 import os, signal, sys
 from pathlib import Path
+from farreach import config as configs
 from farreach import launch
 from farreach_workloads.goals.fresh import pipeline
 
@@ -361,3 +363,11 @@ def test_the_result_is_json_with_seed_and_versions(train):
     content = json.loads(run.result_path.read_text())
     assert content["seed"] == 0
     assert "farreach" in content["versions"]
+
+
+def test_paths_are_those_of_the_directory_that_the_run_was_started_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["data.path=here/maze", "data.cache=there"]
+    config = configs.load(configs.find("goals/fresh_maze_debug"), settings).config
+    assert config.data.path == str(tmp_path / "here" / "maze")
+    assert config.data.cache == str(tmp_path / "there")

@@ -6,9 +6,10 @@ arXiv:2301.02099 and its released code wherever a config says nothing.
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from farreach.config import Config
 from farreach_workloads.goals.agents.build import OfflineAgent, agent_kind
@@ -66,6 +67,12 @@ class DataConfig(Config):
     """The configuration that it is recorded from if the folder holds none."""
     cache: str = "runs/cache"
     """Where the results of stages are kept, for all runs."""
+
+    @field_validator("path", "cache")
+    @classmethod
+    def _from_anywhere(cls, path: str) -> str:
+        """Parts of a run, and later commands, may have another working directory."""
+        return os.path.abspath(path)
 
 
 class OfflineFeaturesConfig(FeaturesConfig):
