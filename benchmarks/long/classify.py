@@ -41,7 +41,8 @@ from torch import nn
 from farreach import config as configs
 from farreach.data.images import ImageSet, open_images
 from farreach_workloads.vision.augment import MEAN, STD
-from farreach_workloads.vision.supervise import SHIPPED_FILE, SuperviseTask
+from farreach_workloads.vision.image_sets import SHIPPED_FILE
+from farreach_workloads.vision.supervise import SuperviseTask
 
 FASHION = "/usr/share/datasets/fashion-mnist"
 LEAST_OF_A_CLASS = 20

@@ -181,7 +181,8 @@ class Loop:
                 f"set training.max_grad_norm, or look at the data; the batch: {where}."
             )
         if self._config.max_grad_norm is not None:
-            parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            groups = [g for g in self._optimizer.param_groups if g.get("clipped", True)]
+            parameters = [p for group in groups for p in group["params"]]
             norm: Any = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
             whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             result["learner/grad_norm"] = float(whole)
@@ -209,8 +210,9 @@ class Loop:
 
     def lr(self) -> float:
         """Learning rate of the next update."""
-        config, done = self._config, self._done()
-        rise = min(0.99, config.warmup_epochs / config.epochs)
+        config = self._config
+        done = min(1.0, self._done() + config.ahead / self.total) / config.stretch
+        rise = min(0.99, config.warmup_epochs / (config.epochs * config.stretch))
         floor = min(config.min_lr, config.lr)
         if config.schedule == "cosine":
             return warmup_cosine(done, rise, config.lr, config.warmup_lr, floor)

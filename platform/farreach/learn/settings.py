@@ -28,6 +28,10 @@ class LoopConfig(Config):
     schedule: Literal["cosine", "linear", "steps"] = "cosine"
     """How the rate falls after the warm-up: along half a cosine to `min_lr`, in a line there, or
     to a tenth at each of `drops`."""
+    stretch: float = Field(1.0, ge=1)
+    """The rate falls as in a run so many times as long, which is cut off."""
+    ahead: int = Field(0, ge=0, le=1)
+    """Updates by which the rate is ahead; with 1 the first update has what it ends with."""
     drops: tuple[float, ...] = ()
     """Epochs after which the rate of schedule `steps` falls."""
     min_lr: float = Field(1e-5, ge=0)

@@ -23,6 +23,7 @@ from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import export, supervise
 from farreach_workloads.vision.config import BackboneConfig, SuperviseConfig
+from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.supervise import SuperviseTask
 
@@ -52,7 +53,7 @@ def test_a_network_learns_to_tell_the_clip_arts_apart(tmp_path):
     settings = ["training.epochs=2", "training.evaluate_every_epochs=1", "augment.kind=three"]
     run = train(tmp_path / "run", *settings)
     found = result(run)
-    counts = torch.bincount(torch.from_numpy(supervise.images_of(config_of())[1].labels))
+    counts = torch.bincount(torch.from_numpy(images_of(config_of().data)[1].labels))
     most_frequent = float(counts.max() / counts.sum())
     assert found["evaluation/top1"] > most_frequent + 0.05
     assert found["evaluation/top5"] > found["evaluation/top1"]

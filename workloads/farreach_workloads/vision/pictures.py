@@ -198,6 +198,25 @@ def detections(
     return figure
 
 
+def neighbours(lines: Sequence[Sequence[Picture]], names: Sequence[Sequence[str]]) -> Figure:
+    """In each row an image and, after it, those that are nearest to it.
+
+    Args:
+        lines: images, the asked one first.
+        names: classes of the same; a neighbour's is green where it is that of the first.
+    """
+    columns = len(lines[0])
+    figure = Figure(figsize=(1.2 * columns, 1.45 * len(lines)), layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False)
+    for axes_row, images, classes in zip(grid, lines, names, strict=True):
+        for number, (axes, image, name) in enumerate(zip(axes_row, images, classes, strict=True)):
+            axes.imshow(image)
+            axes.set_axis_off()
+            color = "darkgreen" if name == classes[0] else "firebrick"
+            axes.set_title(name, fontsize=6, color=color if number else "black")
+    return figure
+
+
 def class_colors(count: int) -> NDArray[np.uint8]:
     """A colour for each class and grey for what has none, (count + 1, 3) uint8."""
     hues = np.arange(count) * 0.618034 % 1.0  # neighbours far apart

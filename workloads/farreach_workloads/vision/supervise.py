@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
-from farreach.data.images import SUFFIXES, ImageSet, as_rgb, open_images
+from farreach.data.images import SUFFIXES, ImageSet, as_rgb
 from farreach.errors import ConfigError, DataError
 from farreach.launch import Format
 from farreach.learn.loop import as_tensors
@@ -33,7 +32,7 @@ from farreach_workloads.vision.augment import (
     seed_globals,
     training_transform,
 )
-from farreach_workloads.vision.config import SHIPPED_SET, SuperviseConfig
+from farreach_workloads.vision.config import SuperviseConfig
 from farreach_workloads.vision.cosub import (
     classification_loss,
     cosub_loss,
@@ -41,13 +40,13 @@ from farreach_workloads.vision.cosub import (
     soft_distillation,
 )
 from farreach_workloads.vision.export import write
+from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.mixing import Mixing
 from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.stochastic_depth import install
 
 Config = SuperviseConfig
 
-SHIPPED_FILE = Path(__file__).parent / "assets" / "openclipart_64.parquet"
 EVALUATED_TOGETHER = 128
 # Images of the pictures: with their predictions, and with what is looked at.
 PICTURED, ATTENDED = 32, 6
@@ -87,7 +86,7 @@ class SuperviseTask:
             DataError: the images cannot be read.
         """
         self._config = config
-        train, self._held_out = images_of(config)
+        train, self._held_out = images_of(config.data)
         self.class_names, self.classes = train.classes, len(train.classes)
         self.data = AugmentedImages(train, config)
         self.model = make_model(config.backbone, config.data.size, self.classes)
@@ -229,17 +228,6 @@ class SuperviseTask:
             self._average.module.load_state_dict(as_tensors(state["average"]))
 
 
-def images_of(config: SuperviseConfig) -> tuple[ImageSet, ImageSet]:
-    """Training and held-out images."""
-    path = config.data.path
-    return _opened(str(SHIPPED_FILE) if path == SHIPPED_SET else path)
-
-
-@lru_cache(maxsize=2)
-def _opened(path: str) -> tuple[ImageSet, ImageSet]:
-    return open_images(Path(path))
-
-
 def make_teacher(config: SuperviseConfig, classes: int) -> nn.Module:
     """The model that teaches; raises ConfigError as `make_model` does, or if it has not learned."""
     teacher = config.objective.teacher
@@ -262,7 +250,7 @@ def _named(logits: Tensor) -> Tensor:
 
 def check(config: SuperviseConfig) -> list[str]:
     """Open the images and make the model once; what the user should know."""
-    train, held_out = images_of(config)
+    train, held_out = images_of(config.data)
     if len(train) < config.training.batch:
         raise DataError(
             f"training.batch: {config.training.batch} images at a time, of {len(train)} in all. "

@@ -1,0 +1,42 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from farreach_workloads.vision.selfsup.neighbours import effective_rank, knn_labels
+
+
+def test_near_neighbours_count_more_than_far_ones():
+    """One reference at 0 degrees of class 1; two at 60 of class 0, whose cosine is a half."""
+    references = torch.tensor([[3.0, 0.0], [0.5, math.sqrt(0.75)], [1.0, math.sqrt(3)]])
+    labels = torch.tensor([1, 0, 0])
+    query = torch.tensor([[2.0, 0.0]])
+    # exp(1 / T) against 2 exp(1 / 2 T): equal at T = 1 / (2 ln 2).
+    turn = 1 / (2 * math.log(2))
+    assert knn_labels(references, labels, query, 2, 3, turn * 0.99).tolist() == [1]
+    assert knn_labels(references, labels, query, 2, 3, turn * 1.01).tolist() == [0]
+    assert knn_labels(references, labels, query, 2, 1, 100.0).tolist() == [1]
+    assert knn_labels(references, labels, query, 2, 99, 100.0).tolist() == [0]
+
+
+def test_many_queries_are_as_one_by_one():
+    rng = np.random.default_rng(0)
+    references, queries = (torch.from_numpy(rng.normal(size=(n, 5))) for n in (40, 2500))
+    labels = torch.from_numpy(rng.integers(0, 4, 40))
+    found = knn_labels(references, labels, queries, 4, 7, 0.07)
+    for row in (0, 1023, 1024, 2499):
+        own = references.numpy() / np.linalg.norm(references, axis=1, keepdims=True)
+        q = queries[row].numpy() / np.linalg.norm(queries[row])
+        order = np.argsort(-(own @ q))[:7]
+        votes = np.bincount(labels[order], weights=np.exp(own[order] @ q / 0.07), minlength=4)
+        assert int(found[row]) == votes.argmax()
+
+
+def test_the_effective_rank_counts_directions():
+    assert effective_rank(torch.eye(6)) == pytest.approx(6, rel=1e-3)
+    assert effective_rank(torch.ones(50, 1) @ torch.randn(1, 8)) == pytest.approx(1, rel=1e-3)
+    # Two directions with shares of 3/4 and 1/4.
+    lopsided = torch.diag(torch.tensor([3.0, 1.0, 0.0]))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(lopsided) == pytest.approx(math.exp(entropy), rel=1e-3)

@@ -1,0 +1,21 @@
+"""The images that a configuration names."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from farreach.data.images import ImageSet, open_images
+from farreach_workloads.vision.config import SHIPPED_SET, ImagesConfig
+
+SHIPPED_FILE = Path(__file__).parent / "assets" / "openclipart_64.parquet"
+
+
+def images_of(config: ImagesConfig) -> tuple[ImageSet, ImageSet]:
+    """Training and held-out images."""
+    return _opened(str(SHIPPED_FILE) if config.path == SHIPPED_SET else config.path)
+
+
+@lru_cache(maxsize=2)
+def _opened(path: str) -> tuple[ImageSet, ImageSet]:
+    return open_images(Path(path))

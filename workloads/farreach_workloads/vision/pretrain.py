@@ -1,0 +1,93 @@
+"""Self-supervised pretraining of image encoders: MSN and PMSN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from farreach.checkpoint import Checkpoint
+from farreach.errors import DataError
+from farreach.launch import Format
+from farreach.learn.loop import as_tensors
+from farreach.learn.place import Place
+from farreach.learn.trainer import fit
+from farreach.rundir import RunDirectory
+from farreach_workloads.vision.export import write
+from farreach_workloads.vision.image_sets import images_of
+from farreach_workloads.vision.selfsup.assignments import constant_output_loss, power_law
+from farreach_workloads.vision.selfsup.config import PretrainConfig
+from farreach_workloads.vision.selfsup.msn import MsnTask, Student
+
+Config = PretrainConfig
+
+
+def check(config: PretrainConfig) -> list[str]:
+    """Open the images and make the networks once; what the user should know."""
+    train, held_out = images_of(config.data)
+    if len(train) < config.training.batch:
+        raise DataError(
+            f"training.batch: {config.training.batch} images at a time, of {len(train)} in all. "
+            "Lower it."
+        )
+    model = Student(config)
+    count = sum(p.numel() for p in model.branch.encoder.parameters()) / 1e6
+    msn = config.msn
+    notes = [
+        f"{len(train):,} images to train on, {len(held_out):,} held out; an encoder of "
+        f"{count:.1f}M parameters"
+    ]
+    if msn.prior.kind == "power":
+        sharpening = msn.target_temperature / msn.temperature
+        prior = power_law(msn.prototypes, msn.prior.exponent)
+        collapsed = constant_output_loss(prior, sharpening)
+        notes.append(
+            f"a network that always answers with the prior has a cross-entropy of {collapsed:.2f}: "
+            "near it, with few prototypes in use, training has collapsed"
+        )
+    return notes
+
+
+def make_task(config: PretrainConfig) -> MsnTask:
+    """What a worker trains."""
+    return MsnTask(config)
+
+
+def run(
+    config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint | None
+) -> dict[str, float]:
+    """Train to the end; see `farreach.launch`."""
+    return fit(config, run, checkpoint, make_task)
+
+
+def evaluate(
+    config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
+) -> dict[str, float]:
+    """Nearest neighbours of the held-out images; `episodes`: of so many of them alone."""
+    task = _restored(config, checkpoint)
+    if episodes is not None:
+        task.only(episodes)
+    with torch.no_grad():
+        return task.evaluate(Place())
+
+
+def plot(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
+    """Held-out images with their nearest neighbours, and what the encoder looks at."""
+    return _restored(config, checkpoint).draw(run.figures)
+
+
+def export(
+    config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
+) -> Path:
+    """Write the target's encoder as timm or onnx; see `farreach_workloads.vision.export`."""
+    task, data = _restored(config, checkpoint), config.data
+    return write(task.target.encoder.vit, [], data.size, data.crop_ratio, out, fmt)
+
+
+def _restored(config: PretrainConfig, checkpoint: Checkpoint) -> MsnTask:
+    task = MsnTask(config)
+    state = checkpoint.part("learner")
+    task.model.load_state_dict(as_tensors(state["model"]))
+    task.restore(state["task"])
+    task.target.eval()
+    return task

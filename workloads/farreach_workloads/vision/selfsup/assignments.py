@@ -1,0 +1,96 @@
+"""Soft assignments of embeddings to prototypes, and the losses on them.
+
+Sources: MSN, arXiv:2204.07141 (equations 1 and 2, and its code for the constant and Sinkhorn);
+PMSN, arXiv:2210.07277.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from farreach.learn.collectives import summed, total, workers
+
+
+def cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """⟨z / ‖z‖, q / ‖q‖⟩: (n, d) and (k, d) → (n, k) float32."""
+    return F.normalize(embeddings.float(), dim=1) @ F.normalize(prototypes.float(), dim=1).t()
+
+
+@torch.no_grad()
+def targets(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(s / τ⁺): (n, k) → (n, k).
+
+    Sharpening p ∝ exp(s / τ) to p^(1/T) is the softmax at τ T: one step, without underflow.
+    """
+    return (logits / temperature).softmax(dim=1)
+
+
+@torch.no_grad()
+def balanced(rows: Tensor, prior: Tensor, iterations: int = 3) -> Tensor:
+    """Sinkhorn: assignments whose mean over all workers' rows comes near a prior.
+
+    Args:
+        rows: distributions over prototypes, (n, k).
+        prior: (k,), sums to 1.
+        iterations: each brings the mean to the prior, and then the rows to sums of 1.
+
+    Returns:
+        (n, k), rows sum to 1.
+    """
+    q = rows.float()
+    q = q / total(q.sum())
+    everyone = float(total(torch.tensor(float(len(q)), device=q.device)))
+    for _ in range(iterations):
+        q = q * (prior / total(q.sum(0)).clamp(min=1e-30))
+        q = q / q.sum(1, keepdim=True) / everyone
+    return q * everyone
+
+
+def cross_entropy(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """Mean over anchors of -Σ t log softmax(s / τ).
+
+    Args:
+        target: (b, k), of the images.
+        logits: s, (views × b, k): all images of the first view, then of the second, …
+        temperature: τ.
+
+    Returns:
+        ().
+    """
+    log_p = (logits / temperature).log_softmax(dim=1).unflatten(0, (-1, len(target)))
+    return -(target * log_p).sum(2).mean()
+
+
+def divergence(logits: Tensor, temperature: float, prior: Tensor) -> Tensor:
+    """KL(p̄ ‖ π) of the mean assignment of all workers' anchors; with π uniform log K - H(p̄).
+
+    Args:
+        logits: s, (n, k), as many rows on every worker.
+        temperature: τ.
+        prior: π, (k,).
+
+    Returns:
+        (), the same on all workers, with the gradient of the mean over all rows.
+    """
+    mean = summed((logits / temperature).softmax(dim=1).mean(0)) / workers()
+    return (torch.xlogy(mean, mean) - mean * prior.log()).sum()
+
+
+def power_law(count: int, exponent: float) -> Tensor:
+    """π_k ∝ k^(-α): (k,) float32, the first the largest; uniform with α 0."""
+    ranks = torch.arange(1, count + 1, dtype=torch.float64)
+    weights = ranks**-exponent
+    return (weights / weights.sum()).float()
+
+
+def constant_output_loss(prior: Tensor, sharpening: float) -> float:
+    """The cross-entropy of a network whose every output is the prior: where training may collapse.
+
+    Args:
+        prior: π, (k,).
+        sharpening: T = τ⁺ / τ; the target is then ∝ π^(1 / T).
+    """
+    target = (prior.double().log() / sharpening).softmax(0)
+    return float(-(target * prior.double().log()).sum())

@@ -1,0 +1,50 @@
+"""What features are worth: labels of the nearest neighbours, and the directions that are used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Queries whose cosines with all references are held at once.
+TOGETHER = 1024
+
+
+def knn_labels(
+    references: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    classes: int,
+    neighbours: int,
+    temperature: float,
+) -> Tensor:
+    """The class with most weight among the nearest references, each exp(cosine / temperature).
+
+    Args:
+        references: features, (n, d).
+        labels: of the references, (n,) int64.
+        queries: features, (m, d).
+        classes: how many there are.
+        neighbours: k; at most n count.
+        temperature: of the weights.
+
+    Returns:
+        (m,) int64.
+    """
+    own = F.normalize(references.float(), dim=1)
+    k = min(neighbours, len(own))
+    found = []
+    for begin in range(0, len(queries), TOGETHER):
+        part = F.normalize(queries[begin : begin + TOGETHER].float(), dim=1)
+        cosines, rows = (part @ own.t()).topk(k, dim=1)
+        votes = torch.zeros(len(part), classes)
+        votes.scatter_add_(1, labels[rows], (cosines / temperature).exp())
+        found.append(votes.argmax(1))
+    return torch.cat(found)
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exp of the entropy of the singular values' shares: RankMe, arXiv:2210.02885, section 2."""
+    values = torch.linalg.svdvals(features.float())
+    shares = values / values.sum() + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))
