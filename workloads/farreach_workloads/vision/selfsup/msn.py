@@ -107,7 +107,7 @@ class MsnTask:
         per_epoch = len(train) / config.training.batch
         self._length = total_length(config.training, per_epoch)
         self._patches = self.model.branch.encoder.patches(config.views.size)
-        self._groups: list[dict[str, Any]] = []
+        self._optimizer: torch.optim.Optimizer | None = None
         # References of the last evaluation, their features, and those of the held-out images.
         self._seen: tuple[ImageSet, Tensor, Tensor] | None = None
 
@@ -120,21 +120,21 @@ class MsnTask:
         plain: list[Tensor] = []
         for parameter in self.model.branch.parameters():
             (plain if parameter.ndim == 1 else decayed).append(parameter)
-        self._groups = [
+        groups: list[dict[str, Any]] = [
             {"params": decayed, "weight_decay": self._config.optimizer.weight_decay},
             {"params": plain, "weight_decay": 0.0},
             {"params": [self.model.prototypes], "weight_decay": 0.0, "clipped": False},
         ]
-        optimizer = torch.optim.AdamW(self._groups, lr=1.0)
-        self._groups = optimizer.param_groups
-        return optimizer
+        self._optimizer = torch.optim.AdamW(groups, lr=1.0)
+        return self._optimizer
 
     def loss(
         self, model: nn.Module, batch: Batch, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the assignments, and the distance of their mean from the prior."""
         msn = self._config.msn
-        self._groups[0]["weight_decay"] = self.weight_decay(step)
+        assert self._optimizer is not None
+        self._optimizer.param_groups[0]["weight_decay"] = self.weight_decay(step)
         # The same patches on every worker.
         generator = torch.Generator().manual_seed(
             seeding.child_seed(self._config.seed, "mask", step)

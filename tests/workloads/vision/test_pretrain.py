@@ -1,0 +1,85 @@
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from farreach import config as configs
+from farreach import launch
+from farreach.errors import DataError
+from farreach.learn.trainer import Report
+from farreach.metrics import read_metrics
+from farreach.rundir import RunDirectory
+from farreach_workloads.vision import pretrain
+
+DEBUG = "vision/msn_clipart_debug"
+
+
+def train(path, *words):
+    return launch.train(DEBUG, list(words), run_dir=path)
+
+
+def result(run):
+    return json.loads(run.result_path.read_text())
+
+
+@pytest.mark.slow
+def test_features_become_worth_more_than_those_of_the_start(tmp_path):
+    words = ["training.epochs=4", "training.evaluate_every_epochs=4", "probe.references=4000"]
+    start = result(train(tmp_path / "start", *words, "training.epochs=0.01"))
+    run = train(tmp_path / "run", *words)
+    found = result(run)
+    assert found["evaluation/knn_top1"] > start["evaluation/knn_top1"] + 0.02
+    lines = read_metrics(run.metrics_path)
+    losses = [line["learner/cross_entropy"] for line in lines if "learner/cross_entropy" in line]
+    assert losses[-1] < 0.9 * math.log(32)
+    again = launch.evaluate(run.path)
+    assert again["evaluation/knn_top1"] == pytest.approx(found["evaluation/knn_top1"])
+    files = launch.plot(run.path)
+    assert [file.name for file in files] == ["neighbours.png", "attention.png"]
+
+    out = launch.export(run.path, tmp_path / "encoder", "timm")
+    task = pretrain._restored(
+        configs.load(run.config_path).config, launch.find_checkpoint(run, "best")
+    )
+    x = torch.randn(2, 3, 32, 32)
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    torch.testing.assert_close(model(x), task.target.encoder(x))
+
+
+@pytest.mark.slow
+def test_a_run_in_two_parts_is_the_run_in_one(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole")
+
+    def stops_at_the_sixth(report):
+        report.asked = getattr(report, "asked", 0) + 1
+        if report.asked >= 6:
+            report._stop.signum = signal.SIGTERM
+        return report.asked >= 6
+
+    monkeypatch.setattr(Report, "stop_asked", stops_at_the_sixth)
+    with pytest.raises(launch.Stopped):
+        train(tmp_path / "part")
+    monkeypatch.undo()
+    part = RunDirectory.open(tmp_path / "part")
+    assert launch.find_checkpoint(part, "newest").step == 5
+    launch.resume(part.path)
+    weights = []
+    for run in (whole, part):
+        state = launch.find_checkpoint(run, "newest").part("learner")
+        arrays = [*state["model"].values(), *state["task"]["target"].values()]
+        weights.append(np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays]))
+    np.testing.assert_array_equal(*weights)
+
+
+def test_a_skewed_prior_says_where_training_would_collapse():
+    notes = launch.check(DEBUG, ["msn.prior.kind=power", "msn.prior.exponent=1"])
+    assert any("cross-entropy of 1.46" in note for note in notes), notes
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(DataError, match="5000 images at a time, of 4235 in all"):
+        launch.check(DEBUG, ["training.batch=5000"])
