@@ -97,6 +97,7 @@ class Report:
             "evaluation/top1": "top-1",
             "evaluation/mean_iou": "mean IoU",
             "evaluation/box_ap": "box AP",
+            "evaluation/knn_top1": "k-NN top-1",
         }
         self._fields |= {label: metrics[name] for name, label in shown.items() if name in metrics}
         assert self._progress is not None

@@ -27,15 +27,15 @@ def result(run):
 
 
 @pytest.mark.slow
-def test_features_become_worth_more_than_those_of_the_start(tmp_path):
-    words = ["training.epochs=4", "training.evaluate_every_epochs=4", "probe.references=4000"]
-    start = result(train(tmp_path / "start", *words, "training.epochs=0.01"))
-    run = train(tmp_path / "run", *words)
+def test_views_come_to_agree_without_a_collapse(tmp_path):
+    words = ["training.epochs=3", "training.evaluate_every_epochs=3", "probe.references=4000"]
+    run = train(tmp_path / "run", *words, "training.lr=3e-3")
     found = result(run)
-    assert found["evaluation/knn_top1"] > start["evaluation/knn_top1"] + 0.02
-    lines = read_metrics(run.metrics_path)
-    losses = [line["learner/cross_entropy"] for line in lines if "learner/cross_entropy" in line]
-    assert losses[-1] < 0.9 * math.log(32)
+    lines = [line for line in read_metrics(run.metrics_path) if "learner/cross_entropy" in line]
+    # A network whose every output is the same has log 32 at best.
+    assert lines[-1]["learner/cross_entropy"] < 0.8 * math.log(32)
+    assert lines[-1]["learner/prior_divergence"] < 0.3
+    assert lines[-1]["learner/prototypes_used"] >= 8
     again = launch.evaluate(run.path)
     assert again["evaluation/knn_top1"] == pytest.approx(found["evaluation/knn_top1"])
     files = launch.plot(run.path)

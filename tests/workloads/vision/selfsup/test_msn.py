@@ -181,6 +181,7 @@ def test_two_workers_are_as_one(tmp_path, words):
             r"32 images are not equally many on each of 3 .* 1, 2, 4, 8, 16, 32",
         ),
         (["training.part=8"], "Leave it out"),
+        (["runtime.sharded=true"], "the target network is whole on every worker"),
         (["backbone.drop_path=0.1"], "without dropped paths"),
     ],
 )

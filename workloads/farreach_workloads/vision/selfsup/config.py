@@ -136,6 +136,10 @@ class PretrainConfig(Config):
                 "training.part: batch normalisation and the mean assignment would see a part of "
                 "the batch. Leave it out"
             )
+        if self.runtime.sharded:
+            raise ValueError(
+                "runtime.sharded: the target network is whole on every worker. Set it to false"
+            )
         if self.backbone.drop_path > 0 or self.backbone.weights is not None:
             raise ValueError("backbone: a network is trained from nothing, without dropped paths")
         return self
