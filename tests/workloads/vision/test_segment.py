@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +25,12 @@ from farreach_workloads.vision.segment import (
     scores,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT / 'workloads'}",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
 DEBUG = "vision/segment_scenes_debug"
 
 
@@ -168,3 +178,17 @@ def test_a_dropped_path_needs_blocks_that_are_known():
     backbone = BackboneConfig(name="ghostnet_050", drop_path=0.1)
     with pytest.raises(ConfigError, match=r"backbone\.drop_path: .*no block"):
         segment.check(config_of().model_copy(update={"backbone": backbone}))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_with_parts_of_the_parameters_evaluate_and_save_the_whole(tmp_path):
+    settings = ["runtime.workers=2", "runtime.sharded=true", "head.kind=upernet"]
+    command = [sys.executable, "-m", "farreach", "train", DEBUG, *settings]
+    command += ["data.scenes.held_out=7", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    again = launch.evaluate(tmp_path / "run")
+    for name in ("evaluation/mean_iou", "evaluation/pixel_accuracy"):
+        assert again[name] == pytest.approx(found[name], abs=1e-4)
