@@ -152,3 +152,10 @@ def test_a_detector_learns_and_two_workers_evaluate_as_one(tmp_path):
         assert again[name] == pytest.approx(found[name])
     files = launch.plot(run.path)
     assert [file.name for file in files] == ["objects.png"]
+
+
+def test_every_weight_is_saved_once():
+    model = DetectTask(config_of()).model
+    saved = sum(value.numel() for value in model.state_dict().values())
+    own = sum(p.numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())
+    assert saved == own

@@ -104,9 +104,14 @@ class Detector(nn.Module):
         self.rcnn.roi_heads.mask_head = MaskRCNNHeads(width, (width,) * MASK_LAYERS, 1)
         self.rcnn.roi_heads.mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
         use_fast_linear(self.rcnn)
-        self.body = body
         self._sizes = self.rcnn.transform.min_size
         self._tested = (size,)
+
+    @property
+    def body(self) -> Body:
+        """What makes the maps."""
+        body: Body = self.rcnn.backbone
+        return body
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> Any:
         """Images (3, h, w) in [0, 1]: a loss by name, or boxes, labels, scores and masks."""
