@@ -1,7 +1,7 @@
 """Make a Parquet file of cut-outs, objects on a clear ground, from a folder of classes.
 
-`python benchmarks/long/cutouts.py /usr/share/openclipart/png OUT.parquet animals food …` made the
-shipped ones, from Debian's package `openclipart-png` (public domain). With `--photos` it keeps what
+`python benchmarks/long/cutouts.py /usr/share/openclipart/png OUT.parquet food/fruit animals/birds …`
+made the shipped ones, from Debian's package `openclipart-png` (public domain). With `--photos` it keeps what
 has the colours of a photograph: those of `/usr/share/tuxpaint/stamps`, Debian's
 `tuxpaint-stamps-default`, which are under the GPL and therefore not shipped. A quarter of each
 class, chosen by the name without its digits, is for evaluation, as in `openclipart.py`.
@@ -50,7 +50,7 @@ def is_photo(path: Path) -> bool:
 def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("root", type=Path, help="has one folder per class")
+    parser.add_argument("root", type=Path, help="the classes' folders are below it")
     parser.add_argument("out", type=Path)
     parser.add_argument("classes", nargs="+")
     parser.add_argument("--photos", action="store_true")
@@ -60,8 +60,9 @@ def main() -> None:
     rows: dict[str, list[object]] = {key: [] for key in ("image", "label", "name", "split")}
     seen: set[bytes] = set()
     count: Counter[str] = Counter()
-    for label in arguments.classes:
-        for path in sorted((arguments.root / label).rglob("*.png")):
+    for folder in arguments.classes:
+        label = Path(folder).name
+        for path in sorted((arguments.root / folder).rglob("*.png")):
             if path.is_symlink() or path.name.endswith(SKIPPED) or count[label] >= arguments.most:
                 continue
             if arguments.photos and not is_photo(path):

@@ -77,7 +77,7 @@ def test_an_image_in_one_window_is_predicted_as_a_whole():
         wide = torch.cat([x, x.flip(3)], 3)
         slid = task._slid(wide)
         left = task.model(wide[:, :, :, :32])[0]
-    assert slid.shape == (1, 8, 32, 64)
+    assert slid.shape == (1, 11, 32, 64)
     # The first columns are in the first window alone.
     torch.testing.assert_close(slid[..., :21], left[..., :21])
 
@@ -150,7 +150,7 @@ def test_a_network_learns_the_classes_of_pixels(tmp_path):
     ]
     run = launch.train(DEBUG, settings, run_dir=tmp_path / "run")
     found = json.loads(run.result_path.read_text())
-    # All ground has 0.81 of the pixels and, of eight classes, a mean of about 0.1.
+    # All ground has 0.81 of the pixels and, of eleven classes, a mean of about 0.08.
     assert found["evaluation/iou_ground"] > 0.85
     assert found["evaluation/mean_iou"] > 0.13
     again = launch.evaluate(run.path)

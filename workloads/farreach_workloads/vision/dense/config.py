@@ -19,7 +19,7 @@ class ScenesConfig(Config):
     """Scenes that are composed of cut-outs; see `scenes`."""
 
     cut_outs: str | None = None
-    """Images on clear grounds, a folder per class or Parquet; None: 1,133 shipped clip arts."""
+    """Images on clear grounds, a folder per class or Parquet; None: 500 shipped clip arts."""
     grounds: str | None = None
     """A folder of photos to lay them on; None: drawn clouds of colours."""
     most: int = Field(3, ge=1)
