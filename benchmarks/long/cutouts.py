@@ -2,7 +2,7 @@
 
 `python benchmarks/long/cutouts.py /usr/share/openclipart/png OUT.parquet food/fruit animals/birds`
 and further folders made the shipped ones, from Debian's package `openclipart-png` (public domain).
-With `--photos` it keeps what has the colours of a photograph: those of `/usr/share/tuxpaint/stamps`,
+With `--photos` it keeps what has the colours of a photo: those of `/usr/share/tuxpaint/stamps`,
 Debian's `tuxpaint-stamps-default`, which are under the GPL and therefore not shipped. A quarter of
 each class, chosen by the name without its digits, is for evaluation, as in `openclipart.py`.
 """
