@@ -10,10 +10,11 @@ import torch
 from farreach import config as configs
 from farreach import launch
 from farreach.errors import DataError
+from farreach.learn.restored import restored
 from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
-from farreach_workloads.vision import pretrain
+from farreach_workloads.vision.selfsup.msn import MsnTask
 
 DEBUG = "vision/msn_clipart_debug"
 
@@ -42,9 +43,8 @@ def test_views_come_to_agree_without_a_collapse(tmp_path):
     assert [file.name for file in files] == ["neighbours.png", "attention.png"]
 
     out = launch.export(run.path, tmp_path / "encoder", "timm")
-    task = pretrain._restored(
-        configs.load(run.config_path).config, launch.find_checkpoint(run, "best")
-    )
+    config = configs.load(run.config_path).config
+    task = restored(MsnTask(config), launch.find_checkpoint(run, "best"))
     x = torch.randn(2, 3, 32, 32)
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     torch.testing.assert_close(model(x), task.target.encoder(x))

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from farreach import config as configs
 from farreach import launch
 from farreach.errors import ConfigError, DataError, FarreachError
+from farreach.learn.restored import restored
 from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
@@ -326,7 +327,7 @@ def test_an_exported_model_is_timms_and_can_teach(tmp_path):
     run = train(tmp_path / "run", "training.epochs=0.05", "average.decay=0.9")
     out = launch.export(run.path, tmp_path / "model", "timm")
     config = config_of()
-    task = supervise._restored(config, launch.find_checkpoint(run, "best"))
+    task = restored(SuperviseTask(config), launch.find_checkpoint(run, "best"))
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), task.model(x))

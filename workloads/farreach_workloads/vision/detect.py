@@ -22,9 +22,9 @@ from torchvision.transforms.v2 import functional as TF
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.instances import Instances, InstanceSet, open_instances
-from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
+from farreach.learn.restored import evaluated, restored
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
 from farreach.linear import use_fast_linear
@@ -354,22 +354,11 @@ def evaluate(
     config: DetectConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
-    task = _restored(config, checkpoint)
-    if episodes is not None:
-        task.only(episodes)
-    with torch.no_grad():
-        return task.evaluate(Place())
+    return evaluated(DetectTask(config), checkpoint, episodes)
 
 
 def plot(config: DetectConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Held-out images with what is found in them."""
-    task = _restored(config, checkpoint)
+    task = restored(DetectTask(config), checkpoint)
     with torch.no_grad():
         return [pictures.save(task.figure(), run.figures / "objects.png")]
-
-
-def _restored(config: DetectConfig, checkpoint: Checkpoint) -> DetectTask:
-    task = DetectTask(config)
-    task.model.load_state_dict(as_tensors(checkpoint.part("learner")["model"]))
-    task.model.eval()
-    return task

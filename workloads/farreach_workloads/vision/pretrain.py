@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from farreach.checkpoint import Checkpoint
 from farreach.errors import DataError
 from farreach.launch import Format
-from farreach.learn.loop import as_tensors
-from farreach.learn.place import Place
+from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision.export import write
@@ -64,30 +61,17 @@ def evaluate(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Nearest neighbours of the held-out images; `episodes`: of so many of them alone."""
-    task = _restored(config, checkpoint)
-    if episodes is not None:
-        task.only(episodes)
-    with torch.no_grad():
-        return task.evaluate(Place())
+    return evaluated(MsnTask(config), checkpoint, episodes)
 
 
 def plot(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Held-out images with their nearest neighbours, and what the encoder looks at."""
-    return _restored(config, checkpoint).draw(run.figures)
+    return restored(MsnTask(config), checkpoint).draw(run.figures)
 
 
 def export(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
     """Write the target's encoder as timm or onnx; see `farreach_workloads.vision.export`."""
-    task, data = _restored(config, checkpoint), config.data
-    return write(task.target.encoder.vit, [], data.size, data.crop_ratio, out, fmt)
-
-
-def _restored(config: PretrainConfig, checkpoint: Checkpoint) -> MsnTask:
-    task = MsnTask(config)
-    state = checkpoint.part("learner")
-    task.model.load_state_dict(as_tensors(state["model"]))
-    task.restore(state["task"])
-    task.target.eval()
-    return task
+    task, data = restored(MsnTask(config), checkpoint), config.data
+    return write(task.target.encoder.vit.eval(), [], data.size, data.crop_ratio, out, fmt)

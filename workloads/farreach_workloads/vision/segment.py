@@ -20,9 +20,9 @@ from torchvision.transforms.v2 import functional as TF
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.label_maps import IGNORED, LabelMap, LabelMapSet, open_label_maps
-from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
+from farreach.learn.restored import evaluated, restored
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
@@ -352,22 +352,11 @@ def evaluate(
     config: SegmentConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
-    task = _restored(config, checkpoint)
-    if episodes is not None:
-        task.only(episodes)
-    with torch.no_grad():
-        return task.evaluate(Place())
+    return evaluated(SegmentTask(config), checkpoint, episodes)
 
 
 def plot(config: SegmentConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Held-out images with what is found in them."""
-    task = _restored(config, checkpoint)
+    task = restored(SegmentTask(config), checkpoint)
     with torch.no_grad():
         return [pictures.save(task.figure(), run.figures / "classes.png")]
-
-
-def _restored(config: SegmentConfig, checkpoint: Checkpoint) -> SegmentTask:
-    task = SegmentTask(config)
-    task.model.load_state_dict(as_tensors(checkpoint.part("learner")["model"]))
-    task.model.eval()
-    return task

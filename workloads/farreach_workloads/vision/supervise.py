@@ -23,6 +23,7 @@ from farreach.launch import Format
 from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
+from farreach.learn.restored import evaluated, restored
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory, atomic_write
@@ -291,16 +292,12 @@ def evaluate(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
-    task = _restored(config, checkpoint)
-    if episodes is not None:
-        task.only(episodes)
-    with torch.no_grad():
-        return task.evaluate(Place())
+    return evaluated(SuperviseTask(config), checkpoint, episodes)
 
 
 def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Predictions on held-out images, and what the network looks at if it can say so."""
-    task = _restored(config, checkpoint)
+    task = restored(SuperviseTask(config), checkpoint)
     images, labels = task.look_at(PICTURED)
     model = task.evaluated_model()
     with torch.no_grad():
@@ -324,7 +321,7 @@ def plot_images(
     files = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DataError(f"--images {images}: holds no images ({', '.join(SUFFIXES)}).")
-    task = _restored(config, checkpoint)
+    task = restored(SuperviseTask(config), checkpoint)
     model = task.evaluated_model()
     transform = evaluation_transform(config.data.size, config.data.crop_ratio)
     written = []
@@ -357,16 +354,6 @@ def export(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
     """Write the evaluated model as timm or onnx; see `farreach_workloads.vision.export`."""
-    task, data = _restored(config, checkpoint), config.data
+    task, data = restored(SuperviseTask(config), checkpoint), config.data
     model = task.evaluated_model()
     return write(model, task.class_names, data.size, data.crop_ratio, out, fmt)
-
-
-def _restored(config: SuperviseConfig, checkpoint: Checkpoint) -> SuperviseTask:
-    task = SuperviseTask(config)
-    state = checkpoint.part("learner")
-    task.model.load_state_dict(as_tensors(state["model"]))
-    task.optimizer()  # makes the average
-    task.restore(state["task"])
-    task.model.eval()
-    return task

@@ -1,0 +1,40 @@
+"""A task as a checkpoint has left it, outside of training."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import torch
+
+from farreach.checkpoint import Checkpoint
+from farreach.learn.loop import as_tensors
+from farreach.learn.place import Place
+from farreach.learn.task import Task
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+class Evaluable(Task, Protocol):
+    """A task whose evaluation can be shortened."""
+
+    def only(self, count: int) -> None:
+        """Evaluate on `count` of the held-out samples alone."""
+
+
+def restored(task: AnyTask, checkpoint: Checkpoint) -> AnyTask:
+    """The task with a checkpoint's weights and state, in evaluation mode."""
+    state = checkpoint.part("learner")
+    task.model.load_state_dict(as_tensors(state["model"]))
+    task.optimizer()  # it may make what the state belongs to, such as an average
+    task.restore(state["task"])
+    task.model.eval()
+    return task
+
+
+def evaluated(task: Evaluable, checkpoint: Checkpoint, count: int | None) -> dict[str, float]:
+    """Metrics of a checkpoint, on all held-out samples or on `count` of them."""
+    restored(task, checkpoint)
+    if count is not None:
+        task.only(count)
+    with torch.no_grad():
+        return task.evaluate(Place())
