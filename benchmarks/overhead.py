@@ -92,6 +92,8 @@ class Task:
         self._times: list[float] = []
         self._first: float | None = None
 
+    companions = ()
+
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.AdamW(self.model.parameters(), lr=1e-3)
@@ -105,6 +107,9 @@ class Task:
         if step % self._round == 0:
             self._times.append(time.process_time())
         return nn.functional.cross_entropy(model(batch["x"]), batch["y"]), {}
+
+    def before_update(self, step: int) -> None:
+        """All gradients count."""
 
     def after_update(self, step: int) -> None:
         """Nothing follows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import timm
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,6 +28,17 @@ def summed(x: Tensor) -> Tensor:
     return result
 
 
+def gathered(x: Tensor) -> Tensor:
+    """All workers' rows one below the other, of as many on each, with their gradient.
+
+    As with `summed`, the gradient is that of the sum of all workers' losses.
+    """
+    if workers() == 1:
+        return x
+    result: Tensor = _Gathered.apply(x.contiguous())
+    return result
+
+
 @torch.no_grad()
 def total(x: Tensor) -> Tensor:
     """The sum over workers, without a gradient; a new tensor."""
@@ -34,6 +46,15 @@ def total(x: Tensor) -> Tensor:
     if workers() > 1:
         dist.all_reduce(x)
     return x
+
+
+@torch.no_grad()
+def largest(x: Tensor) -> Tensor:
+    """The largest number of all workers, ()."""
+    found = x.detach().max()
+    if workers() > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found
 
 
 class _Summed(torch.autograd.Function):
@@ -44,6 +65,18 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return total(gradient)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(workers())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient).chunk(workers())[dist.get_rank()]
 
 
 class BatchNorm1d(nn.BatchNorm1d):
@@ -57,20 +90,64 @@ class BatchNorm1d(nn.BatchNorm1d):
         if not self.training or workers() == 1:
             normal: Tensor = super().forward(input)
             return normal
-        x = input.float()
-        sums = summed(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        variance = summed((x - mean).square().sum(0)) / count
-        with torch.no_grad():
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            momentum = 0.1 if self.momentum is None else self.momentum
-            for running, value in (
-                (self.running_mean, mean),
-                (self.running_var, variance * count / (count - 1)),
-            ):
-                assert running is not None
-                running.lerp_(value.to(running.dtype), momentum)
-        normal = (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
-        return normal.to(input.dtype)
+        return _normal(self, input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """The same over the pixels of images."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.BatchNorm2d calls it that)
+        """(n, c, h, w) → (n, c, h, w)."""
+        if not self.training or workers() == 1:
+            normal: Tensor = super().forward(input)
+            return normal
+        return _normal(self, input)
+
+
+class BatchNormAct2d(timm.layers.BatchNormAct2d):  # type: ignore[misc]
+    """The same as part of a layer of timm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) → (n, c, h, w)."""
+        if not self.training or workers() == 1:
+            normal: Tensor = super().forward(x)
+            return normal
+        activated: Tensor = self.act(self.drop(_normal(self, x)))
+        return activated
+
+
+_JOINED: dict[type, type] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    timm.layers.BatchNormAct2d: BatchNormAct2d,
+}
+
+
+def join_batch_norms(model: nn.Module) -> None:
+    """Let every batch normalisation in it be over all workers; parameters and names stay."""
+    for module in model.modules():
+        if type(module) in _JOINED:
+            module.__class__ = _JOINED[type(module)]
+
+
+def _normal(layer: Any, x: Tensor) -> Tensor:
+    """Batch normalisation over all dimensions but the second, and all workers."""
+    dtype, x = x.dtype, x.float()
+    others = [0, *range(2, x.ndim)]
+    here = x.numel() // x.shape[1]
+    sums = summed(torch.cat([x.sum(others), x.new_tensor([float(here)])]))
+    count = sums[-1].detach()
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    mean = sums[:-1] / count
+    centred = x - mean.view(shape)
+    variance = summed(centred.square().sum(others)) / count
+    with torch.no_grad():
+        layer.num_batches_tracked += 1
+        momentum = 0.1 if layer.momentum is None else layer.momentum
+        for running, value in (
+            (layer.running_mean, mean),
+            (layer.running_var, variance * count / (count - 1)),
+        ):
+            running.lerp_(value.to(running.dtype), momentum)
+    scale = (variance + layer.eps).rsqrt() * layer.weight
+    return (centred * scale.view(shape) + layer.bias.view(shape)).to(dtype)

@@ -23,7 +23,7 @@ from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import FarreachError
 from farreach.learn.order import Order, share
 from farreach.learn.place import Place
-from farreach.learn.schedules import polynomial, steps, warmup, warmup_cosine
+from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
 from farreach.learn.task import Batch, Data, Pixels, Task
 from farreach.rundir import atomic_write
 
@@ -79,11 +79,12 @@ class Loop:
         self._task, self._config, self._workers = task, config, workers
         self._seed, self._place, self._outlet = seed, place, outlet
         self._checkpoints = checkpoints
-        task.model.to(place.device)
-        place.join_statistics(task.model)
-        place.split(task.model)
-        if config.compiled:
-            task.model.compile()
+        for network in (task.model, *task.companions):
+            network.to(place.device)
+            place.join_statistics(network)
+            place.split(network)
+            if config.compiled:
+                network.compile()
         self._optimizer = task.optimizer()
         self._order = Order(len(task.data), seed, config.repeats)
         self.per_epoch = len(task.data) / config.batch
@@ -107,6 +108,15 @@ class Loop:
             raise LearnError(
                 f"{checkpoint.path}: was written with another runtime.sharded. Resume with that."
             ) from error
+        theirs_all = state.get("companions", [])
+        if len(theirs_all) != len(self._task.companions):
+            raise LearnError(
+                f"{checkpoint.path}: holds {len(theirs_all)} networks beside the model, and "
+                f"{len(self._task.companions)} are needed: another version has written it. Resume "
+                "with that, or train anew."
+            )
+        for network, theirs in zip(self._task.companions, theirs_all, strict=True):
+            self._place.take_over_model(network, as_tensors(theirs))
         self._task.restore(state["task"])
         self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
         self._evaluated = dict(state["evaluated"])
@@ -180,6 +190,7 @@ class Loop:
                 f"the loss of update {self.step:,} is {result['learner/loss']}. Lower training.lr, "
                 f"set training.max_grad_norm, or look at the data; the batch: {where}."
             )
+        self._task.before_update(self.step)
         if self._config.max_grad_norm is not None:
             groups = [g for g in self._optimizer.param_groups if g.get("clipped", True)]
             parameters = [p for group in groups for p in group["params"]]
@@ -216,6 +227,10 @@ class Loop:
         floor = min(config.min_lr, config.lr)
         if config.schedule == "cosine":
             return warmup_cosine(done, rise, config.lr, config.warmup_lr, floor)
+        if config.schedule == "whole_cosine":
+            if done < rise:
+                return config.warmup_lr + (config.lr - config.warmup_lr) * done / rise
+            return cosine(done, config.lr, floor)
         if config.schedule == "linear":
             fallen = floor + (config.lr - floor) * polynomial(done)
         else:
@@ -258,6 +273,7 @@ class Loop:
 
     def _save(self) -> None:
         model, optimizer = self._place.whole_state(self._task.model, self._optimizer)
+        companions = [self._place.whole_model_state(other) for other in self._task.companions]
         if not self._place.is_first:
             return
         now = time.monotonic()
@@ -265,6 +281,7 @@ class Loop:
         content = {
             "model": model,
             "optimizer": optimizer,
+            "companions": companions,
             "task": self._task.state(),
             "step": self.step,
             "trained_s": self._trained_s,

@@ -13,12 +13,16 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+from farreach.learn.collectives import join_batch_norms
 
 
 @dataclass(frozen=True)
@@ -76,24 +80,23 @@ class Place:
         return bool(answer)
 
     def join_statistics(self, model: nn.Module) -> None:
-        """Before the optimizer is made: let batch normalisation see the images of all GPUs.
-
-        On CPUs PyTorch has no such layer: there each worker's own images count.
-        """
+        """Before the optimizer is made: let batch normalisation see the images of all workers."""
         if self.world > 1 and self.device.type == "cuda":
             convert_sync_batchnorm(model)
+        elif self.world > 1:
+            join_batch_norms(model)
 
     def split(self, model: nn.Module) -> None:
         """Before the optimizer is made: split the parameters, if they are to be.
 
-        The layers of every list of layers are gathered one at a time, when they are needed.
+        The layers of every stack of layers are gathered one at a time, when they are needed.
         """
         if not self.sharded or self.world == 1:
             return
         mesh = init_device_mesh(self.device.type, (self.world,))
         for part in model.modules():
-            if isinstance(part, nn.ModuleList):
-                for layer in part:
+            if _is_stack(part):
+                for layer in part.children():
                     fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
@@ -109,6 +112,16 @@ class Place:
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
+
+    @contextmanager
+    def in_one_piece(self, model: nn.Module) -> Iterator[None]:
+        """In here parts of a model whose parameters are split can be called by themselves."""
+        parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.unshard()
+        yield
+        for part in parts:
+            part.reshard()
 
     @contextmanager
     def waiting(self, model: nn.Module, waits: bool) -> Iterator[None]:
@@ -130,6 +143,20 @@ class Place:
             return model.state_dict(), optimizer.state_dict()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_state_dict(model, optimizer, options=options)
+
+    def whole_model_state(self, model: nn.Module) -> dict[str, Any]:
+        """All of a network's state; workers with parts of it call it together."""
+        if not isinstance(model, FSDPModule):
+            return model.state_dict()
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(model, options=options)
+
+    def take_over_model(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """Put a network's whole state in, each worker its part."""
+        if not isinstance(model, FSDPModule):
+            model.load_state_dict(state)
+            return
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
 
     def take_over(
         self,
@@ -158,3 +185,11 @@ class Place:
             optim_state_dict=states[1],
             options=StateDictOptions(full_state_dict=True),
         )
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether it is a list of layers, or a chain of layers that are alike."""
+    if isinstance(module, nn.ModuleList):
+        return True
+    kinds = {type(layer) for layer in module.children()}
+    return isinstance(module, nn.Sequential) and len(module) > 1 and len(kinds) == 1

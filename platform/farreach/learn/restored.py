@@ -25,6 +25,8 @@ def restored(task: AnyTask, checkpoint: Checkpoint) -> AnyTask:
     """The task with a checkpoint's weights and state, in evaluation mode."""
     state = checkpoint.part("learner")
     task.model.load_state_dict(as_tensors(state["model"]))
+    for network, theirs in zip(task.companions, state.get("companions", []), strict=True):
+        network.load_state_dict(as_tensors(theirs))
     task.optimizer()  # it may make what the state belongs to, such as an average
     task.restore(state["task"])
     task.model.eval()

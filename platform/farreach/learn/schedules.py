@@ -27,6 +27,11 @@ def steps(done: float, drops: Sequence[float], factor: float = 0.1) -> float:
     return factor ** sum(done >= drop for drop in drops)
 
 
+def cosine(done: float, first: float, last: float) -> float:
+    """Half a cosine from `first` to `last`; `done` is the share of it, in [0, 1]."""
+    return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
 def warmup_cosine(
     done: float, warmup: float, peak: float, start: float = 0.0, floor: float = 0.0
 ) -> float:
@@ -41,5 +46,4 @@ def warmup_cosine(
     """
     if done < warmup:
         return start + (peak - start) * done / warmup
-    fallen = min(1.0, (done - warmup) / (1.0 - warmup))
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * fallen))
+    return cosine((done - warmup) / (1.0 - warmup), peak, floor)

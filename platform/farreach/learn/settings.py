@@ -25,9 +25,9 @@ class LoopConfig(Config):
     """The highest learning rate, for the whole batch as it is."""
     warmup_epochs: float = Field(0.0, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
-    schedule: Literal["cosine", "linear", "steps"] = "cosine"
-    """How the rate falls after the warm-up: along half a cosine to `min_lr`, in a line there, or
-    to a tenth at each of `drops`."""
+    schedule: Literal["cosine", "whole_cosine", "linear", "steps"] = "cosine"
+    """How the rate falls after the warm-up: along half a cosine to `min_lr`, along the rest of one
+    that begins with the run, in a line, or to a tenth at each of `drops`."""
     stretch: float = Field(1.0, ge=1)
     """The rate falls as in a run so many times as long, which is cut off."""
     ahead: int = Field(0, ge=0, le=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,12 +35,19 @@ class Data(Protocol):
 class Task(Protocol):
     """What is trained; one object per worker.
 
-    The loop moves `model` to the device before anything else is asked for.
+    The loop moves `model` and `companions` to the device before anything else is asked for.
     """
 
     @property
     def model(self) -> nn.Module:
         """All that learns, and its statistics."""
+
+    @property
+    def companions(self) -> Sequence[nn.Module]:
+        """Networks that learn nothing by themselves, such as a moving average of the model.
+
+        They are moved, split over the workers and saved as the model is.
+        """
 
     @property
     def data(self) -> Data:
@@ -68,6 +75,12 @@ class Task(Protocol):
             rank: of this worker.
         """
 
+    def before_update(self, step: int) -> None:
+        """What precedes update `step`, when the gradients of all workers are there.
+
+        Such as settings of the optimizer that follow a schedule, or gradients to be left out.
+        """
+
     def after_update(self, step: int) -> None:
         """What follows an update, such as an average of the weights."""
 
@@ -85,7 +98,7 @@ class Task(Protocol):
         """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides model and optimizer."""
+        """What a checkpoint holds besides model, companions and optimizer."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a `state`."""

@@ -47,6 +47,7 @@ class Network(nn.Module):
 
 class Regression:
     score = "evaluation/top1"
+    companions = ()
 
     def __init__(self, dropout=0.0, poison=-1):
         self.model = Network(dropout)
@@ -61,6 +62,9 @@ class Regression:
         self.seen += batch["position"].tolist()
         error = model(batch["x"])[:, 0] - batch["y"]
         return error.square().mean(), {"learner/error": error.abs().mean()}
+
+    def before_update(self, step):
+        pass
 
     def after_update(self, step):
         self.updates.append(step)

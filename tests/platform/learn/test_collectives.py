@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from farreach.learn.collectives import BatchNorm1d, summed, total, workers
+from farreach.learn.collectives import BatchNorm1d, gathered, summed, total, workers
 
 ROWS = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
 
@@ -23,6 +23,8 @@ def results(rows, whole):
     mean = summed(x.mean(0)) / workers()
     y = layer(x)
     loss = mean.square().sum() + (y.sin() * torch.arange(1.0, 6.0)).sum() / whole * workers()
+    everyone = gathered(x)  # of which each worker computes the same
+    loss = loss + (everyone.flip(0) * everyone.cumsum(0)).sin().mean()
     loss.backward()
     parameters = torch.stack([layer.weight.grad, layer.bias.grad])
     # The loop averages over workers.
@@ -39,6 +41,7 @@ def test_alone_they_are_nothing_and_pytorchs_own():
     assert workers() == 1
     x = torch.ones(3, requires_grad=True)
     assert summed(x) is x
+    assert gathered(x) is x
     layer, own = BatchNorm1d(5), nn.BatchNorm1d(5)
     torch.testing.assert_close(layer(ROWS), own(ROWS))
     torch.testing.assert_close(layer.running_var, own.running_var)

@@ -216,11 +216,11 @@ def test_a_compiled_model_learns_the_same(tmp_path):
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
 
 
-def test_on_gpus_batch_normalisation_sees_all_workers_images():
+def test_batch_normalisation_sees_all_workers_images():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     kept = model[1].weight
     Place(world=2, device=torch.device("cpu")).join_statistics(model)
-    assert type(model[1]) is nn.BatchNorm2d
+    assert type(model[1]).__module__ == "farreach.learn.collectives"
     Place(world=2, device=torch.device("cuda")).join_statistics(model)
     assert type(model[1]) is nn.SyncBatchNorm
     assert model[1].weight is kept

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from farreach.learn.order import Order, share
+from farreach.learn.order import Order, permuted, share
 from farreach.learn.schedules import warmup_cosine
 
 
@@ -39,3 +39,23 @@ def test_the_rate_is_linear_and_then_half_a_cosine():
     values = [warmup_cosine(d, 0.2, 1.0, 0.5, 0.1) for d in (0.0, 0.1, 0.2, 0.6, 1.0, 1.5)]
     # In the middle of the fall it is half way between the peak and the floor.
     assert values == pytest.approx([0.5, 0.75, 1.0, 0.55, 0.1, 0.1])
+
+
+def test_every_count_is_permuted():
+    for count in (*range(1, 200), 1023, 1024, 1025):
+        rows = permuted(np.arange(count), count, key=count)
+        assert sorted(rows.tolist()) == list(range(count))
+
+
+def test_neighbours_go_far_apart():
+    """Steps between what follows one another are as those of random rows: a third on average."""
+    rows = permuted(np.arange(10_000), 10_000, key=1)
+    assert np.abs(np.diff(rows)).mean() == pytest.approx(10_000 / 3, rel=0.05)
+    other = permuted(np.arange(10_000), 10_000, key=2)
+    assert (rows == other).mean() < 0.002
+
+
+def test_a_billion_samples_cost_no_more_than_a_few():
+    rows = permuted(np.arange(10**9 - 5, 10**9), 10**9, key=0)
+    assert len(set(rows.tolist())) == 5
+    assert rows.max() < 10**9

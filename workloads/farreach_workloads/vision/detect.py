@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,7 @@ class DetectTask:
     """Trains a detector; see `farreach.learn.task.Task`."""
 
     score = "evaluation/box_ap"
+    companions: Sequence[nn.Module] = ()
 
     def __init__(self, config: DetectConfig) -> None:
         """Open the images and make the model; raises as `check` does."""
@@ -215,6 +216,9 @@ class DetectTask:
         losses: dict[str, Tensor] = model(images, targets)
         shown = {f"learner/{name.removeprefix('loss_')}_loss": v for name, v in losses.items()}
         return torch.stack(list(losses.values())).sum(), shown
+
+    def before_update(self, step: int) -> None:
+        """All gradients count."""
 
     def after_update(self, step: int) -> None:
         """Nothing follows."""

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining of image encoders: MSN and PMSN."""
+"""Self-supervised pretraining of image encoders: MSN, PMSN, SwAV, DINO and their controls."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
-from farreach_workloads.vision.selfsup.assignments import constant_output_loss, power_law
+from farreach_workloads.vision.selfsup.assignments import constant_output_loss, prior_of
 from farreach_workloads.vision.selfsup.config import PretrainConfig
-from farreach_workloads.vision.selfsup.msn import MsnTask, Student
+from farreach_workloads.vision.selfsup.method_configs import MsnConfig
+from farreach_workloads.vision.selfsup.task import PretrainTask
 
 Config = PretrainConfig
 
@@ -27,17 +28,16 @@ def check(config: PretrainConfig) -> list[str]:
             f"training.batch: {config.training.batch} images at a time, of {len(train)} in all. "
             "Lower it."
         )
-    model = Student(config)
-    count = sum(p.numel() for p in model.branch.encoder.parameters()) / 1e6
-    msn = config.msn
+    task = PretrainTask(config)
+    count = sum(p.numel() for p in task.encoder.parameters()) / 1e6
     notes = [
         f"{len(train):,} images to train on, {len(held_out):,} held out; an encoder of "
         f"{count:.1f}M parameters"
     ]
-    if msn.prior.kind == "power":
+    msn = config.method
+    if isinstance(msn, MsnConfig) and msn.prior.kind != "uniform":
         sharpening = msn.target_temperature / msn.temperature
-        prior = power_law(msn.prototypes, msn.prior.exponent)
-        collapsed = constant_output_loss(prior, sharpening)
+        collapsed = constant_output_loss(prior_of(msn.prior, msn.prototypes), sharpening)
         notes.append(
             f"a network that always answers with the prior has a cross-entropy of {collapsed:.2f}: "
             "near it, with few prototypes in use, training has collapsed"
@@ -45,9 +45,9 @@ def check(config: PretrainConfig) -> list[str]:
     return notes
 
 
-def make_task(config: PretrainConfig) -> MsnTask:
+def make_task(config: PretrainConfig) -> PretrainTask:
     """What a worker trains."""
-    return MsnTask(config)
+    return PretrainTask(config)
 
 
 def run(
@@ -61,17 +61,17 @@ def evaluate(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Nearest neighbours of the held-out images; `episodes`: of so many of them alone."""
-    return evaluated(MsnTask(config), checkpoint, episodes)
+    return evaluated(PretrainTask(config), checkpoint, episodes)
 
 
 def plot(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Held-out images with their nearest neighbours, and what the encoder looks at."""
-    return restored(MsnTask(config), checkpoint).draw(run.figures)
+    return restored(PretrainTask(config), checkpoint).draw(run.figures)
 
 
 def export(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
-    """Write the target's encoder as timm or onnx; see `farreach_workloads.vision.export`."""
-    task, data = restored(MsnTask(config), checkpoint), config.data
-    return write(task.target.encoder.vit.eval(), [], data.size, data.crop_ratio, out, fmt)
+    """Write the encoder as timm or onnx; see `farreach_workloads.vision.export`."""
+    task, data = restored(PretrainTask(config), checkpoint), config.data
+    return write(task.encoder.trunk.eval(), [], data.size, data.crop_ratio, out, fmt)

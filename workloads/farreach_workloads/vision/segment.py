@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ class SegmentTask:
     """Trains a segmenter; see `farreach.learn.task.Task`."""
 
     score = "evaluation/mean_iou"
+    companions: Sequence[nn.Module] = ()
 
     def __init__(self, config: SegmentConfig) -> None:
         """Open the images and make the model; raises as `check` does."""
@@ -168,6 +169,9 @@ class SegmentTask:
             weight = self._config.head.auxiliary_weight
             loss = loss + weight * _cross_entropy(second, batch["label"])
         return loss, shown
+
+    def before_update(self, step: int) -> None:
+        """All gradients count."""
 
     def after_update(self, step: int) -> None:
         """Nothing follows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class SuperviseTask:
     """Trains a backbone on labels; see `farreach.learn.task.Task`."""
 
     score = "evaluation/top1"
+    companions: Sequence[nn.Module] = ()
 
     def __init__(self, config: SuperviseConfig) -> None:
         """Open the images and make the model.
@@ -152,6 +153,9 @@ class SuperviseTask:
             lesson = soft_distillation(logits, taught, config.teacher_temperature)
         agreement = (logits.argmax(1) == taught.argmax(1)).float().mean()
         return (1.0 - weight) * loss + weight * lesson, {"learner/agrees_with_teacher": agreement}
+
+    def before_update(self, step: int) -> None:
+        """All gradients count."""
 
     def after_update(self, step: int) -> None:
         """The average follows."""

@@ -1,8 +1,11 @@
-"""Trains some updates of MSN as one of several ranks, and saves what became of the weights."""
+"""Trains some updates of a method as one of several ranks, and saves what became of it."""
 
 import datetime
 import os
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,58 +14,92 @@ import torch.distributed as dist
 from farreach import config as configs
 from farreach.learn.order import share
 from farreach.learn.place import Place
-from farreach_workloads.vision.selfsup.msn import MsnTask
+from farreach_workloads.vision.selfsup.task import PretrainTask
 
 UPDATES = 3
 
 
-def trained(place, words):
-    """Weights of both networks, gradients and losses after some updates."""
-    config = configs.load(configs.find("vision/msn_clipart_debug"), words).config
+def task_of(name, words):
+    """Of a shipped configuration, with weights large enough that images differ."""
+    config = configs.load(configs.find(name), words).config
     torch.manual_seed(0)
-    task = MsnTask(config)
+    task = PretrainTask(config)
     with torch.no_grad():
-        # As it starts, images hardly differ, and normalisation blows rounding errors up.
-        for branch in (task.model.branch, task.target):
-            for parameter in branch.encoder.parameters():
-                if parameter.ndim > 1:
+        # As a network starts, images hardly differ, and normalisation blows rounding errors up.
+        for network in (task.model, *task.companions):
+            for name, parameter in network.named_parameters():
+                if "encoder." in name and parameter.ndim > 1:
                     parameter.mul_(5.0)
+    return task
+
+
+def trained(place, name, words):
+    """States of all networks, gradients and losses after some updates."""
+    task = task_of(name, words)
+    for network in (task.model, *task.companions):
+        place.join_statistics(network)
+        place.split(network)
     optimizer = task.optimizer()
     for group in optimizer.param_groups:
         group["lr"] = 1e-4
     model = place.parallel(task.model)
     model.train()
-    losses, gradients = [], None
+    losses, gradients = [], {}
     for step in range(UPDATES):
         positions = np.arange(16 * step, 16 * step + 16)[share(16, place.rank, place.world)]
         batch = task.data.batch(positions, positions)
         optimizer.zero_grad()
         loss, metrics = task.loss(model, batch, step, place.rank)
         loss.backward()
-        if gradients is None:
-            gradients = {n: p.grad.clone() for n, p in task.model.named_parameters()}
+        if step == 0:
+            gradients = {n: whole(p.grad) for n, p in task.model.named_parameters()}
+        task.before_update(step)
         optimizer.step()
         task.after_update(step)
         losses.append(float(place.sum(loss.detach().clone())) / place.world)
     return {
-        "model": task.model.state_dict(),
-        "target": task.target.state_dict(),
+        "networks": [place.whole_model_state(n) for n in (task.model, *task.companions)],
         "gradients": gradients,
         "losses": losses,
-        "used": float(metrics["learner/prototypes_used"]),
+        "used": float(metrics.get("learner/prototypes_used", 0.0)),
     }
 
 
+def whole(gradient):
+    if gradient is None:
+        return None
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
+
+
+def several(world, folder, name, words, *, sharded):
+    """What each of several processes ends with."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__))]
+    ranks = [
+        subprocess.Popen(
+            [*command, *map(str, (rank, world, port, folder, int(sharded), name)), *words],
+            env=environment,
+        )
+        for rank in range(world)
+    ]
+    assert [process.wait(240) for process in ranks] == [0] * world
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+
+
 if __name__ == "__main__":
-    rank, world, port, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    rank, world, port, out, sharded, name = sys.argv[1:7]
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
+        rank=int(rank),
+        world_size=int(world),
+        timeout=datetime.timedelta(seconds=120),
     )
-    torch.save(trained(Place(rank, world), sys.argv[5:]), f"{out}/rank{rank}.pt")
+    place = Place(int(rank), int(world), sharded=sharded == "1")
+    torch.save(trained(place, name, sys.argv[7:]), f"{out}/rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from farreach.learn.collectives import summed, total, workers
+from farreach.errors import ConfigError
+from farreach.learn.collectives import largest, summed, total, workers
+from farreach_workloads.vision.selfsup.method_configs import PriorConfig
 
 
 def cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
@@ -32,7 +34,7 @@ def balanced(rows: Tensor, prior: Tensor, iterations: int = 3) -> Tensor:
     """Sinkhorn: assignments whose mean over all workers' rows comes near a prior.
 
     Args:
-        rows: distributions over prototypes, (n, k).
+        rows: weights above 0, such as distributions over prototypes, (n, k).
         prior: (k,), sums to 1.
         iterations: each brings the mean to the prior, and then the rows to sums of 1.
 
@@ -46,6 +48,24 @@ def balanced(rows: Tensor, prior: Tensor, iterations: int = 3) -> Tensor:
         q = q * (prior / total(q.sum(0)).clamp(min=1e-30))
         q = q / q.sum(1, keepdim=True) / everyone
     return q * everyone
+
+
+@torch.no_grad()
+def codes(scores: Tensor, prior: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """SwAV's assignments: Sinkhorn from exp(s / ε) over the rows of all workers.
+
+    Args:
+        scores: s, (n, k), as many rows on every worker.
+        prior: (k,), sums to 1.
+        epsilon: ε.
+        iterations: of Sinkhorn.
+
+    Returns:
+        (n, k), rows sum to 1.
+    """
+    scaled = scores.float() / epsilon
+    # One number for all workers: what is taken from some rows alone would change the result.
+    return balanced((scaled - largest(scaled)).exp(), prior, iterations)
 
 
 def cross_entropy(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -76,6 +96,43 @@ def divergence(logits: Tensor, temperature: float, prior: Tensor) -> Tensor:
     """
     mean = summed((logits / temperature).softmax(dim=1).mean(0)) / workers()
     return (torch.xlogy(mean, mean) - mean * prior.log()).sum()
+
+
+@torch.no_grad()
+def use_of_prototypes(target: Tensor) -> dict[str, Tensor]:
+    """How sure the assignments of this worker's images are, and how many prototypes all name.
+
+    Args:
+        target: (n, k), rows sum to 1.
+
+    Returns:
+        Metrics, each ().
+    """
+    named = torch.bincount(target.argmax(1), minlength=target.shape[1]).float()
+    return {
+        "learner/target_confidence": target.max(1).values.mean(),
+        "learner/prototypes_used": (total(named) > 0).sum().float(),
+    }
+
+
+def prior_of(config: PriorConfig, count: int) -> Tensor:
+    """π: (count,) float32, sums to 1; with classes' shares, prototype k belongs to class k mod C.
+
+    Raises:
+        ConfigError: there are fewer prototypes than classes.
+    """
+    if config.kind != "shares":
+        return power_law(count, config.exponent if config.kind == "power" else 0.0)
+    classes = len(config.shares)
+    if count < classes:
+        raise ConfigError(
+            f"method.prior.shares: {classes} classes do not fit {count} prototypes. Raise "
+            "method.prototypes."
+        )
+    shares = torch.tensor(config.shares, dtype=torch.float64)
+    owners = torch.arange(count) % classes
+    spread = shares[owners] / torch.bincount(owners)[owners]
+    return (spread / spread.sum()).float()
 
 
 def power_law(count: int, exponent: float) -> Tensor:

@@ -10,75 +10,77 @@ from pydantic import Field, model_validator
 from farreach.config import Config
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.vision.config import BackboneConfig, ImagesConfig
+from farreach_workloads.vision.selfsup.method_configs import MethodConfig, MsnConfig
 
 
 class ViewsConfig(Config):
-    """Views of an image: one for the target network, the others for the one that learns."""
+    """Views of an image: large ones of most of it, small ones of a part; all drawn alone."""
 
-    random: int = Field(1, ge=1)
-    """Large views whose patches are dropped."""
-    focal: int = Field(10, ge=0)
-    """Small views of a part."""
+    large: int = Field(2, ge=1)
+    """Of MSN the first is the target network's, and the patches of the others are dropped."""
+    small: int = Field(10, ge=0)
     size: int = Field(224, ge=8)
-    focal_size: int = Field(96, ge=8)
+    """Of a large view, in pixels."""
+    small_size: int = Field(96, ge=8)
     scale: tuple[float, float] = (0.3, 1.0)
     """Share of the image's area that a large view shows."""
-    focal_scale: tuple[float, float] = (0.05, 0.3)
+    small_scale: tuple[float, float] = (0.05, 0.3)
+    flip: float = Field(0.5, ge=0, le=1)
     jitter: float = Field(0.5, ge=0)
     """Strength of the distortion of colours."""
+    jitter_parts: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    """Brightness, contrast, saturation and hue at strength 1."""
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    grey_probability: float = Field(0.2, ge=0, le=1)
     blur: tuple[float, float] | None = (0.1, 2.0)
     """Range of the radius of the blur, in pixels; None: there is none."""
+    blur_probability: tuple[float, ...] = (0.5,)
+    """Of each large view; the last is that of all others."""
+    small_blur_probability: float = Field(0.5, ge=0, le=1)
+    solarise_probability: tuple[float, ...] = (0.0,)
+    """Of each large view; the last is that of all other large ones."""
 
 
-class PriorConfig(Config):
-    """How often prototypes are expected to be used."""
+class SamplerConfig(Config):
+    """Which images come next, where classes are to come in another way than they are there."""
 
-    kind: Literal["uniform", "power"] = "uniform"
-    """Equally (MSN), or as a power law (PMSN)."""
-    exponent: float = Field(0.25, ge=0)
+    kind: Literal["shuffled", "stratified", "power", "square_root"] = "shuffled"
+    """All in a random order; batches of a few classes; classes by a power law, or by the roots of
+    how many images they have."""
+    classes: int = Field(2, ge=1)
+    """Of a stratified batch."""
+    exponent: float = Field(1.0, gt=0)
     """Of the power law."""
 
 
-class MsnConfig(Config):
-    """Masked Siamese networks."""
-
-    mask: float = Field(0.15, ge=0, lt=1)
-    """Share of the patches of large views that is dropped."""
-    prototypes: int = Field(1024, ge=2)
-    dim: int = Field(256, ge=2)
-    """Of the embeddings."""
-    hidden: int = Field(2048, ge=2)
-    """Of the head."""
-    temperature: float = Field(0.1, gt=0)
-    target_temperature: float = Field(0.025, gt=0)
-    sinkhorn: Literal["none", "uniform", "prior"] = "uniform"
-    """What the mean of the targets is brought to."""
-    weight: float = Field(1.0, ge=0)
-    """Of the distance between mean assignment and prior."""
-    prior: PriorConfig = PriorConfig()
-    momentum: float = Field(0.996, gt=0, lt=1)
-    """Of the target network at the start; it rises in a line to 1 at 1.25 times the length."""
-
-
 class PretrainOptimizerConfig(Config):
-    """How the weights move: AdamW."""
+    """How the weights move."""
 
+    kind: Literal["adamw", "larc", "lars"] = "adamw"
+    """With larc every tensor adapts its rate and is decayed; with lars norms and biases are not,
+    nor are they decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adamw."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of larc and lars."""
+    trust: float = Field(1e-3, gt=0)
+    """Of larc and lars: change of a tensor in proportion to its norm, times the rate."""
     weight_decay: float = Field(0.04, ge=0)
-    last_weight_decay: float = Field(0.4, ge=0)
-    """It rises along half a cosine, and would be this at 1.25 times the length."""
+    last_weight_decay: float | None = Field(0.4, ge=0)
+    """It moves there along half a cosine, as far as the schedules reach; None: it stays."""
 
 
 class PretrainLoopConfig(LoopConfig):
     """How long to train, and how often to look; the schedule is that of MSN's code."""
 
     batch: int = Field(1024, ge=2)
-    """Images per update, of all workers together; their mean assignment is compared."""
+    """Images per update, of all workers together; they are compared with one another."""
     warmup_lr: float = Field(2e-4, ge=0)
     min_lr: float = Field(1e-6, ge=0)
     max_grad_norm: float | None = Field(3.0, gt=0)
     """Of the network; prototypes are not clipped."""
     stretch: float = Field(1.25, ge=1)
-    """The rate falls as in a run so many times as long, which is cut off."""
+    """Schedules are those of a run so many times as long, which is cut off."""
     ahead: int = Field(1, ge=0, le=1)
     """Updates by which the rate is ahead; with 1 the first update has what it ends with."""
 
@@ -103,8 +105,9 @@ class PretrainConfig(Config):
     seed: int = 0
     backbone: BackboneConfig = BackboneConfig(name="vit_small_patch16_224")
     data: ImagesConfig = ImagesConfig()
+    sampler: SamplerConfig = SamplerConfig()
     views: ViewsConfig = ViewsConfig()
-    msn: MsnConfig = MsnConfig()
+    method: MethodConfig = MsnConfig()
     optimizer: PretrainOptimizerConfig = PretrainOptimizerConfig()
     probe: ProbeConfig = ProbeConfig()
     training: PretrainLoopConfig = PretrainLoopConfig()
@@ -112,16 +115,22 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _is_sound(self) -> PretrainConfig:
-        msn, training = self.msn, self.training
-        if msn.prior.kind != "uniform" and msn.sinkhorn == "uniform":
+        views, training, kind = self.views, self.training, self.method.kind
+        if kind == "msn" and views.small and views.small_size == views.size:
             raise ValueError(
-                "msn.prior: Sinkhorn brings the targets to equal use of all prototypes, against "
-                "the prior. Set msn.sinkhorn to prior, or to none with msn.weight 5"
-            )
-        if self.views.focal and self.views.focal_size == self.views.size:
-            raise ValueError(
-                "views.focal_size: is views.size, so that focal views could not be told from "
+                "views.small_size: is views.size, so that small views could not be told from "
                 "those whose patches are dropped. Make it smaller"
+            )
+        least = 1 if kind == "mae" else 2
+        if views.large < least:
+            raise ValueError(f"views.large: {kind} compares {least} large views. Raise it")
+        if kind in ("simclr", "vicreg") and (views.large, views.small) != (2, 0):
+            raise ValueError(
+                f"views: {kind} compares two large views. Set views.large to 2 and views.small to 0"
+            )
+        if kind == "mae" and (views.large, views.small) != (1, 0):
+            raise ValueError(
+                "views: mae looks at one view. Set views.large to 1 and views.small to 0"
             )
         workers = max(1, self.runtime.workers)
         if training.batch % workers:
@@ -133,15 +142,14 @@ class PretrainConfig(Config):
             )
         if training.part is not None and training.part < training.batch // workers:
             raise ValueError(
-                "training.part: batch normalisation and the mean assignment would see a part of "
-                "the batch. Leave it out"
+                "training.part: images of a batch are compared with one another, and with a part "
+                "of them the loss would be another. Leave it out"
             )
-        if self.runtime.sharded:
+        if self.backbone.drop_path > 0:
             raise ValueError(
-                "runtime.sharded: the target network is whole on every worker. Set it to false"
+                "backbone.drop_path: is for training with labels. Set "
+                "backbone.options.drop_path_rate"
             )
-        if self.backbone.drop_path > 0 or self.backbone.weights is not None:
-            raise ValueError("backbone: a network is trained from nothing, without dropped paths")
         return self
 
 

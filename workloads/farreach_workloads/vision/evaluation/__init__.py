@@ -1,0 +1,1 @@
+"""What frozen features and predictions are worth: computations on arrays."""

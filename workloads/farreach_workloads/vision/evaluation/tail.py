@@ -1,0 +1,50 @@
+"""Accuracy where classes are not equally frequent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PARTS = ("head", "medium", "tail")
+
+
+def per_class_accuracy(correct: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Share of correct rows of each class.
+
+    Args:
+        correct: (n,) bool.
+        labels: (n,) int64.
+        classes: how many there are.
+
+    Returns:
+        (classes,) float64; NaN for a class without rows.
+    """
+    rows = torch.bincount(labels, minlength=classes).double()
+    return torch.bincount(labels, weights=correct.double(), minlength=classes) / rows
+
+
+def balanced_accuracy(correct: Tensor, labels: Tensor, classes: int) -> float:
+    """Mean of `per_class_accuracy` over the classes that have rows."""
+    return float(per_class_accuracy(correct, labels, classes).nanmean())
+
+
+def head_medium_tail(correct: Tensor, labels: Tensor, train_counts: Tensor) -> dict[str, float]:
+    """Balanced accuracy of the frequent, the medium and the rare third of the classes.
+
+    Of classes with equally many training images the one with the lower number counts as the more
+    frequent; where thirds are not whole, the first of them are larger by one.
+
+    Args:
+        correct: of the test images, (n,) bool.
+        labels: of the test images, (n,) int64.
+        train_counts: training images of each class, (classes,).
+
+    Returns:
+        "head", "medium" and "tail"; NaN for a third without test images.
+    """
+    by_class = per_class_accuracy(correct, labels, len(train_counts))
+    order = train_counts.argsort(descending=True, stable=True)
+    thirds = torch.tensor_split(order, len(PARTS))
+    return {
+        part: float(by_class[third].nanmean()) for part, third in zip(PARTS, thirds, strict=True)
+    }

@@ -1,0 +1,257 @@
+"""Self-supervised pretraining as a task: images and views in, features and pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from farreach.data.images import ImageSet
+from farreach.learn.larc import Larc
+from farreach.learn.place import Place
+from farreach.learn.schedules import cosine
+from farreach.learn.task import Batch, Pixels
+from farreach_workloads.vision import attention, pictures
+from farreach_workloads.vision.augment import evaluation_transform
+from farreach_workloads.vision.image_sets import images_of
+from farreach_workloads.vision.selfsup.config import PretrainConfig, ViewsConfig, total_length
+from farreach_workloads.vision.selfsup.dino import Dino
+from farreach_workloads.vision.selfsup.encoder import Encoder
+from farreach_workloads.vision.selfsup.mae import Mae
+from farreach_workloads.vision.selfsup.method import Method, Span
+from farreach_workloads.vision.selfsup.msn import Msn
+from farreach_workloads.vision.selfsup.multicrop import MultiCrop, Recipe, normalised
+from farreach_workloads.vision.selfsup.neighbours import effective_rank, knn_labels
+from farreach_workloads.vision.selfsup.sampling import sampled
+from farreach_workloads.vision.selfsup.simclr import Simclr
+from farreach_workloads.vision.selfsup.swav import Swav
+from farreach_workloads.vision.selfsup.vicreg import Vicreg
+
+METHODS: Mapping[str, Callable[[PretrainConfig, Span], Method]] = {
+    "msn": Msn,
+    "swav": Swav,
+    "dino": Dino,
+    "simclr": Simclr,
+    "vicreg": Vicreg,
+    "mae": Mae,
+}
+EMBEDDED_TOGETHER = 128
+# Features whose effective rank is measured.
+RANKED = 2048
+# Of the pictures: images with so many neighbours each, and images that are looked at.
+PICTURED, NEAREST, ATTENDED = 8, 7, 6
+
+
+class PretrainTask:
+    """Pretrains an encoder; see `farreach.learn.task.Task`."""
+
+    score = "evaluation/knn_top1"
+
+    def __init__(self, config: PretrainConfig) -> None:
+        """Open the images and make the networks.
+
+        Raises:
+            ConfigError: the method cannot have the backbone, or the images the sampler.
+            DataError: there are no such images.
+        """
+        self._config = config
+        self._train, self._held_out = images_of(config.data)
+        self.classes = len(self._train.classes)
+        views = MultiCrop(self._train, recipes(config.views), config.seed)
+        batch = config.training.batch
+        self.data = sampled(views, self._train.labels, config.sampler, batch, config.seed)
+        per_epoch = len(self._train) / batch
+        self._span = Span(per_epoch, total_length(config.training, per_epoch))
+        self.method = METHODS[config.method.kind](config, self._span)
+        self.model: nn.Module = self.method.model
+        self.companions = self.method.companions
+        self._optimizer: torch.optim.Optimizer | None = None
+        # References of the last evaluation, their features, and those of the held-out images.
+        self._seen: tuple[ImageSet, Tensor, Tensor] | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """Whose features count."""
+        return self.method.encoder
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """As configured; with AdamW and LARS neither norms nor biases are decayed."""
+        settings = self._config.optimizer
+        free = list(self.method.free)
+        apart = {id(parameter) for parameter in free}
+        decayed: list[Tensor] = []
+        plain: list[Tensor] = []
+        for parameter in self.model.parameters():
+            if id(parameter) not in apart:
+                is_plain = parameter.ndim == 1 and settings.kind != "larc"
+                (plain if is_plain else decayed).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+            {"params": free, "weight_decay": 0.0, "clipped": False},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer
+        if settings.kind == "adamw":
+            # One pass over all weights in place of one per operation.
+            optimizer = torch.optim.AdamW(groups, lr=1.0, betas=settings.betas, fused=True)
+        else:
+            for group in groups[1:]:
+                group["adapts"] = settings.kind == "larc"
+            optimizer = Larc(groups, 1.0, settings.momentum, trust=settings.trust)
+        self._optimizer = optimizer
+        return optimizer
+
+    def loss(
+        self, model: nn.Module, batch: Batch, step: int, rank: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's, of normalised views."""
+        views = {kind: normalised(pixels) for kind, pixels in batch.items()}
+        return self.method.loss(model, views, step, rank)
+
+    def weight_decay(self, step: int) -> float:
+        """Of the update after `step` others."""
+        settings = self._config.optimizer
+        if settings.last_weight_decay is None:
+            return settings.weight_decay
+        done = self._span.done(step + self._config.training.ahead)
+        return cosine(done, settings.weight_decay, settings.last_weight_decay)
+
+    def before_update(self, step: int) -> None:
+        """The weight decay of this update; the method may leave gradients out."""
+        assert self._optimizer is not None
+        self._optimizer.param_groups[0]["weight_decay"] = self.weight_decay(step)
+        self.method.before_update(step)
+
+    def after_update(self, step: int) -> None:
+        """As the method says."""
+        self.method.after_update(step)
+
+    def evaluate(self, place: Place) -> dict[str, float]:
+        """The labels of the nearest neighbours of the held-out images, by the target network."""
+        probe = self._config.probe
+        references = self._train.subset(_spread(len(self._train), probe.references))
+        known = self.features(references, place)
+        asked = self.features(self._held_out, place)
+        found = knn_labels(
+            known,
+            torch.from_numpy(references.labels),
+            asked,
+            self.classes,
+            probe.neighbours,
+            probe.temperature,
+        )
+        self._seen = (references, known, asked)
+        labels = torch.from_numpy(self._held_out.labels)
+        right = (found == labels).float()
+        per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
+        return {
+            "evaluation/knn_top1": float(right.mean()),
+            "evaluation/knn_balanced": float(per_class.mean()),
+            "evaluation/effective_rank": effective_rank(asked[:RANKED]),
+            "evaluation/images": float(len(asked)),
+        }
+
+    def features(self, images: ImageSet, place: Place) -> Tensor:
+        """Of the encoder that counts, each worker computing a share: (n, width) float32."""
+        config = self._config.data
+        transform = evaluation_transform(config.size, config.crop_ratio)
+        encoder = self.encoder.eval()
+        result = torch.zeros(len(images), encoder.width)
+        rows = np.arange(len(images))[place.rank :: place.world]
+        network = self.companions[0] if self.companions else self.model
+        with place.in_one_piece(network):
+            for begin in range(0, len(rows), EMBEDDED_TOGETHER):
+                some = rows[begin : begin + EMBEDDED_TOGETHER]
+                batch = torch.stack([transform(images.load(int(row))) for row in some])
+                result[some] = encoder.features(batch.to(place.device)).float().cpu()
+        return place.sum(result).cpu()
+
+    def only(self, count: int) -> None:
+        """Evaluate on `count` of the held-out images alone, spread evenly."""
+        self._held_out = self._held_out.subset(_spread(len(self._held_out), count))
+
+    def pictures(self) -> dict[str, Pixels]:
+        """Held-out images with their nearest neighbours, of the last evaluation."""
+        return {"evaluation/neighbours": pictures.rendered(self._neighbours())}
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Write the pictures of the nearest neighbours and of what the encoder looks at."""
+        with torch.no_grad():
+            self.evaluate(Place())
+        files = [pictures.save(self._neighbours(), folder / "neighbours.png")]
+        config = self._config.data
+        transform = evaluation_transform(config.size, config.crop_ratio)
+        some = self._held_out.subset(_spread(len(self._held_out), ATTENDED))
+        images = torch.stack([transform(some.load(row)) for row in range(len(some))])
+        looked = attention.draw(self.encoder.trunk.eval(), images, images[:, :1, 0, 0], ["-"])
+        if looked is not None:
+            files.append(pictures.save(looked, folder / "attention.png"))
+        return files
+
+    def _neighbours(self) -> Figure:
+        assert self._seen is not None
+        references, known, asked = self._seen
+        rows = _spread(len(asked), PICTURED)
+        near = (normalize(asked[rows]) @ normalize(known).t()).topk(NEAREST, dim=1).indices
+        lines = [
+            [self._held_out.load(int(row)), *[references.load(int(n)) for n in found]]
+            for row, found in zip(rows, near, strict=True)
+        ]
+        names = [
+            [
+                self._held_out.classes[self._held_out.labels[row]],
+                *[references.classes[references.labels[n]] for n in found],
+            ]
+            for row, found in zip(rows, near.tolist(), strict=True)
+        ]
+        return pictures.neighbours(lines, names)
+
+    def state(self) -> dict[str, Any]:
+        """The method's."""
+        return self.method.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the method's state over."""
+        self.method.restore(state)
+
+
+def recipes(config: ViewsConfig) -> dict[str, list[Recipe]]:
+    """How each view is made: `large` ones, and `small` ones if there are any."""
+    jitter = tuple(config.jitter * part for part in config.jitter_parts)
+    common: dict[str, Any] = {
+        "flip": config.flip,
+        "jitter": jitter,
+        "jitter_probability": config.jitter_probability,
+        "grey_probability": config.grey_probability,
+        "blur_radii": config.blur or (0.1, 0.1),
+    }
+
+    def of(probabilities: Sequence[float], view: int) -> float:
+        return probabilities[min(view, len(probabilities) - 1)]
+
+    blurs = 0.0 if config.blur is None else 1.0
+    large = [
+        Recipe(
+            config.size,
+            config.scale,
+            blur_probability=blurs * of(config.blur_probability, view),
+            solarise_probability=of(config.solarise_probability, view),
+            **common,
+        )
+        for view in range(config.large)
+    ]
+    blur = blurs * config.small_blur_probability
+    small = Recipe(config.small_size, config.small_scale, blur_probability=blur, **common)
+    return {"large": large} | ({"small": [small] * config.small} if config.small else {})
+
+
+def _spread(count: int, most: int) -> Any:
+    """At most so many rows of `count`, evenly over all of them."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
