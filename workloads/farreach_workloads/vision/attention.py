@@ -70,7 +70,7 @@ def by_class(
 
 def _of_last_block(model: Any, images: Tensor) -> dict[str, Tensor]:
     attention: Any = getattr(model.blocks[-1], "attn", None)
-    if type(attention) is not Attention:
+    if not isinstance(attention, Attention):
         return {}
     seen: list[Tensor] = []
     hook = attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
