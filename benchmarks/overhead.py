@@ -141,6 +141,10 @@ class Task:
         """None."""
         return {}
 
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
     def state(self) -> dict[str, Any]:
         """Nothing."""
         return {}

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 1
     except Exception as error:
-        from farreach.launch import Stopped
+        from farreach.stopping import Stopped
 
         if isinstance(error, Stopped):
             return error.exit_code
@@ -163,6 +163,10 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
+    parser.add_argument(
+        "what", nargs="?", metavar="WHAT", help="another evaluation: see list evaluations CONFIG"
+    )
+    _add_overrides(parser)
     parser.add_argument("--checkpoint", choices=("best", "newest"), default="best")
     parser.add_argument(
         "--episodes", type=_positive, metavar="N", help="how many (default: what the config says)"
@@ -187,9 +191,11 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="WHAT",
         default="configs",
-        help=", ".join([*cli_list.LISTS, "settings"]),
+        help=", ".join([*cli_list.LISTS, *cli_list.OF_CONFIGS]),
     )
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="whose settings to list")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="whose settings or evaluations to list"
+    )
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,9 +239,14 @@ def _resume(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from farreach import launch
 
+    if options.what is not None and "=" in options.what:
+        raise UsageError(f"{options.what!r}: name an evaluation before its settings.")
+
     # Whatever is printed on the way goes to stderr: with --json, stdout is for programs.
     with contextlib.redirect_stdout(sys.stderr):
-        result = launch.evaluate(options.run, options.checkpoint, options.episodes)
+        result = launch.evaluate(
+            options.run, options.checkpoint, options.episodes, options.what, options.overrides
+        )
     if options.json:
         say(json.dumps(result, indent=2, allow_nan=False))
         return
@@ -285,17 +296,18 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    known = [*cli_list.LISTS, "settings"]
+    known = [*cli_list.LISTS, *cli_list.OF_CONFIGS]
     if options.what not in known:
         raise UsageError(f"cannot list {options.what!r}. {near_match(options.what, known)}")
-    if options.config is not None and options.what != "settings":
-        raise UsageError(f"`farreach list {options.what}` takes no CONFIG.")
-    if options.what != "settings":
+    if options.what not in cli_list.OF_CONFIGS:
+        if options.config is not None:
+            raise UsageError(f"`farreach list {options.what}` takes no CONFIG.")
         cli_list.say_table(cli_list.LISTS[options.what]())
     elif options.config is None:
-        raise UsageError("name a CONFIG, such as `farreach list settings goals/walk_maze`.")
+        example = f"`farreach list {options.what} vision/msn_clipart`"
+        raise UsageError(f"name a CONFIG, such as {example}.")
     else:
-        cli_list.say_settings(options.config)
+        cli_list.OF_CONFIGS[options.what](options.config)
 
 
 _Command = tuple[str, Handler, str, str, Callable[[argparse.ArgumentParser], None]]
@@ -323,6 +335,7 @@ _COMMANDS: tuple[_Command, ...] = (
         _evaluate,
         "evaluate a checkpoint of a run",
         "  farreach evaluate latest\n"
+        "  farreach evaluate latest lowshot per_class=[1,2,5]\n"
         "  farreach evaluate latest --checkpoint newest --episodes 200 --json > metrics.json",
         _evaluate_arguments,
     ),

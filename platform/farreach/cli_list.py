@@ -75,11 +75,28 @@ def say_settings(name: str) -> None:
     """Print every key of a configuration with type, default and meaning."""
     from farreach import config
 
-    model: type[Config] = type(config.load(config.find(name)).config)
+    _say_model(type(config.load(config.find(name)).config), "")
+
+
+def say_evaluations(name: str) -> None:
+    """Print what there is to evaluate a run of a configuration by, with the settings of each."""
+    from farreach import config
+    from farreach.launch import Evaluation
+
+    module = importlib.import_module(config.load(config.find(name)).workload)
+    found: dict[str, Evaluation] = getattr(module, "EVALUATIONS", {})
+    for key, evaluation in found.items():
+        say(f"{key}: {_first_line(evaluation.run)}")
+        _say_model(evaluation.settings, "  ")
+
+
+def _say_model(model: type[Config], indent: str) -> None:
+    from farreach import config
+
     for setting in config.describe(model):
-        say(f"{setting.key}: {setting.type} = {setting.default}")
+        say(f"{indent}{setting.key}: {setting.type} = {setting.default}")
         if setting.doc:
-            say(f"    {' '.join(setting.doc.split())}")
+            say(f"{indent}    {' '.join(setting.doc.split())}")
 
 
 def _first_line(documented: Any) -> str:
@@ -100,4 +117,8 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "backbones": backbones,
     "behaviours": behaviours,
     "workloads": workloads,
+}
+OF_CONFIGS: dict[str, Callable[[str], None]] = {
+    "settings": say_settings,
+    "evaluations": say_evaluations,
 }

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from farreach import config as configs
 from farreach import runtime
@@ -28,12 +25,22 @@ from farreach.errors import CheckpointError, ConfigError, FarreachError, RunDire
 from farreach.provenance import installed_versions
 from farreach.registry import near_match
 from farreach.rundir import RunDirectory, flat_result
+from farreach.stopping import Stopped
 
 Which = Literal["best", "newest"]
 Format = Literal["rllib", "timm", "onnx"]
 
-STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: trying again, with `farreach resume`, is useful
-CTRL_C_EXIT_CODE = 130
+
+class Evaluation(NamedTuple):
+    """What `farreach evaluate RUN NAME key=value` does; its docstring's first line is its help.
+
+    Attributes:
+        run: (config of the run, its directory, checkpoint, settings) → metrics.
+        settings: their model, every one with a default.
+    """
+
+    run: Callable[[Any, RunDirectory, Checkpoint, Any], dict[str, float]]
+    settings: type[Config]
 
 
 class Workload(Protocol):
@@ -46,6 +53,7 @@ class Workload(Protocol):
     begin with what others have left also has `check_start(config)`: it raises as `check` does, but
     is not asked when a run that has begun is resumed. One whose models look at images also has
     `plot_images(config, run, checkpoint, images, out)`: pictures of the user's own, in a folder.
+    One with other evaluations than that of training has `EVALUATIONS`: name → `Evaluation`.
     """
 
     Config: type[Config]
@@ -68,67 +76,6 @@ class Workload(Protocol):
 
     def plot(self, config: Any, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
         """Draw the figures of a run; the files."""
-
-
-class Stopped(Exception):  # noqa: N818 (no error: the run did what it was asked to do)
-    """The run was asked to stop, and has written its last checkpoint."""
-
-    def __init__(self, signum: int) -> None:
-        """Stopped by SIGTERM or SIGINT."""
-        super().__init__(signum)
-        self.signum = signum
-
-    @property
-    def exit_code(self) -> int:
-        """What the command line returns."""
-        return CTRL_C_EXIT_CODE if self.signum == signal.SIGINT else STOPPED_EXIT_CODE
-
-
-class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a request; a second Ctrl-C aborts at once.
-
-    ```
-    with StopRequest() as stop:
-        while not done:
-            step()
-            if stop.signum is not None:
-                save_checkpoint()
-                raise Stopped(stop.signum)
-    ```
-    Enter it after `runtime.connect`. Outside of the main thread, where Python has no signals, it
-    never asks.
-    """
-
-    def __init__(self) -> None:
-        """Nobody has asked yet."""
-        self.signum: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        """Install the handlers."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Restore the handlers that were there before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.signum is None or number == signal.SIGINT:
-            self.signum = number
-        # Not through sys.stderr, whose lock the interrupted code may hold.
-        with suppress(OSError):
-            os.write(2, b"\nstopping after a last checkpoint; Ctrl-C twice aborts at once\n")
 
 
 def train(
@@ -207,7 +154,11 @@ def resume(path: Path | str, overrides: Sequence[str] = ()) -> RunDirectory:
 
 
 def evaluate(
-    path: Path | str, which: Which = "best", episodes: int | None = None
+    path: Path | str,
+    which: Which = "best",
+    episodes: int | None = None,
+    what: str | None = None,
+    words: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run; the same flat object as `result.json`.
 
@@ -215,22 +166,43 @@ def evaluate(
         path: the run directory, or `latest`.
         which: the checkpoint of the highest score (the newest if none has one), or the newest.
         episodes: how many, by default what the run's config says.
+        what: name of an evaluation; None: the one that training makes.
+        words: its settings, as `key=value`.
 
     Raises:
+        ConfigError: the workload has no such evaluation, or it no such settings.
         FarreachError: no such run or checkpoint, or the evaluation failed.
     """
     run = RunDirectory.open(path)
     loaded = configs.load(run.config_path)
     config: Any = loaded.config
+    workload = _workload(loaded.workload)
+    chosen = None if what is None else evaluation_of(workload, what)
+    settings = None if chosen is None else configs.from_words(words, chosen.settings)
     checkpoint = _require_checkpoint(run, which)
     begun_s = time.monotonic()
     with _failures_explained(run):
-        workload = _workload(loaded.workload)
-        metrics = workload.evaluate(config, run, checkpoint, episodes=episodes)
+        if chosen is None:
+            metrics = workload.evaluate(config, run, checkpoint, episodes=episodes)
+        else:
+            metrics = chosen.run(config, run, checkpoint, settings)
     wall_time_s = time.monotonic() - begun_s
-    return flat_result(
+    result = flat_result(
         metrics, seed=config.seed, wall_time_s=wall_time_s, versions=installed_versions()
     )
+    if chosen is not None:
+        assert settings is not None
+        about = {"updates": checkpoint.step, "settings": settings.model_dump()}
+        run.write_evaluation(f"{what}-{checkpoint.step}", result | about)
+    return result
+
+
+def evaluation_of(workload: Workload, name: str) -> Evaluation:
+    """An evaluation of a workload; raises ConfigError with a near match."""
+    known: Mapping[str, Evaluation] = getattr(workload, "EVALUATIONS", {})
+    if name not in known:
+        raise ConfigError(f"there is no evaluation {name!r} here. {near_match(name, list(known))}")
+    return known[name]
 
 
 def check(config_name: str, overrides: Sequence[str] = ()) -> list[str]:

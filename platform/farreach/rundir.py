@@ -6,7 +6,7 @@
   metrics.jsonl    one line per step that was logged
   events.jsonl     started, resumed, stopped, failed, finished
   result.json      flat `group/name` → number, written once at the end
-  checkpoints/     figures/     tensorboard/
+  checkpoints/     figures/     tensorboard/     evaluations/     features/
 ```
 """
 
@@ -307,6 +307,14 @@ class RunDirectory:
         """
         result = flat_result(metrics, seed=seed, wall_time_s=wall_time_s, versions=versions)
         atomic_write(self.result_path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+    def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
+        """Keep what an evaluation found in `evaluations/NAME.json`; the file."""
+        folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{name}.json"
+        atomic_write(path, json.dumps(result, indent=2, default=str) + "\n")
+        return path
 
     def read_result(self) -> dict[str, Any]:
         """What `write_result` wrote.

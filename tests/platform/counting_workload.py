@@ -9,7 +9,7 @@ from typing import ClassVar
 from farreach.checkpoint import CheckpointStore
 from farreach.config import Config as Base
 from farreach.errors import ClusterError, ConfigError
-from farreach.launch import Stopped, StopRequest
+from farreach.stopping import Stopped, StopRequest
 
 MISHAP_STEP = 2
 

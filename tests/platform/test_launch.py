@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from farreach.launch import Stopped, StopRequest, training_time_s
+from farreach.launch import training_time_s
+from farreach.stopping import Stopped, StopRequest
 
 
 def test_the_first_signal_asks_and_a_second_ctrl_c_aborts():

@@ -7,12 +7,14 @@
   named `train*` and `val*` (or `test*`), or all in one part; they are read where they lie;
 - the four IDX files of MNIST and its relatives, packed or not.
 
-A set that comes in one piece is split: every tenth image of each class is for evaluation.
+A set that comes in one piece is split: every tenth image of each class is for evaluation. Where
+labels are not needed, all of these may lack them, and a folder may hold images anywhere below it.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import tarfile
 from abc import ABC, abstractmethod
@@ -33,6 +35,16 @@ Labels = NDArray[np.int64]
 HELD_OUT_EVERY = 10
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EVALUATION_NAMES = ("val", "test", "eval")
+UNREADABLE = (
+    OSError,
+    UnidentifiedImageError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)
+UNLABELLED = "unlabelled"
+# Images that are tried in place of one that cannot be read.
+TRIED = 20
 
 
 class ImageSet(ABC):
@@ -75,14 +87,37 @@ class ImageSet(ABC):
     def _decoded(self, index: int, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
         try:
             return convert(self._open(index))
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        except UNREADABLE as error:
             raise DataError(
                 f"{self.name(index)}: is no image that can be read: {error}. Remove or replace it."
             ) from error
 
+    def load_or_next(self, index: int) -> tuple[Image.Image, bool]:
+        """An image, or the next in the set that can be read; whether it is another.
+
+        Raises:
+            DataError: nor can those after it.
+        """
+        faults = []
+        for other in range(index, index + min(TRIED, len(self))):
+            try:
+                return self.load(other % len(self)), other != index
+            except DataError as error:  # noqa: PERF203
+                faults.append(error)
+        raise faults[0]
+
     def subset(self, rows: NDArray[np.int64]) -> ImageSet:
         """Some of the images, as a set of its own."""
         return _Subset(self, rows)
+
+    def fingerprint(self) -> str:
+        """Another one if there are other images, or in another order, as far as names tell."""
+        content = hashlib.sha256(self.labels.tobytes())
+        for index in range(len(self)):
+            content.update(self.name(index).encode())
+        if self.path.exists():
+            content.update(str(self.path.stat().st_mtime_ns).encode())
+        return content.hexdigest()
 
 
 class _Subset(ImageSet):
@@ -130,6 +165,24 @@ class FolderImages(ImageSet):
         return Image.open(self._files[index])
 
 
+class LooseImages(ImageSet):
+    """All images anywhere below a folder, without labels."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError if there are none."""
+        self._files = sorted(file for file in path.rglob("*") if _is_image(file))
+        if not self._files:
+            raise DataError(f"{path}: holds no images ({', '.join(SUFFIXES)}).")
+        super().__init__(path, np.zeros(len(self._files), np.int64), [UNLABELLED])
+
+    def name(self, index: int) -> str:
+        """The file."""
+        return str(self._files[index])
+
+    def _open(self, index: int) -> Image.Image:
+        return Image.open(self._files[index])
+
+
 class ParquetImages(ImageSet):
     """Encoded images in Parquet files, which are mapped.
 
@@ -137,9 +190,10 @@ class ParquetImages(ImageSet):
         split: the column of that name, or what part each file is by its name; None if neither.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], *, labelled: bool = True) -> None:
         """All rows of all files; raises DataError if a column is missing or there are no rows."""
-        tables = [_read_table(file) for file in files]
+        self._files = list(files)
+        tables = [_read_table(file, labelled=labelled) for file in files]
         table = pa.concat_tables(tables)
         if not len(table):
             raise DataError(f"{files[0]}: has no rows.")
@@ -151,8 +205,15 @@ class ParquetImages(ImageSet):
             self.split = [_part_of(file) for file, rows in parts for _ in range(len(rows))]
         column = table["image"].combine_chunks()
         self._bytes = column.field("bytes") if pa.types.is_struct(column.type) else column
-        labels, classes = _as_labels(files[0], table["label"].to_pylist())
+        if "label" in table.column_names:
+            labels, classes = _as_labels(files[0], table["label"].to_pylist())
+        else:
+            labels, classes = np.zeros(len(table), np.int64), [UNLABELLED]
         super().__init__(files[0], labels, classes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process maps the files again."""
+        return _mapped, (self._files, self.classes != [UNLABELLED])
 
     def name(self, index: int) -> str:
         """The (first) file and the row."""
@@ -172,7 +233,7 @@ class TarImages(ImageSet):
         split: what part each file is by its name; None if all are the same.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], *, labelled: bool = True) -> None:
         """All samples of all files; raises DataError if a file is damaged or a label is missing."""
         self._files = list(files)
         self._places: list[tuple[int, int, int]] = []  # file, first byte, bytes
@@ -180,7 +241,7 @@ class TarImages(ImageSet):
         values: list[Any] = []
         parts: list[str] = []
         for number, file in enumerate(files):
-            for key, place, value in _read_tar(file):
+            for key, place, value in _read_tar(file, labelled=labelled):
                 self._places.append((number, *place))
                 self._keys.append(key)
                 values.append(value)
@@ -188,7 +249,10 @@ class TarImages(ImageSet):
         if not values:
             raise DataError(f"{files[0]}: holds no image ({', '.join(SUFFIXES)}).")
         self.split = parts if len(set(parts)) > 1 else None
-        labels, classes = _as_labels(files[0], values)
+        if None in values:
+            labels, classes = np.zeros(len(values), np.int64), [UNLABELLED]
+        else:
+            labels, classes = _as_labels(files[0], values)
         super().__init__(files[0].parent if len(files) > 1 else files[0], labels, classes)
 
     def name(self, index: int) -> str:
@@ -224,8 +288,12 @@ class IdxImages(ImageSet):
         return Image.fromarray(self._pixels[index])
 
 
-def open_images(path: Path) -> tuple[ImageSet, ImageSet]:
+def open_images(path: Path, *, labelled: bool = True) -> tuple[ImageSet, ImageSet]:
     """The images to train on and those to evaluate on, of the same classes.
+
+    Args:
+        path: see the module.
+        labelled: whether there must be labels; if not, and there are none, all are of one class.
 
     Raises:
         DataError: nothing is there, or it is of no known layout.
@@ -237,7 +305,7 @@ def open_images(path: Path) -> tuple[ImageSet, ImageSet]:
     for suffix, kind in ((".parquet", ParquetImages), (".tar", TarImages)):
         files = [path] if path.is_file() else sorted(path.rglob(f"*{suffix}"))
         if files and files[0].suffix == suffix:
-            whole = kind(files)
+            whole = kind(files, labelled=labelled)
             return _shares(whole, whole.split)
     train, held_out = (_idx_pair(path, name) for name in ("train", "t10k"))
     if train and held_out:
@@ -251,9 +319,23 @@ def open_images(path: Path) -> tuple[ImageSet, ImageSet]:
         return digits, others
     for name in EVALUATION_NAMES:
         if (path / "train").is_dir() and (path / name).is_dir():
+            if not labelled and not _has_classes(path / "train"):
+                return LooseImages(path / "train"), LooseImages(path / name)
             first = FolderImages(path / "train")
             return first, FolderImages(path / name, first.classes)
+    if not labelled and not _has_classes(path):
+        return _shares(LooseImages(path), None)
     return _shares(FolderImages(path), None)
+
+
+def _has_classes(path: Path) -> bool:
+    """Whether images lie in folders below a folder, and none beside these."""
+    beside = any(_is_image(file) for file in path.iterdir())
+    return not beside and any(entry.is_dir() for entry in path.iterdir())
+
+
+def _mapped(files: Sequence[Path], labelled: bool) -> ParquetImages:
+    return ParquetImages(files, labelled=labelled)
 
 
 def _shares(whole: ImageSet, split: list[str] | None) -> tuple[ImageSet, ImageSet]:
@@ -287,12 +369,13 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
-def _read_table(file: Path) -> Any:
+def _read_table(file: Path, *, labelled: bool) -> Any:
     try:
         table = pq.read_table(file, memory_map=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{file}: is no readable Parquet file: {error}.") from error
-    missing = [name for name in ("image", "label") if name not in table.column_names]
+    needed = ("image", "label") if labelled else ("image",)
+    missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise DataError(
             f"{file}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}. Rename "
@@ -302,7 +385,9 @@ def _read_table(file: Path) -> Any:
     return table.select(kept)
 
 
-def _read_tar(file: Path) -> Iterator[tuple[str, tuple[int, int], int | str]]:
+def _read_tar(
+    file: Path, *, labelled: bool
+) -> Iterator[tuple[str, tuple[int, int], int | str | None]]:
     """Key, place (first byte, bytes) and label of each image."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int | str] = {}
@@ -323,9 +408,9 @@ def _read_tar(file: Path) -> Iterator[tuple[str, tuple[int, int], int | str]]:
     except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: is no tar file that can be read: {error}.") from error
     for key, place in images.items():
-        if key not in labels:
+        if labelled and key not in labels:
             raise DataError(f"{file}: sample {key} has no label: {key}.cls is missing.")
-        yield key, place, labels[key]
+        yield key, place, labels.get(key)
 
 
 def _as_labels(file: Path, values: list[Any]) -> tuple[Labels, list[str]]:

@@ -50,6 +50,9 @@ class Outlet(Protocol):
     def picture(self, step: int, name: str, picture: Pixels) -> None:
         """A picture `group/name` to look at, (height, width, 3)."""
 
+    def remark(self, step: int, text: str) -> None:
+        """Something that the user should know."""
+
     def checkpoint(self, step: int, name: str) -> None:
         """A checkpoint was written."""
 
@@ -270,6 +273,8 @@ class Loop:
             self._outlet.scalars(self.step, self._evaluated | seconds, self._done())
             for name, picture in pictures.items():
                 self._outlet.picture(self.step, name, picture)
+            for text in self._task.remarks():
+                self._outlet.remark(self.step, text)
 
     def _save(self) -> None:
         model, optimizer = self._place.whole_state(self._task.model, self._optimizer)

@@ -97,6 +97,9 @@ class Task(Protocol):
         All workers call it, as often as one another; the first one's are shown.
         """
 
+    def remarks(self) -> Sequence[str]:
+        """What the user should know after an evaluation: what seems to go wrong, and a remedy."""
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides model, companions and optimizer."""
 

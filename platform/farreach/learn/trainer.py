@@ -21,14 +21,15 @@ import torch
 from farreach import config as configs
 from farreach import runtime
 from farreach.checkpoint import CheckpointStore
+from farreach.console import warn
 from farreach.errors import ActorError, ConfigError, FarreachError
-from farreach.launch import Stopped, StopRequest
 from farreach.learn.loop import Loop
 from farreach.learn.place import Place
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach.metrics import MetricsWriter
 from farreach.progress import Progress
 from farreach.rundir import RunDirectory
+from farreach.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
@@ -77,6 +78,7 @@ class Report:
         self._metrics = MetricsWriter(run, step)
         self._name = config.name
         self._progress: Progress | None = None
+        self._remarks: set[str] = set()
         self._fields: dict[str, str | float] = {}
 
     def begin(self, step: int, total: int) -> None:
@@ -106,6 +108,13 @@ class Report:
     def picture(self, step: int, name: str, picture: Pixels) -> None:
         """Show it in TensorBoard."""
         self._metrics.figure(step, name, picture)
+
+    def remark(self, step: int, text: str) -> None:
+        """Say it, the first time."""
+        if text not in self._remarks:
+            self._remarks.add(text)
+            self._run.event("remark", updates=step, text=text)
+            warn(f"note      {text}")
 
     def checkpoint(self, step: int, name: str) -> None:
         """Note it down."""
@@ -324,6 +333,9 @@ class _Remote:
 
     def picture(self, step: int, name: str, picture: Pixels) -> None:
         self._board.put.remote("picture", (step, name, picture))
+
+    def remark(self, step: int, text: str) -> None:
+        self._board.put.remote("remark", (step, text))
 
     def checkpoint(self, step: int, name: str) -> None:
         self._board.put.remote("checkpoint", (step, name))

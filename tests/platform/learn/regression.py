@@ -77,6 +77,9 @@ class Regression:
     def pictures(self):
         return {"evaluation/shade": np.full((2, 3, 3), len(self.updates) % 256, np.uint8)}
 
+    def remarks(self):
+        return [f"{len(self.updates)} updates"]
+
     def state(self):
         return {"updates": len(self.updates)}
 
@@ -87,7 +90,7 @@ class Regression:
 class Notes:
     def __init__(self, stop_at=None):
         self.lines, self.checkpoints, self.stop_at, self.asked = [], [], stop_at, 0
-        self.seen = []
+        self.seen, self.remarks = [], []
 
     def begin(self, step, total):
         self.began = (step, total)
@@ -97,6 +100,9 @@ class Notes:
 
     def picture(self, step, name, picture):
         self.seen.append((step, name, picture))
+
+    def remark(self, step, text):
+        self.remarks.append((step, text))
 
     def checkpoint(self, step, name):
         self.checkpoints.append(step)

@@ -14,6 +14,7 @@ from farreach.learn.restored import restored
 from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
+from farreach.stopping import Stopped
 from farreach_workloads.vision.selfsup.task import PretrainTask
 
 DEBUG = "vision/msn_clipart_debug"
@@ -61,7 +62,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path, monkeypatch):
         return report.asked >= 6
 
     monkeypatch.setattr(Report, "stop_asked", stops_at_the_sixth)
-    with pytest.raises(launch.Stopped):
+    with pytest.raises(Stopped):
         train(tmp_path / "part")
     monkeypatch.undo()
     part = RunDirectory.open(tmp_path / "part")

@@ -22,6 +22,7 @@ from farreach.learn.restored import restored
 from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
+from farreach.stopping import Stopped
 from farreach_workloads.vision import export, supervise
 from farreach_workloads.vision.config import BackboneConfig, SuperviseConfig
 from farreach_workloads.vision.image_sets import images_of
@@ -105,7 +106,7 @@ def test_a_run_in_two_parts_equals_one_in_one(tmp_path, settings, monkeypatch):
         return report.asked >= 6
 
     monkeypatch.setattr(Report, "stop_asked", stops_at_the_sixth)
-    with pytest.raises(launch.Stopped):
+    with pytest.raises(Stopped):
         train(tmp_path / "parts", *settings)
     monkeypatch.undo()
     assert launch.find_checkpoint(RunDirectory.open(tmp_path / "parts"), "newest").step == 5

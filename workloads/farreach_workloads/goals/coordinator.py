@@ -21,7 +21,7 @@ from farreach.actors.supervisor import RestartPolicy
 from farreach.actors.weights import WeightBoard
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import ActorError
-from farreach.launch import Stopped, StopRequest
+from farreach.stopping import Stopped, StopRequest
 from farreach_workloads.goals import continuation
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.parts import Parts

@@ -20,8 +20,8 @@ from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.config import flat
 from farreach.data.episodes import OBSERVATION
 from farreach.errors import CheckpointError
-from farreach.launch import Stopped, StopRequest
 from farreach.rundir import RunDirectory
+from farreach.stopping import Stopped, StopRequest
 from farreach_workloads.goals import fidelity
 from farreach_workloads.goals.agents.build import make_agent
 from farreach_workloads.goals.agents.rows import TrainingRows

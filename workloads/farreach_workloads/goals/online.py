@@ -12,8 +12,9 @@ from pathlib import Path
 from farreach import runtime
 from farreach.checkpoint import Checkpoint
 from farreach.config import flat
-from farreach.launch import Format, StopRequest
+from farreach.launch import Format
 from farreach.rundir import RunDirectory
+from farreach.stopping import StopRequest
 from farreach_workloads.goals import continuation, fidelity, parts
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator

@@ -266,6 +266,10 @@ class DetectTask:
         """Evaluate on the first `count` of the held-out images alone."""
         self._evaluated = min(count, len(self._held_out))
 
+    def remarks(self) -> Sequence[str]:
+        """None."""
+        return []
+
     def state(self) -> dict[str, Any]:
         """Nothing: everything random follows from the number of the update."""
         return {}

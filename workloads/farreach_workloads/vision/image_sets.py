@@ -11,11 +11,11 @@ from farreach_workloads.vision.config import SHIPPED_SET, ImagesConfig
 SHIPPED_FILE = Path(__file__).parent / "assets" / "openclipart_64.parquet"
 
 
-def images_of(config: ImagesConfig) -> tuple[ImageSet, ImageSet]:
-    """Training and held-out images."""
-    return _opened(str(SHIPPED_FILE) if config.path == SHIPPED_SET else config.path)
+def images_of(config: ImagesConfig, *, labelled: bool = True) -> tuple[ImageSet, ImageSet]:
+    """Training and held-out images; see `open_images`."""
+    return _opened(str(SHIPPED_FILE) if config.path == SHIPPED_SET else config.path, labelled)
 
 
 @lru_cache(maxsize=2)
-def _opened(path: str) -> tuple[ImageSet, ImageSet]:
-    return open_images(Path(path))
+def _opened(path: str, labelled: bool) -> tuple[ImageSet, ImageSet]:
+    return open_images(Path(path), labelled=labelled)

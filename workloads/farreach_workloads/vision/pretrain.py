@@ -4,25 +4,63 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from farreach.checkpoint import Checkpoint
+from farreach import config as configs
+from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.data.images import UNLABELLED
 from farreach.errors import DataError
-from farreach.launch import Format
+from farreach.launch import Evaluation, Format
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
+from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source
+from farreach_workloads.vision.evaluation.finetune import FinetuneConfig, finetuned
+from farreach_workloads.vision.evaluation.protocols import evaluations
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.selfsup.assignments import constant_output_loss, prior_of
 from farreach_workloads.vision.selfsup.config import PretrainConfig
+from farreach_workloads.vision.selfsup.encoder import Encoder
 from farreach_workloads.vision.selfsup.method_configs import MsnConfig
 from farreach_workloads.vision.selfsup.task import PretrainTask
 
 Config = PretrainConfig
 
 
+def encoder_of(run: Path, checkpoint: Path) -> Encoder:
+    """The encoder of a checkpoint of a run, for workers that compute features."""
+    config = configs.load(RunDirectory.open(run).config_path).config
+    assert isinstance(config, PretrainConfig)
+    return restored(PretrainTask(config), CheckpointStore.load(checkpoint)).encoder
+
+
+def _source(
+    config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, settings: FeaturesConfig
+) -> Source:
+    return Source(
+        run,
+        f"{__name__}:{encoder_of.__name__}",
+        checkpoint.path,
+        checkpoint.step,
+        settings.size or config.data.size,
+        settings.crop_ratio or config.data.crop_ratio,
+        settings,
+    )
+
+
+def finetune(
+    config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, settings: FinetuneConfig
+) -> dict[str, float]:
+    """All of the encoder learns the labels, in a run of its own below evaluations/."""
+    trunk = restored(PretrainTask(config), checkpoint).encoder.trunk
+    return finetuned(config, run, checkpoint.step, trunk, settings)
+
+
+EVALUATIONS = {**evaluations(_source), "finetune": Evaluation(finetune, FinetuneConfig)}
+
+
 def check(config: PretrainConfig) -> list[str]:
     """Open the images and make the networks once; what the user should know."""
-    train, held_out = images_of(config.data)
+    train, held_out = images_of(config.data, labelled=False)
     if len(train) < config.training.batch:
         raise DataError(
             f"training.batch: {config.training.batch} images at a time, of {len(train)} in all. "
@@ -34,6 +72,8 @@ def check(config: PretrainConfig) -> list[str]:
         f"{len(train):,} images to train on, {len(held_out):,} held out; an encoder of "
         f"{count:.1f}M parameters"
     ]
+    if train.classes == [UNLABELLED]:
+        notes.append("there are no labels: evaluation tells the rank of the features alone")
     msn = config.method
     if isinstance(msn, MsnConfig) and msn.prior.kind != "uniform":
         sharpening = msn.target_temperature / msn.temperature

@@ -235,6 +235,10 @@ class SegmentTask:
         """Evaluate on `count` of the held-out images alone."""
         self._held_out = _First(self._held_out, count)
 
+    def remarks(self) -> Sequence[str]:
+        """None."""
+        return []
+
     def state(self) -> dict[str, Any]:
         """Nothing: everything random follows from the number of the update."""
         return {}

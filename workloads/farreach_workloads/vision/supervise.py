@@ -223,6 +223,10 @@ class SuperviseTask:
         rows = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out)))
         return self._held_out.subset(rows.astype(np.int64))
 
+    def remarks(self) -> Sequence[str]:
+        """None."""
+        return []
+
     def state(self) -> dict[str, Any]:
         """The average; everything random follows from the number of the update."""
         return {} if self._average is None else {"average": self._average.module.state_dict()}

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from farreach.errors import ConfigError, DataError
 from farreach.seeding import child_seed
 from farreach_workloads.vision.evaluation.checks import check_rows
-from farreach_workloads.vision.evaluation.tail import balanced_accuracy
+from farreach_workloads.vision.evaluation.tail import balanced_accuracy, head_medium_tail
 
 # Test rows that are classified at once.
 TOGETHER = 8192
@@ -94,8 +94,9 @@ def probe(
         seed: of first weights and of the order of rows; equal seeds give equal results.
 
     Returns:
-        "top1" and "balanced_accuracy" after the last epoch, and "top1_best_epoch", the highest of
-        all epochs: chosen on the test rows, it is too high, but it is what MSN's code reports.
+        "top1", "balanced_accuracy" and the thirds of `head_medium_tail` after the last epoch, and
+        "top1_best_epoch", the highest of all epochs: chosen on the test rows, it is too high, but
+        it is what MSN's code reports.
 
     Raises:
         DataError: features and labels do not fit together, or there is one training row only.
@@ -135,13 +136,14 @@ def probe_rates(
         Head(train_x.shape[1], classes, recipe, seed).to(train_x.device, torch.float32) for _ in lrs
     ]
     hits = _trained(heads, (train_x.float(), train_y), (test_x.float(), test_y), recipe, lrs, seed)
-    results = {}
+    counts, results = torch.bincount(train_y, minlength=classes), {}
     for number, lr in enumerate(lrs):
         top1 = [float(epoch[number].double().mean()) for epoch in hits]
         results[lr] = {
             "top1": top1[-1],
             "top1_best_epoch": max(top1),
             "balanced_accuracy": balanced_accuracy(hits[-1][number], test_y, classes),
+            **head_medium_tail(hits[-1][number], test_y, counts),
         }
     return results
 

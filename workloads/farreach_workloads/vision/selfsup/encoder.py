@@ -19,10 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from farreach.errors import ConfigError
 from farreach_workloads.vision.config import BackboneConfig
+from farreach_workloads.vision.evaluation.features import Kind
 from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.selfsup.packing import Groups, pack
 
 INIT_STD = 0.02
+# Layers from the last one on that evaluations may look at.
+DEPTHS = 4
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -66,6 +69,24 @@ class Encoder(nn.Module):
         found: Tensor = self.trunk(images)
         return found
 
+    def seen(self, images: Tensor, kinds: Sequence[Kind]) -> dict[str, Tensor]:
+        """See `farreach_workloads.vision.evaluation.features.SeesImages`."""
+        found: dict[str, Tensor] = {}
+        for kind in kinds:
+            if kind in ("normal", "raw"):
+                found[kind] = self.features(images, is_normal=kind == "normal")
+            else:
+                maps = self.trunk.forward_intermediates(
+                    images, indices=DEPTHS, intermediates_only=True, output_fmt="NCHW"
+                )
+                if kind == "map":
+                    found["map"] = maps[-1]
+                else:
+                    found |= {
+                        f"layer {number}": one.mean((2, 3)) for number, one in enumerate(maps, 1)
+                    }
+        return found
+
 
 class Vit(Encoder):
     """A vision transformer; its feature is the class token."""
@@ -102,6 +123,20 @@ class Vit(Encoder):
         """The class token, (b, width); see `Encoder.features`."""
         [x] = self._mixed([Seen(images)])
         found: Tensor = self.trunk.norm(x[:, 0]) if is_normal else x[:, 0]
+        return found
+
+    def seen(self, images: Tensor, kinds: Sequence[Kind]) -> dict[str, Tensor]:
+        """Layers are the class tokens of the last blocks; see `Encoder.seen`."""
+        found = super().seen(images, [kind for kind in kinds if kind in ("normal", "raw")])
+        if "layers" in kinds or "map" in kinds:
+            x, depth = self.trunk.norm_pre(self._embedded(Seen(images))), len(self.trunk.blocks)
+            for number, block in enumerate(self.trunk.blocks, 1):
+                x = block(x)
+                if "layers" in kinds and number > depth - DEPTHS:
+                    found[f"layer {number}"] = x[:, 0]
+            if "map" in kinds:
+                grid = self.trunk.patch_embed.dynamic_feat_size(images.shape[2:])
+                found["map"] = self.trunk.norm(x)[:, 1:].transpose(1, 2).unflatten(2, grid)
         return found
 
     def _mixed(self, views: Sequence[Seen]) -> list[Tensor]:

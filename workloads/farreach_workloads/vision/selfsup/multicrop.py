@@ -39,6 +39,7 @@ Flags = NDArray[np.bool_]
 Box = tuple[int, int, int, int]
 Operation = Callable[..., Tensor]
 
+REPLACED = "replaced"
 TRIES = 10
 LEAST_ASPECT, MOST_ASPECT = 3 / 4, 4 / 3
 TOP = 255.0
@@ -133,11 +134,16 @@ class MultiCrop:
         return len(self._images)
 
     def batch(self, rows: Rows, positions: Rows) -> Batch:
-        """Kind → (b, its number of recipes, 3, size, size) uint8."""
+        """Kind → (b, its number of recipes, 3, size, size) uint8; and `replaced`, (b,) bool.
+
+        In place of an image that cannot be read comes the next of the set.
+        """
         numbers = {kind: self._numbers(kind, positions) for kind in self._kinds}
+        replaced = torch.zeros(len(rows), dtype=torch.bool)
         crops: dict[str, list[Tensor]] = {kind: [] for kind in self._kinds}
         for i, row in enumerate(rows.tolist()):
-            pixels = torch.from_numpy(np.array(self._images.load(row)))
+            image, replaced[i] = self._images.load_or_next(row)
+            pixels = torch.from_numpy(np.array(image))
             for kind, recipes in self._kinds.items():
                 of_image = numbers[kind][i, :, :_CROP_NUMBERS].tolist()
                 for recipe, of_view in zip(recipes, of_image, strict=True):
@@ -147,7 +153,7 @@ class MultiCrop:
         for kind, recipes in self._kinds.items():
             views = finished(crops[kind], plan_views(recipes, numbers[kind]), recipes[0].size)
             batch[kind] = views.unflatten(0, (len(rows), len(recipes)))
-        return batch
+        return batch | {REPLACED: replaced}
 
     def _numbers(self, kind: str, positions: Rows) -> Numbers:
         """Uniform on [0, 1), (b, recipes, _CROP_NUMBERS + _PLAN_NUMBERS)."""

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from farreach.data.images import ImageSet
+from farreach.errors import DataError
 from farreach.learn.larc import Larc
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine
 from farreach.learn.task import Batch, Pixels
 from farreach_workloads.vision import attention, pictures
 from farreach_workloads.vision.augment import evaluation_transform
+from farreach_workloads.vision.evaluation.neighbours import effective_rank, knn_labels
 from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.selfsup.config import PretrainConfig, ViewsConfig, total_length
 from farreach_workloads.vision.selfsup.dino import Dino
@@ -26,8 +28,12 @@ from farreach_workloads.vision.selfsup.encoder import Encoder
 from farreach_workloads.vision.selfsup.mae import Mae
 from farreach_workloads.vision.selfsup.method import Method, Span
 from farreach_workloads.vision.selfsup.msn import Msn
-from farreach_workloads.vision.selfsup.multicrop import MultiCrop, Recipe, normalised
-from farreach_workloads.vision.selfsup.neighbours import effective_rank, knn_labels
+from farreach_workloads.vision.selfsup.multicrop import (
+    REPLACED,
+    MultiCrop,
+    Recipe,
+    normalised,
+)
 from farreach_workloads.vision.selfsup.sampling import sampled
 from farreach_workloads.vision.selfsup.simclr import Simclr
 from farreach_workloads.vision.selfsup.swav import Swav
@@ -44,6 +50,10 @@ METHODS: Mapping[str, Callable[[PretrainConfig, Span], Method]] = {
 EMBEDDED_TOGETHER = 128
 # Features whose effective rank is measured.
 RANKED = 2048
+# Share of the images that may be unreadable, once so many were looked at.
+MOST_REPLACED, LEAST_LOOKED_AT = 0.01, 1000
+# Of collapse: directions that the features use, and share of the prototypes that are used.
+FEW_DIRECTIONS, FEW_PROTOTYPES = 1.5, 0.02
 # Of the pictures: images with so many neighbours each, and images that are looked at.
 PICTURED, NEAREST, ATTENDED = 8, 7, 6
 
@@ -61,7 +71,7 @@ class PretrainTask:
             DataError: there are no such images.
         """
         self._config = config
-        self._train, self._held_out = images_of(config.data)
+        self._train, self._held_out = images_of(config.data, labelled=False)
         self.classes = len(self._train.classes)
         views = MultiCrop(self._train, recipes(config.views), config.seed)
         batch = config.training.batch
@@ -72,6 +82,9 @@ class PretrainTask:
         self.model: nn.Module = self.method.model
         self.companions = self.method.companions
         self._optimizer: torch.optim.Optimizer | None = None
+        self._metrics: dict[str, Tensor] = {}
+        self._looked_at = self._replaced = 0
+        self._rank = float("inf")
         # References of the last evaluation, their features, and those of the held-out images.
         self._seen: tuple[ImageSet, Tensor, Tensor] | None = None
 
@@ -111,9 +124,19 @@ class PretrainTask:
     def loss(
         self, model: nn.Module, batch: Batch, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The method's, of normalised views."""
-        views = {kind: normalised(pixels) for kind, pixels in batch.items()}
-        return self.method.loss(model, views, step, rank)
+        """The method's, of normalised views; how many images could not be read."""
+        replaced = batch[REPLACED]
+        self._looked_at += len(replaced)
+        self._replaced += int(replaced.sum())
+        if self._looked_at >= LEAST_LOOKED_AT and self._replaced > MOST_REPLACED * self._looked_at:
+            raise DataError(
+                f"{self._train.path}: {self._replaced:,} of the last {self._looked_at:,} images "
+                "could not be read, more than 1 %. `farreach data check` names them."
+            )
+        views = {kind: normalised(x) for kind, x in batch.items() if kind != REPLACED}
+        loss, metrics = self.method.loss(model, views, step, rank)
+        self._metrics = metrics
+        return loss, metrics | {"data/replaced_share": replaced.float().mean()}
 
     def weight_decay(self, step: int) -> float:
         """Of the update after `step` others."""
@@ -139,6 +162,14 @@ class PretrainTask:
         references = self._train.subset(_spread(len(self._train), probe.references))
         known = self.features(references, place)
         asked = self.features(self._held_out, place)
+        self._seen = (references, known, asked)
+        self._rank = effective_rank(asked[:RANKED])
+        measured = {
+            "evaluation/effective_rank": self._rank,
+            "evaluation/images": float(len(asked)),
+        }
+        if self.classes == 1:
+            return measured
         found = knn_labels(
             known,
             torch.from_numpy(references.labels),
@@ -147,16 +178,33 @@ class PretrainTask:
             probe.neighbours,
             probe.temperature,
         )
-        self._seen = (references, known, asked)
         labels = torch.from_numpy(self._held_out.labels)
         right = (found == labels).float()
         per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
         return {
             "evaluation/knn_top1": float(right.mean()),
             "evaluation/knn_balanced": float(per_class.mean()),
-            "evaluation/effective_rank": effective_rank(asked[:RANKED]),
-            "evaluation/images": float(len(asked)),
+            **measured,
         }
+
+    def remarks(self) -> Sequence[str]:
+        """Signs of collapse, and what helps against it."""
+        found = []
+        if self._rank < FEW_DIRECTIONS:
+            found.append(
+                f"collapse: features use {self._rank:.1f} directions of {self.encoder.width} "
+                "(evaluation/effective_rank). Lower training.lr, lengthen training.warmup_epochs, "
+                "or raise method.weight, where there is one."
+            )
+        used = self._metrics.get("learner/prototypes_used")
+        count = getattr(self._config.method, "prototypes", 0)
+        few = max(2.0, FEW_PROTOTYPES * min(count, self._config.training.batch))
+        if used is not None and float(used) <= few:
+            found.append(
+                f"collapse: {float(used):.0f} of {count} prototypes are used. Raise method.weight, "
+                "balance the targets (method.sinkhorn), or make the prior less steep."
+            )
+        return found
 
     def features(self, images: ImageSet, place: Place) -> Tensor:
         """Of the encoder that counts, each worker computing a share: (n, width) float32."""
@@ -169,7 +217,7 @@ class PretrainTask:
         with place.in_one_piece(network):
             for begin in range(0, len(rows), EMBEDDED_TOGETHER):
                 some = rows[begin : begin + EMBEDDED_TOGETHER]
-                batch = torch.stack([transform(images.load(int(row))) for row in some])
+                batch = torch.stack([transform(images.load_or_next(int(row))[0]) for row in some])
                 result[some] = encoder.features(batch.to(place.device)).float().cpu()
         return place.sum(result).cpu()
 

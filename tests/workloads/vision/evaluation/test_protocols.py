@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from farreach import launch
+from farreach.data.images import ParquetImages
+from farreach.errors import ConfigError, DataError
+from farreach.rundir import RunDirectory
+from farreach_workloads.vision.evaluation import features
+
+DEBUG = "vision/msn_clipart_debug"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return launch.train(DEBUG, ["probe.references=4235"], run_dir=path)
+
+
+def test_neighbours_are_those_of_training(run):
+    own = json.loads(run.result_path.read_text())
+    found = launch.evaluate(run.path, what="knn", words=["neighbours=[20]"])
+    assert found["knn/top1_20"] == pytest.approx(own["evaluation/knn_top1"], abs=1e-6)
+    [file] = (run.path / "evaluations").glob("knn-*.json")
+    kept = json.loads(file.read_text())
+    assert kept["knn/top1_20"] == found["knn/top1_20"]
+    assert kept["settings"]["neighbours"] == [20]
+
+
+def test_features_are_computed_once(run, monkeypatch):
+    words = ["neighbours=[5]", "references=300"]
+    first = launch.evaluate(run.path, what="knn", words=words)
+    monkeypatch.setattr(features, "features_of", None)
+    again = launch.evaluate(run.path, what="knn", words=words)
+    assert again["knn/top1_5"] == first["knn/top1_5"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_compute_the_same(run):
+    words = ["neighbours=[5]", "references=1500"]
+    here = launch.evaluate(run.path, what="knn", words=words)
+    for file in (run.path / "features").iterdir():
+        file.unlink()
+    there = launch.evaluate(run.path, what="knn", words=[*words, "workers=2"])
+    assert there["knn/top1_5"] == here["knn/top1_5"]
+
+
+def test_layers_and_a_few_labels(run):
+    found = launch.evaluate(run.path, what="linear", words=["layers=true", "epochs=2"])
+    assert {"linear/layer_1/top1", "linear/layer_2/top1", "linear/head"} <= set(found)
+    words = ["classes=3", "per_class=[1,4]", "splits=2"]
+    found = launch.evaluate(run.path, what="lowshot", words=words)
+    assert {"lowshot/1/mean", "lowshot/4/sd"} <= set(found)
+    assert 0 < found["lowshot/4/mean"] <= 1
+    with pytest.raises(DataError, match="class 2: has 3 images, 5 are to be chosen"):
+        launch.evaluate(run.path, what="lowshot")
+
+
+@pytest.mark.slow
+def test_fine_tuning_is_a_run_of_its_own(run):
+    found = launch.evaluate(run.path, what="finetune", words=["epochs=0.1"])
+    assert found["finetune/updates"] >= 3
+    inner = RunDirectory.open(next((run.path / "evaluations").glob("finetune-*/config.yaml")).parent)
+    assert inner.read_result()["evaluation/top1"] == found["finetune/top1"]
+
+
+def test_unknown_evaluations_and_settings_have_a_near_match(run):
+    with pytest.raises(ConfigError, match="no evaluation 'lowshots' here. Did you mean 'lowshot'"):
+        launch.evaluate(run.path, what="lowshots")
+    with pytest.raises(ConfigError, match="Did you mean 'neighbours'"):
+        launch.evaluate(run.path, what="knn", words=["neighbors=[1]"])
+
+
+def images_in(folder, count, colour):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        noise = rng.integers(0, 60, (12, 12, 3)) + np.array(colour)
+        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
+
+
+@pytest.mark.slow
+def test_images_without_labels_are_enough_and_damaged_ones_are_replaced(tmp_path):
+    images_in(tmp_path / "photos" / "2024", 60, (150, 20, 20))
+    images_in(tmp_path / "photos" / "more", 60, (20, 150, 20))
+    images_in(tmp_path / "photos" / "2025", 20, (20, 20, 150))
+    (tmp_path / "photos" / "loose.jpg").write_bytes(b"no image")
+    words = [f"data.path={tmp_path / 'photos'}", "training.epochs=1", "training.batch=16"]
+    run = launch.train(DEBUG, words, run_dir=tmp_path / "run")
+    result = json.loads(run.result_path.read_text())
+    assert "evaluation/knn_top1" not in result
+    assert result["evaluation/effective_rank"] > 1
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    shares = [line["data/replaced_share"] for line in lines if "data/replaced_share" in line]
+    assert 0 < max(shares) < 0.05
+    with pytest.raises(DataError, match=r"there are no labels. Set data=PATH"):
+        launch.evaluate(run.path, what="knn")
+
+
+def test_other_processes_map_parquet_files_again():
+    import pickle
+
+    from farreach_workloads.vision.image_sets import SHIPPED_FILE
+
+    whole = ParquetImages([SHIPPED_FILE])
+    content = pickle.dumps(whole)
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    assert again.load(7).tobytes() == whole.load(7).tobytes()

@@ -1,0 +1,169 @@
+"""Features of frozen encoders: computed once, by Ray workers if wanted, and kept beside the run.
+
+An encoder is named by a function that workers can import and what it takes: so each makes its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from farreach import runtime
+from farreach.actors.tasks import done_in_any_order
+from farreach.config import Config
+from farreach.data.images import ImageSet
+from farreach.learn.order import Rows
+from farreach.progress import Progress
+from farreach.rundir import RunDirectory, atomic_write
+from farreach_workloads.vision.augment import evaluation_transform
+
+# `normal`: what training looks at; `raw`: before the last norm; `layer N`: of some depth; `map`:
+# of the last stage, not pooled.
+Kind = Literal["normal", "raw", "layers", "map"]
+
+TOGETHER = 64
+ROWS_PER_TASK = 1024
+
+
+class SeesImages(Protocol):
+    """An encoder in evaluation mode, as this module wants it."""
+
+    def seen(self, images: Tensor, kinds: Sequence[Kind]) -> dict[str, Tensor]:
+        """Name → features (b, d), or a map (b, d, h, w), of images (b, 3, h, w)."""
+
+
+class FeaturesConfig(Config):
+    """How features are computed."""
+
+    size: int | None = None
+    """Side of the images; None: that of the run's evaluation."""
+    crop_ratio: float | None = None
+    """Share of the resized image's side that is looked at; None: as in the run."""
+    workers: int = 0
+    """Ray tasks side by side; 0: in this process, without Ray."""
+    gpus: float = 0.0
+    """Of each task; above 0 it computes there."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where features come from.
+
+    Attributes:
+        run: the directory that keeps them.
+        maker: `module:function`, which makes the encoder of a run from the paths of the run and of
+            a checkpoint.
+        checkpoint: its path.
+        step: updates of the checkpoint.
+        size: side of the images.
+        crop_ratio: see `evaluation_transform`.
+        config: how.
+    """
+
+    run: RunDirectory
+    maker: str
+    checkpoint: Path
+    step: int
+    size: int
+    crop_ratio: float
+    config: FeaturesConfig
+
+    def of(self, images: ImageSet, kinds: Sequence[Kind]) -> dict[str, Tensor]:
+        """Name → features of all images, (n, d) float32, from the disk if they are there.
+
+        Raises:
+            DataError: an image cannot be read.
+            ActorError: workers died again and again.
+        """
+        file = self.run.path / "features" / f"{self._key(images, kinds)}.npz"
+        if file.is_file():
+            with np.load(file) as kept:
+                return {name: torch.from_numpy(kept[name]) for name in kept.files}
+        arrays = self._computed(images, kinds)
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        file.parent.mkdir(exist_ok=True)
+        atomic_write(file, content.getvalue())
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _key(self, images: ImageSet, kinds: Sequence[Kind]) -> str:
+        content = repr((self.maker, self.step, self.size, self.crop_ratio, tuple(kinds)))
+        whole = hashlib.sha256(content.encode())
+        whole.update(images.fingerprint().encode())
+        return f"{self.step}-{whole.hexdigest()[:16]}"
+
+    def _computed(self, images: ImageSet, kinds: Sequence[Kind]) -> dict[str, NDArray[Any]]:
+        inline = self.config.workers == 0
+        needed = 0.0 if inline else 1.0
+        with contextlib.ExitStack() as stack:
+            if not inline:
+                stack.enter_context(runtime.connection(needed, settings=["workers"]))
+            parts: dict[int, dict[str, NDArray[Any]]] = {}
+            begins = range(0, len(images), ROWS_PER_TASK)
+            arguments = [
+                (
+                    self.maker,
+                    str(self.run.path.resolve()),
+                    str(self.checkpoint.resolve()),
+                    images.subset(np.arange(begin, min(begin + ROWS_PER_TASK, len(images)))),
+                    tuple(kinds),
+                    self.size,
+                    self.crop_ratio,
+                    self.config.gpus > 0,
+                )
+                for begin in begins
+            ]
+            progress = Progress("features", len(images), "images")
+            stack.callback(progress.close)
+            results = done_in_any_order(features_of, arguments, inline=inline)
+            for index, part in stack.enter_context(contextlib.closing(results)):
+                parts[index] = part
+                done = sum(len(next(iter(p.values()))) for p in parts.values())
+                progress.update(done, {})
+        return {
+            name: np.concatenate([parts[i][name] for i in range(len(parts))]) for name in parts[0]
+        }
+
+
+_made: dict[tuple[str, str, str], SeesImages] = {}
+
+
+@torch.no_grad()
+def features_of(
+    maker: str,
+    run: str,
+    checkpoint: str,
+    images: ImageSet,
+    kinds: Sequence[Kind],
+    size: int,
+    crop_ratio: float,
+    on_gpu: bool,
+) -> dict[str, NDArray[Any]]:
+    """Name → features of some images, float32; what a worker does."""
+    key = (maker, run, checkpoint)
+    if key not in _made:
+        module, _, name = maker.partition(":")
+        _made.clear()
+        _made[key] = getattr(importlib.import_module(module), name)(Path(run), Path(checkpoint))
+    encoder: Any = _made[key]
+    device = torch.device("cuda" if on_gpu else "cpu")
+    encoder.to(device).eval()
+    transform = evaluation_transform(size, crop_ratio)
+    found: dict[str, list[NDArray[Any]]] = {}
+    for begin in range(0, len(images), TOGETHER):
+        rows: Rows = np.arange(begin, min(begin + TOGETHER, len(images)))
+        batch = torch.stack([transform(images.load(int(row))) for row in rows])
+        for name, part in encoder.seen(batch.to(device), kinds).items():
+            found.setdefault(name, []).append(part.float().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -1,0 +1,99 @@
+"""Fine-tuning of a pretrained encoder: a run of supervised training inside of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import nn
+
+from farreach import launch, yaml_source
+from farreach.config import Config
+from farreach.rundir import RunDirectory, atomic_write
+
+WORKLOAD = "farreach_workloads.vision.supervise"
+
+
+class FinetuneConfig(Config):
+    """Of fine-tuning; defaults are those of MAE (arXiv:2111.06377, table 9) but for the length."""
+
+    data: str | None = None
+    """Other images than those of the run; see farreach.data.images."""
+    epochs: float = Field(30.0, gt=0)
+    batch: int = Field(128, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    layer_decay: float | None = Field(0.65, gt=0, le=1)
+    """How much slower each layer learns than the one above it."""
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    smoothing: float = Field(0.1, ge=0, lt=1)
+    min_scale: float = Field(0.35, gt=0, le=1)
+    """Smallest share of the area that a training image shows."""
+
+
+def finetuned(
+    config: Any, run: RunDirectory, step: int, encoder: nn.Module, settings: FinetuneConfig
+) -> dict[str, float]:
+    """Train all of a copy of the encoder, with a head, on the labels; its result.
+
+    Args:
+        config: of the run of pretraining.
+        run: its directory; training goes to `evaluations/finetune-STEP` in it, and goes on there
+            if it was interrupted.
+        step: updates of the checkpoint.
+        encoder: timm's model.
+        settings: how.
+    """
+    folder = run.path / "evaluations" / f"finetune-{step}"
+    if folder.exists():
+        launch.resume(folder)
+        return _result(folder)
+    folder.parent.mkdir(exist_ok=True)
+    weights = folder.with_suffix(".safetensors")
+    temporary = weights.with_name(f".{weights.name}")
+    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, temporary)
+    temporary.rename(weights)
+    data = config.data.model_dump() | ({} if settings.data is None else {"path": settings.data})
+    backbone = config.backbone
+    tree = {
+        "workload": WORKLOAD,
+        "name": f"{config.name}_finetune",
+        "seed": config.seed,
+        "data": data,
+        "backbone": {
+            "name": backbone.name,
+            "options": backbone.options,
+            "weights": str(weights),
+            "drop_path": settings.drop_path,
+        },
+        "augment": {"min_scale": settings.min_scale},
+        "mix": {name: getattr(settings, name) for name in ("mixup", "cutmix", "smoothing")},
+        "optimizer": {
+            "weight_decay": settings.weight_decay,
+            "layer_decay": settings.layer_decay,
+        },
+        "training": {
+            "epochs": settings.epochs,
+            "batch": settings.batch,
+            "lr": settings.lr,
+            "warmup_epochs": settings.epochs / 20,
+        },
+        "runtime": config.runtime.model_dump(),
+    }
+    file = folder.with_suffix(".yaml")
+    atomic_write(file, yaml_source.to_text(tree))
+    launch.train(str(file), run_dir=folder)
+    return _result(folder)
+
+
+def _result(folder: Path) -> dict[str, float]:
+    result = RunDirectory.open(folder).read_result()
+    return {
+        f"finetune/{name.partition('/')[2]}": value
+        for name, value in result.items()
+        if name.startswith(("evaluation/", "training/"))
+    }
