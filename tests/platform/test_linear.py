@@ -7,6 +7,7 @@ from farreach.linear import (
     Linear,
     activated_linear,
     batched,
+    gelu_linear,
     product,
     use_fast_linear,
     weight_gradient,
@@ -125,3 +126,30 @@ def test_layers_become_fast_ones_and_keep_their_parameters():
     use_fast_linear(model)
     assert [type(m) for m in model.modules() if isinstance(m, nn.Linear)] == [Linear, Linear]
     assert {name: id(p) for name, p in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("shape", [(33, 24), (3, 5, 24)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gelu_linear_has_the_value_and_gradients_of_both_layers(shape, with_bias):
+    inputs, weight, bias = normal(*shape), normal(10, 24, seed=1), normal(10, seed=2)
+    found, expected = [], []
+    for function, into in ((gelu_linear, found), (None, expected)):
+        leaves = [x.clone().requires_grad_() for x in (inputs, weight, bias)]
+        x, w, b = leaves[0], leaves[1], leaves[2] if with_bias else None
+        if function is None:
+            y = F.linear(F.gelu(x.double()), w.double(), None if b is None else b.double())
+        else:
+            y = function(x, w, b)
+        (y.double() * torch.arange(10.0, dtype=torch.float64)).sin().sum().backward()
+        into += [y.detach().double(), *[leaf.grad for leaf in leaves[: 2 + with_bias]]]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
+
+
+def test_gelu_linear_keeps_its_inputs_alone():
+    inputs = normal(64, 32).requires_grad_()
+    weight = normal(16, 32, seed=1).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        gelu_linear(inputs, weight)
+    assert sorted(map(tuple, kept)) == [(16, 32), (64, 32)]

@@ -12,11 +12,12 @@ from farreach.launch import Evaluation, Format
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
-from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source
+from farreach_workloads.vision.evaluation import protocols, transfer
+from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.evaluation.finetune import FinetuneConfig, finetuned
-from farreach_workloads.vision.evaluation.protocols import evaluations
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
+from farreach_workloads.vision.selfsup import figures
 from farreach_workloads.vision.selfsup.assignments import constant_output_loss, prior_of
 from farreach_workloads.vision.selfsup.config import PretrainConfig
 from farreach_workloads.vision.selfsup.encoder import Encoder
@@ -33,18 +34,7 @@ def encoder_of(run: Path, checkpoint: Path) -> Encoder:
     return restored(PretrainTask(config), CheckpointStore.load(checkpoint)).encoder
 
 
-def _source(
-    config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, settings: FeaturesConfig
-) -> Source:
-    return Source(
-        run,
-        f"{__name__}:{encoder_of.__name__}",
-        checkpoint.path,
-        checkpoint.step,
-        settings.size or config.data.size,
-        settings.crop_ratio or config.data.crop_ratio,
-        settings,
-    )
+_source = source_of(__name__, encoder_of.__name__)
 
 
 def finetune(
@@ -55,7 +45,11 @@ def finetune(
     return finetuned(config, run, checkpoint.step, trunk, settings)
 
 
-EVALUATIONS = {**evaluations(_source), "finetune": Evaluation(finetune, FinetuneConfig)}
+EVALUATIONS = {
+    **protocols.evaluations(_source),
+    "finetune": Evaluation(finetune, FinetuneConfig),
+    **transfer.evaluations(_source),
+}
 
 
 def check(config: PretrainConfig) -> list[str]:
@@ -105,8 +99,8 @@ def evaluate(
 
 
 def plot(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
-    """Held-out images with their nearest neighbours, and what the encoder looks at."""
-    return restored(PretrainTask(config), checkpoint).draw(run.figures)
+    """Neighbours, prototypes, what the encoder looks at; and features for the projector."""
+    return figures.draw(restored(PretrainTask(config), checkpoint), run)
 
 
 def export(

@@ -15,8 +15,9 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from farreach import config as configs
 from farreach import seeding
-from farreach.checkpoint import Checkpoint
+from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.data.images import SUFFIXES, ImageSet, as_rgb
 from farreach.errors import ConfigError, DataError
 from farreach.launch import Format
@@ -40,6 +41,9 @@ from farreach_workloads.vision.cosub import (
     self_distillation_loss,
     soft_distillation,
 )
+from farreach_workloads.vision.evaluation import judgement, protocols, transfer
+from farreach_workloads.vision.evaluation.classifier import Classifier
+from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.mixing import Mixing
@@ -282,6 +286,22 @@ def check(config: SuperviseConfig) -> list[str]:
     elif any(isinstance(part, DropPath) and part.drop_prob for part in model.modules()):
         notes.append("the model drops paths by itself; backbone.drop_path=… would skip them")
     return notes
+
+
+def classifier_of(run: Path, checkpoint: Path) -> Classifier:
+    """The classifier of a checkpoint of a run, for workers that compute features."""
+    config = configs.load(RunDirectory.open(run).config_path).config
+    assert isinstance(config, SuperviseConfig)
+    task = restored(SuperviseTask(config), CheckpointStore.load(checkpoint))
+    return Classifier(task.evaluated_model())
+
+
+_source = source_of(__name__, classifier_of.__name__)
+EVALUATIONS = {
+    **protocols.evaluations(_source),
+    **transfer.evaluations(_source),
+    **judgement.evaluations(_source),
+}
 
 
 def make_task(config: SuperviseConfig) -> SuperviseTask:

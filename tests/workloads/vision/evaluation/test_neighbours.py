@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from farreach_workloads.vision.selfsup.neighbours import effective_rank, knn_labels
+from farreach_workloads.vision.evaluation.neighbours import effective_rank, knn_labels
 
 
 def test_near_neighbours_count_more_than_far_ones():

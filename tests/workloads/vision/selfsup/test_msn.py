@@ -41,7 +41,7 @@ def test_a_step_is_the_papers_view_by_view():
     hook = branch.encoder.register_forward_pre_hook(keep)
     task.loss(task.model, batch, 3, 0)
     hook.remove()
-    batch = {kind: normalised(pixels) for kind, pixels in batch.items()}
+    batch = {kind: normalised(batch[kind]) for kind in ("large", "small")}
     large = branch.head(branch.encoder([Seen(batch["large"][:, 1], seen["kept"])])[0])
     small = [branch.encoder([Seen(batch["small"][:, v])])[0] for v in range(2)]
     small = branch.head(torch.cat(small)).chunk(2)  # one pass of the head for all focal views
@@ -68,7 +68,7 @@ def test_schedules_worked_by_hand(tmp_path):
                    "method.momentum=0.996")  # fmt: skip
     assert len(task.data) == 5 * 847
     loop = Loop(
-        task, task._config.training, WorkersConfig(), 0, Place(), None, CheckpointStore(tmp_path)
+        task, task.config.training, WorkersConfig(), 0, Place(), None, CheckpointStore(tmp_path)
     )
     expected = {
         1: (3.6e-4, 0.041419, 0.996),
@@ -121,7 +121,7 @@ def test_all_views_are_drawn_on_their_own_and_again_the_same():
     task = task_of()
     batch = task.data.batch(np.arange(2), np.arange(2))
     assert {k: tuple(v.shape) for k, v in batch.items()} == {
-        "large": (2, 2, 3, 32, 32), "small": (2, 2, 3, 16, 16),
+        "large": (2, 2, 3, 32, 32), "small": (2, 2, 3, 16, 16), "replaced": (2,),
     }  # fmt: skip
     assert not torch.equal(batch["large"][:, 0], batch["large"][:, 1])
     assert not torch.equal(batch["small"][:, 0], batch["small"][:, 1])

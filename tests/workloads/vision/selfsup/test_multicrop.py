@@ -265,6 +265,7 @@ KINDS = {"target": [LARGE], "random": [LARGE] * 2, "focal": [SMALL] * 5}
 
 def test_batches_have_a_tensor_for_each_kind():
     batch = MultiCrop(IMAGES, KINDS, seed=0).batch(np.array([4, 1, 1]), np.array([7, 8, 9]))
+    assert batch.pop("replaced").tolist() == [False] * 3
     assert {kind: tuple(views.shape) for kind, views in batch.items()} == {
         "target": (3, 1, 3, 33, 33),
         "random": (3, 2, 3, 33, 33),

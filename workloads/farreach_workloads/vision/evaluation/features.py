@@ -21,6 +21,7 @@ from torch import Tensor
 
 from farreach import runtime
 from farreach.actors.tasks import done_in_any_order
+from farreach.checkpoint import Checkpoint
 from farreach.config import Config
 from farreach.data.images import ImageSet
 from farreach.learn.order import Rows
@@ -30,7 +31,8 @@ from farreach_workloads.vision.augment import evaluation_transform
 
 # `normal`: what training looks at; `raw`: before the last norm; `layer N`: of some depth; `map`:
 # of the last stage, not pooled.
-Kind = Literal["normal", "raw", "layers", "map"]
+# `logits`: of a classifier.
+Kind = Literal["normal", "raw", "layers", "map", "logits"]
 
 TOGETHER = 64
 ROWS_PER_TASK = 1024
@@ -134,6 +136,28 @@ class Source:
         return {
             name: np.concatenate([parts[i][name] for i in range(len(parts))]) for name in parts[0]
         }
+
+
+def source_of(module: str, function: str) -> Any:
+    """What makes the source of a run, whose encoder a function of a module makes; see `Source`.
+
+    It takes the config of the run, its directory, a checkpoint and settings.
+    """
+
+    def make(
+        config: Any, run: RunDirectory, checkpoint: Checkpoint, settings: FeaturesConfig
+    ) -> Source:
+        return Source(
+            run,
+            f"{module}:{function}",
+            checkpoint.path,
+            checkpoint.step,
+            settings.size or config.data.size,
+            settings.crop_ratio or config.data.crop_ratio,
+            settings,
+        )
+
+    return make
 
 
 _made: dict[tuple[str, str, str], SeesImages] = {}

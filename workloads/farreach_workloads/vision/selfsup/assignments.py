@@ -43,7 +43,7 @@ def balanced(rows: Tensor, prior: Tensor, iterations: int = 3) -> Tensor:
     """
     q = rows.float()
     q = q / total(q.sum())
-    everyone = float(total(torch.tensor(float(len(q)), device=q.device)))
+    everyone = total(torch.tensor(float(len(q)), device=q.device))
     for _ in range(iterations):
         q = q * (prior / total(q.sum(0)).clamp(min=1e-30))
         q = q / q.sum(1, keepdim=True) / everyone

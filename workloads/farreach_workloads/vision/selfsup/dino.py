@@ -88,6 +88,11 @@ class Dino:
         ]
         return torch.stack(pairs).mean(), assignments.use_of_prototypes(target)
 
+    def scores(self, images: Tensor) -> Tensor:
+        """Of the target network, less their centre."""
+        reached: Tensor = self.target.eval()([Seen(images)])
+        return reached - self._center
+
     def target_temperature(self, step: int) -> float:
         """Of the targets of an update."""
         dino = self._dino

@@ -19,13 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from farreach.errors import ConfigError
 from farreach_workloads.vision.config import BackboneConfig
+from farreach_workloads.vision.evaluation.classifier import DEPTHS, layers_of
 from farreach_workloads.vision.evaluation.features import Kind
 from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.selfsup.packing import Groups, pack
 
 INIT_STD = 0.02
-# Layers from the last one on that evaluations may look at.
-DEPTHS = 4
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -76,15 +75,7 @@ class Encoder(nn.Module):
             if kind in ("normal", "raw"):
                 found[kind] = self.features(images, is_normal=kind == "normal")
             else:
-                maps = self.trunk.forward_intermediates(
-                    images, indices=DEPTHS, intermediates_only=True, output_fmt="NCHW"
-                )
-                if kind == "map":
-                    found["map"] = maps[-1]
-                else:
-                    found |= {
-                        f"layer {number}": one.mean((2, 3)) for number, one in enumerate(maps, 1)
-                    }
+                found |= layers_of(self.trunk, images, kind)
         return found
 
 

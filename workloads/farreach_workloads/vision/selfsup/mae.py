@@ -119,6 +119,9 @@ class Mae:
         hidden = order[:, kept:, None].expand(-1, -1, pixels.shape[2])
         return (painted - pixels.gather(1, hidden)).square().mean(), {}
 
+    def scores(self, images: Tensor) -> None:
+        """There are no prototypes."""
+
     def before_update(self, step: int) -> None:
         """All gradients count."""
 

@@ -55,6 +55,9 @@ class Method(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of views `large` (b, v, 3, s, s) and `small`, float32 and normalised; and metrics."""
 
+    def scores(self, images: Tensor) -> Tensor | None:
+        """Of normalised images (b, 3, h, w) with prototypes, (b, k); None: there are none."""
+
     def before_update(self, step: int) -> None:
         """Gradients are there, and some may be left out."""
 

@@ -131,6 +131,11 @@ class Msn:
         own = drawn.unflatten(0, (views, batch))[:, share(batch, rank, batch // images)]
         return own.flatten(0, 1)
 
+    def scores(self, images: Tensor) -> Tensor:
+        """Of the target network."""
+        embedded = self.target.eval()([Seen(images)])
+        return assignments.cosines(embedded, heads.whole(self.model.prototypes))
+
     def before_update(self, step: int) -> None:
         """All gradients count."""
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from farreach.linear import gelu_linear
 
 # (images, tokens of each) of the views of one size; they follow one another.
 Groups = list[tuple[int, int]]
@@ -49,30 +51,41 @@ class PackedBlock(Block):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
+class LeanMlp(Mlp):
+    """timm's two layers with a GELU between, which is not kept for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) → the same."""
+        return gelu_linear(self.fc1(x), self.fc2.weight, self.fc2.bias)
+
+
 def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention; on a CPU in float32, where PyTorch's backward pass in bfloat16 is far slower."""
+    """Attention; on a CPU in bfloat16 step by step, as PyTorch's backward pass is far slower."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return weights.float().softmax(-1).to(q.dtype) @ v
 
 
 def pack(blocks: nn.Module) -> bool:
     """Let blocks take groups, in place; false if they are of another kind or drop anything."""
     if not all(_is_plain(block) for block in blocks.children()):
         return False
+    block: Any
     for block in blocks.children():
         block.__class__ = PackedBlock
         block.attn.__class__ = PackedAttention
+        if type(block.mlp.act) is nn.GELU and block.mlp.act.approximate == "none":
+            block.mlp.__class__ = LeanMlp
     return True
 
 
 def _is_plain(block: Any) -> bool:
     """Whether a block does no more than `PackedBlock`."""
-    if type(block) is not Block or type(block.attn) is not Attention:
+    if (type(block), type(block.attn), type(block.mlp)) != (Block, Attention, Mlp):
         return False
     attention = block.attn
-    idle = (block.drop_path1, block.drop_path2, attention.norm)
+    idle = (block.drop_path1, block.drop_path2, attention.norm, block.mlp.norm)
     chances = (attention.attn_drop.p, attention.proj_drop.p, block.mlp.drop1.p, block.mlp.drop2.p)
     return (
         all(type(part) is nn.Identity for part in idle)

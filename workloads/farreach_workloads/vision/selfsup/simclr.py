@@ -83,6 +83,9 @@ class Simclr:
         agreement = F.cosine_similarity(one, other, dim=1).mean().detach()
         return contrast(one, other, self._simclr.temperature), {"learner/agreement": agreement}
 
+    def scores(self, images: Tensor) -> None:
+        """There are no prototypes."""
+
     def before_update(self, step: int) -> None:
         """All gradients count."""
 

@@ -109,6 +109,11 @@ class Swav:
         self._queue = torch.cat([new, queue], dim=1)[:, : swav.queue]
         return scores
 
+    def scores(self, images: Tensor) -> Tensor:
+        """Cosines."""
+        scores: Tensor = self.model.eval()([Seen(images)])[1]
+        return scores
+
     def before_update(self, step: int) -> None:
         """Prototypes stay for some updates: without a gradient nothing moves them."""
         if step < self._swav.frozen_updates:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from farreach.data.images import ImageSet
 from farreach.errors import DataError
@@ -18,10 +15,11 @@ from farreach.learn.larc import Larc
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine
 from farreach.learn.task import Batch, Pixels
-from farreach_workloads.vision import attention, pictures
+from farreach_workloads.vision import pictures
 from farreach_workloads.vision.augment import evaluation_transform
 from farreach_workloads.vision.evaluation.neighbours import effective_rank, knn_labels
 from farreach_workloads.vision.image_sets import images_of
+from farreach_workloads.vision.selfsup import figures
 from farreach_workloads.vision.selfsup.config import PretrainConfig, ViewsConfig, total_length
 from farreach_workloads.vision.selfsup.dino import Dino
 from farreach_workloads.vision.selfsup.encoder import Encoder
@@ -50,12 +48,10 @@ METHODS: Mapping[str, Callable[[PretrainConfig, Span], Method]] = {
 EMBEDDED_TOGETHER = 128
 # Features whose effective rank is measured.
 RANKED = 2048
-# Share of the images that may be unreadable, once so many were looked at.
-MOST_REPLACED, LEAST_LOOKED_AT = 0.01, 1000
+# Share of so many images, or a few more, that may be unreadable.
+MOST_REPLACED, LOOKED_AT = 0.01, 4096
 # Of collapse: directions that the features use, and share of the prototypes that are used.
 FEW_DIRECTIONS, FEW_PROTOTYPES = 1.5, 0.02
-# Of the pictures: images with so many neighbours each, and images that are looked at.
-PICTURED, NEAREST, ATTENDED = 8, 7, 6
 
 
 class PretrainTask:
@@ -70,8 +66,8 @@ class PretrainTask:
             ConfigError: the method cannot have the backbone, or the images the sampler.
             DataError: there are no such images.
         """
-        self._config = config
-        self._train, self._held_out = images_of(config.data, labelled=False)
+        self.config = config
+        self._train, self.held_out = images_of(config.data, labelled=False)
         self.classes = len(self._train.classes)
         views = MultiCrop(self._train, recipes(config.views), config.seed)
         batch = config.training.batch
@@ -83,9 +79,8 @@ class PretrainTask:
         self.companions = self.method.companions
         self._optimizer: torch.optim.Optimizer | None = None
         self._metrics: dict[str, Tensor] = {}
-        self._looked_at = self._replaced = 0
+        self._replaced, self._looked_at = torch.zeros(()), 0
         self._rank = float("inf")
-        # References of the last evaluation, their features, and those of the held-out images.
         self._seen: tuple[ImageSet, Tensor, Tensor] | None = None
 
     @property
@@ -95,7 +90,7 @@ class PretrainTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """As configured; with AdamW and LARS neither norms nor biases are decayed."""
-        settings = self._config.optimizer
+        settings = self.config.optimizer
         free = list(self.method.free)
         apart = {id(parameter) for parameter in free}
         decayed: list[Tensor] = []
@@ -126,24 +121,31 @@ class PretrainTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's, of normalised views; how many images could not be read."""
         replaced = batch[REPLACED]
+        self._replaced = self._replaced + replaced.sum()
         self._looked_at += len(replaced)
-        self._replaced += int(replaced.sum())
-        if self._looked_at >= LEAST_LOOKED_AT and self._replaced > MOST_REPLACED * self._looked_at:
-            raise DataError(
-                f"{self._train.path}: {self._replaced:,} of the last {self._looked_at:,} images "
-                "could not be read, more than 1 %. `farreach data check` names them."
-            )
+        if self._looked_at >= LOOKED_AT:
+            self._check_replaced()
         views = {kind: normalised(x) for kind, x in batch.items() if kind != REPLACED}
         loss, metrics = self.method.loss(model, views, step, rank)
         self._metrics = metrics
         return loss, metrics | {"data/replaced_share": replaced.float().mean()}
 
+    def _check_replaced(self) -> None:
+        """Raise DataError if too many of the last images could not be read; begin to count anew."""
+        replaced, looked_at = int(self._replaced), self._looked_at
+        self._replaced, self._looked_at = torch.zeros(()), 0
+        if replaced > MOST_REPLACED * looked_at:
+            raise DataError(
+                f"{self._train.path}: {replaced:,} of the last {looked_at:,} images could not be "
+                "read, more than 1 %. `farreach data check` names them."
+            )
+
     def weight_decay(self, step: int) -> float:
         """Of the update after `step` others."""
-        settings = self._config.optimizer
+        settings = self.config.optimizer
         if settings.last_weight_decay is None:
             return settings.weight_decay
-        done = self._span.done(step + self._config.training.ahead)
+        done = self._span.done(step + self.config.training.ahead)
         return cosine(done, settings.weight_decay, settings.last_weight_decay)
 
     def before_update(self, step: int) -> None:
@@ -158,10 +160,10 @@ class PretrainTask:
 
     def evaluate(self, place: Place) -> dict[str, float]:
         """The labels of the nearest neighbours of the held-out images, by the target network."""
-        probe = self._config.probe
-        references = self._train.subset(_spread(len(self._train), probe.references))
+        probe = self.config.probe
+        references = self._train.subset(figures.spread(len(self._train), probe.references))
         known = self.features(references, place)
-        asked = self.features(self._held_out, place)
+        asked = self.features(self.held_out, place)
         self._seen = (references, known, asked)
         self._rank = effective_rank(asked[:RANKED])
         measured = {
@@ -178,7 +180,7 @@ class PretrainTask:
             probe.neighbours,
             probe.temperature,
         )
-        labels = torch.from_numpy(self._held_out.labels)
+        labels = torch.from_numpy(self.held_out.labels)
         right = (found == labels).float()
         per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
         return {
@@ -197,8 +199,8 @@ class PretrainTask:
                 "or raise method.weight, where there is one."
             )
         used = self._metrics.get("learner/prototypes_used")
-        count = getattr(self._config.method, "prototypes", 0)
-        few = max(2.0, FEW_PROTOTYPES * min(count, self._config.training.batch))
+        count = getattr(self.config.method, "prototypes", 0)
+        few = max(2.0, FEW_PROTOTYPES * min(count, self.config.training.batch))
         if used is not None and float(used) <= few:
             found.append(
                 f"collapse: {float(used):.0f} of {count} prototypes are used. Raise method.weight, "
@@ -208,7 +210,7 @@ class PretrainTask:
 
     def features(self, images: ImageSet, place: Place) -> Tensor:
         """Of the encoder that counts, each worker computing a share: (n, width) float32."""
-        config = self._config.data
+        config = self.config.data
         transform = evaluation_transform(config.size, config.crop_ratio)
         encoder = self.encoder.eval()
         result = torch.zeros(len(images), encoder.width)
@@ -223,43 +225,17 @@ class PretrainTask:
 
     def only(self, count: int) -> None:
         """Evaluate on `count` of the held-out images alone, spread evenly."""
-        self._held_out = self._held_out.subset(_spread(len(self._held_out), count))
+        self.held_out = self.held_out.subset(figures.spread(len(self.held_out), count))
 
     def pictures(self) -> dict[str, Pixels]:
         """Held-out images with their nearest neighbours, of the last evaluation."""
-        return {"evaluation/neighbours": pictures.rendered(self._neighbours())}
+        return {"evaluation/neighbours": pictures.rendered(figures.neighbours(self))}
 
-    def draw(self, folder: Path) -> list[Path]:
-        """Write the pictures of the nearest neighbours and of what the encoder looks at."""
-        with torch.no_grad():
-            self.evaluate(Place())
-        files = [pictures.save(self._neighbours(), folder / "neighbours.png")]
-        config = self._config.data
-        transform = evaluation_transform(config.size, config.crop_ratio)
-        some = self._held_out.subset(_spread(len(self._held_out), ATTENDED))
-        images = torch.stack([transform(some.load(row)) for row in range(len(some))])
-        looked = attention.draw(self.encoder.trunk.eval(), images, images[:, :1, 0, 0], ["-"])
-        if looked is not None:
-            files.append(pictures.save(looked, folder / "attention.png"))
-        return files
-
-    def _neighbours(self) -> Figure:
+    @property
+    def seen(self) -> tuple[ImageSet, Tensor, Tensor]:
+        """Of the last evaluation: references, their features, and those of the held-out images."""
         assert self._seen is not None
-        references, known, asked = self._seen
-        rows = _spread(len(asked), PICTURED)
-        near = (normalize(asked[rows]) @ normalize(known).t()).topk(NEAREST, dim=1).indices
-        lines = [
-            [self._held_out.load(int(row)), *[references.load(int(n)) for n in found]]
-            for row, found in zip(rows, near, strict=True)
-        ]
-        names = [
-            [
-                self._held_out.classes[self._held_out.labels[row]],
-                *[references.classes[references.labels[n]] for n in found],
-            ]
-            for row, found in zip(rows, near.tolist(), strict=True)
-        ]
-        return pictures.neighbours(lines, names)
+        return self._seen
 
     def state(self) -> dict[str, Any]:
         """The method's."""
@@ -298,8 +274,3 @@ def recipes(config: ViewsConfig) -> dict[str, list[Recipe]]:
     blur = blurs * config.small_blur_probability
     small = Recipe(config.small_size, config.small_scale, blur_probability=blur, **common)
     return {"large": large} | ({"small": [small] * config.small} if config.small else {})
-
-
-def _spread(count: int, most: int) -> Any:
-    """At most so many rows of `count`, evenly over all of them."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

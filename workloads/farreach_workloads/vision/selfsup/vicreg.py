@@ -72,6 +72,9 @@ class Vicreg:
             "learner/covariance": together.detach(),
         }
 
+    def scores(self, images: Tensor) -> None:
+        """There are no prototypes."""
+
     def before_update(self, step: int) -> None:
         """All gradients count."""
 
