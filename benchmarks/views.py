@@ -118,8 +118,9 @@ def works(images: ImageSet, rows: Rows, size: int, focal: int) -> tuple[measure.
     transforms = [reference(size, LARGE)] * 2 + [reference(focal, SMALL)] * FOCAL_VIEWS
 
     def ours() -> None:
-        for kind in views.batch(rows, rows).values():
-            normalised(kind)
+        batch = views.batch(rows, rows)
+        for kind in kinds:
+            normalised(batch[kind])
 
     def peer() -> None:
         for row in rows.tolist():

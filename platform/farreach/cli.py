@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Imports of torch and of everything that needs it wait until a command does.
 
 CTRL_C_EXIT_CODE = 130
-FORMATS = ("rllib", "timm", "onnx")
+FORMATS = ("rllib", "timm", "safetensors", "onnx")
 DATA = "data"
 DEFAULT_CURVE = "evaluation/success_final"
 
@@ -415,9 +415,10 @@ _COMMANDS: tuple[_Command, ...] = (
     (
         "data check",
         cli_data.check,
-        "look at every recorded episode and name what is wrong",
+        "look at every recorded episode, or image, and name what is wrong",
         "  farreach data check data/maze_random\n"
-        "  farreach data check pointmaze-medium-navigate-v0.npz",
+        "  farreach data check pointmaze-medium-navigate-v0.npz\n"
+        "  farreach data check my_photos",
         cli_data.check_arguments,
     ),
     (

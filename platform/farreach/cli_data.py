@@ -68,7 +68,12 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Look at every episode and name what is wrong with it."""
+    """Look at every episode, or image, and name what is wrong with it."""
+    from farreach.data.images import looks_like_images
+
+    if options.path.exists() and looks_like_images(options.path):
+        _check_images(options.path)
+        return
     recordings = importlib.import_module(RECORDINGS_MODULE)
     report = recordings.check_recording(options.path, options.environment)
     for warning in report.warnings:
@@ -79,6 +84,34 @@ def check(options: argparse.Namespace) -> None:
     if report.faults:
         raise DataError(f"{options.path}: {len(report.faults)} faults, see above.")
     say(f"{options.path} is fine")
+
+
+def _check_images(path: Path) -> None:
+    import numpy as np
+
+    from farreach.data.images import faults_of, open_images
+    from farreach.progress import Progress
+
+    train, held_out = open_images(path, labelled=False)
+    faults = 0
+    with Progress("check", len(train) + len(held_out), "images") as progress:
+        done = 0
+        for part in (train, held_out):
+            for _, fault in faults_of(part):
+                done += 1
+                progress.update(done, {"faults": float(faults)})
+                if fault is not None:
+                    faults += 1
+                    say(f"fault: {fault}")
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    say(f"{path}: {len(train):,} images to train on, {len(held_out):,} held out")
+    say(
+        f"{len(train.classes)} classes of {counts.min():,} to {counts.max():,} images: "
+        f"{', '.join(train.classes[:10])}{', …' if len(train.classes) > 10 else ''}"
+    )
+    if faults:
+        raise DataError(f"{path}: {faults} images cannot be read, see above.")
+    say(f"{path} is fine")
 
 
 def show_arguments(parser: argparse.ArgumentParser) -> None:

@@ -328,6 +328,33 @@ def open_images(path: Path, *, labelled: bool = True) -> tuple[ImageSet, ImageSe
     return _shares(FolderImages(path), None)
 
 
+def looks_like_images(path: Path) -> bool:
+    """Whether a file or folder holds images in one of these layouts, rather than anything else."""
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return "image" in pq.read_schema(path).names
+        return path.suffix == ".tar" or _is_image(path)
+    if _idx_pair(path, "train"):
+        return True
+    for file in path.rglob("*"):
+        if file.suffix == ".parquet":
+            return looks_like_images(file)
+        if file.suffix == ".tar" or _is_image(file):
+            return True
+    return False
+
+
+def faults_of(images: ImageSet) -> Iterator[tuple[int, str | None]]:
+    """Decode every image; its number, and what is wrong with it or None."""
+    for index in range(len(images)):
+        fault = None
+        try:
+            images.load(index)
+        except DataError as error:
+            fault = str(error)
+        yield index, fault
+
+
 def _has_classes(path: Path) -> bool:
     """Whether images lie in folders below a folder, and none beside these."""
     beside = any(_is_image(file) for file in path.iterdir())

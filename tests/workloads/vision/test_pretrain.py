@@ -1,11 +1,16 @@
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from farreach import config as configs
 from farreach import launch
@@ -50,6 +55,10 @@ def test_views_come_to_agree_without_a_collapse(tmp_path):
     task = restored(PretrainTask(config), launch.find_checkpoint(run, "best"))
     x = torch.randn(2, 3, 32, 32)
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    plain = launch.export(run.path, tmp_path / "weights", "safetensors")
+    assert [file.name for file in plain.iterdir()] == ["model.safetensors"]
+    weights = load_file(plain / "model.safetensors")
+    assert sorted(weights) == sorted(model.state_dict())
     torch.testing.assert_close(model(x), task.encoder.features(x))
 
 
@@ -86,3 +95,32 @@ def test_a_skewed_prior_says_where_training_would_collapse():
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="5000 images at a time, of 4235 in all"):
         launch.check(DEBUG, ["training.batch=5000"])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path):
+    words = [
+        "training.epochs=1",
+        "training.checkpoint_every_epochs=0.1",
+        "training.evaluate_every_epochs=1",
+    ]
+    whole = train(tmp_path / "whole", *words)
+    command = [sys.executable, "-m", "farreach", "train", DEBUG, *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.Popen([*command, "--run-dir", str(tmp_path / "killed")], env=environment)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step_*")) and killed.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    run = RunDirectory.open(tmp_path / "killed")
+    assert launch.find_checkpoint(run, "newest").step < 132
+    launch.resume(run.path)
+    losses = []
+    for path in (whole.path, run.path):
+        state = launch.find_checkpoint(RunDirectory.open(path), "newest").part("learner")
+        arrays = [*state["model"].values(), *state["companions"][0].values()]
+        losses.append(np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays]))
+    np.testing.assert_array_equal(*losses)

@@ -338,7 +338,7 @@ def test_an_exported_model_is_timms_and_can_teach(tmp_path):
     assert written["pretrained_cfg"]["input_size"] == [3, 32, 32]
     with pytest.raises(ConfigError, match="is there already"):
         launch.export(run.path, out, "timm")
-    with pytest.raises(ConfigError, match="exported as timm or onnx"):
+    with pytest.raises(ConfigError, match="exported as timm, safetensors or onnx"):
         launch.export(run.path, tmp_path / "other", "rllib")
 
     onnx = launch.export(run.path, tmp_path / "onnx", "onnx")

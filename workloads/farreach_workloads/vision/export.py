@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from farreach.errors import ConfigError, FarreachError
@@ -23,7 +24,7 @@ from farreach.rundir import sync
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.backbones.xcit import Xca, cheaper_form
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE, WEIGHTS_FILE = "model.onnx", "model.safetensors"
 # Largest difference between the written model's logits and ours, in units of the largest logit.
 TOLERANCE = 1e-4
 # A second size with which a model that takes any is traced and tried.
@@ -42,14 +43,15 @@ def write(
         crop_ratio: of evaluation.
         out: must not be there.
         fmt: `timm`: model.safetensors and config.json, for `timm.create_model("local-dir:…")`;
+            `safetensors`: model.safetensors alone, by timm's names;
             `onnx`: model.onnx, checked against `model`, and config.json.
 
     Raises:
         ConfigError: another format is asked for, the folder is there, or packages are missing.
         FarreachError: what was written does not compute what the model does.
     """
-    if fmt not in ("timm", "onnx"):
-        raise ConfigError(f"--format {fmt}: an encoder is exported as timm or onnx.")
+    if fmt not in ("timm", "safetensors", "onnx"):
+        raise ConfigError(f"--format {fmt}: an encoder is exported as timm, safetensors or onnx.")
     if out.exists():
         raise ConfigError(f"--out {out}: is there already. Name a folder that is not.")
     preprocessing = {
@@ -70,6 +72,10 @@ def write(
                 model_config={"label_names": list(classes)},
                 data_config=preprocessing,
             )
+        elif fmt == "safetensors":
+            working.mkdir()
+            weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+            save_file(weights, working / WEIGHTS_FILE)
         else:
             working.mkdir()
             shapes = _to_onnx(model, size, working / MODEL_FILE)

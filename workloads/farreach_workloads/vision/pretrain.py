@@ -106,6 +106,6 @@ def plot(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> l
 def export(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
-    """Write the encoder as timm or onnx; see `farreach_workloads.vision.export`."""
+    """Write the encoder in some format; see `farreach_workloads.vision.export`."""
     task, data = restored(PretrainTask(config), checkpoint), config.data
     return write(task.encoder.trunk.eval(), [], data.size, data.crop_ratio, out, fmt)

@@ -381,7 +381,7 @@ def _best(logits: Tensor, classes: list[str]) -> list[tuple[float, str]]:
 def export(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
-    """Write the evaluated model as timm or onnx; see `farreach_workloads.vision.export`."""
+    """Write the evaluated model in some format; see `farreach_workloads.vision.export`."""
     task, data = restored(SuperviseTask(config), checkpoint), config.data
     model = task.evaluated_model()
     return write(model, task.class_names, data.size, data.crop_ratio, out, fmt)
