@@ -30,6 +30,8 @@ from farreach.rundir import atomic_write
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
 
+# Requests of the outlet.
+NOTHING, STOP, LOOK = 0, 1, 2
 # Seconds between two reports of the metrics of updates.
 REPORT_EVERY_S = 2.0
 
@@ -58,6 +60,12 @@ class Outlet(Protocol):
 
     def stop_asked(self) -> bool:
         """Whether the run is to stop now, after a last checkpoint."""
+
+    def wants_to_look(self) -> bool:
+        """Whether it is time for all workers to call `is_leaving`."""
+
+    def is_leaving(self) -> bool:
+        """Whether a machine has just been said to be taken away soon; all workers call it."""
 
 
 class Loop:
@@ -135,13 +143,15 @@ class Loop:
         sums = _Sums()
         for parts in self._feed():
             waited = time.monotonic()
-            stop = self._place.agree(self._place.is_first and self._outlet.stop_asked())
-            if stop:
+            request = self._place.agree(self._request() if self._place.is_first else NOTHING)
+            if request == STOP:
                 self._save()
                 return self._final(), True
+            if request == LOOK and self._outlet.is_leaving():
+                self._save()
             sums.add(self._update(model, parts) | {"learner/busy_s": time.monotonic() - waited})
             self.step += 1
-            over = self._place.agree(self._out_of_time()) or self.step >= self.total
+            over = bool(self._place.agree(self._out_of_time())) or self.step >= self.total
             if self._place.is_first and (sums.is_due() or over):
                 self._outlet.scalars(self.step, sums.means(self._config.batch), self._done())
             if over or self._is_due(self._config.evaluate_every_epochs):
@@ -151,6 +161,12 @@ class Loop:
             if over:
                 break
         return self._final(), False
+
+    def _request(self) -> int:
+        """What the outlet wants before the next update."""
+        if self._outlet.stop_asked():
+            return STOP
+        return LOOK if self._outlet.wants_to_look() else NOTHING
 
     def _final(self) -> dict[str, float]:
         return self._evaluated | {

@@ -71,13 +71,13 @@ class Place:
         dist.all_gather_object(values, value)
         return values
 
-    def agree(self, flag: bool) -> bool:
+    def agree(self, number: int) -> int:
         """What the first worker says, at the same time on all of them."""
         if self.world == 1:
-            return flag
-        answer = torch.tensor(int(flag), device=self.device)
+            return number
+        answer = torch.tensor(int(number), device=self.device)
         dist.broadcast(answer, src=0)
-        return bool(answer)
+        return int(answer)
 
     def join_statistics(self, model: nn.Module) -> None:
         """Before the optimizer is made: let batch normalisation see the images of all workers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from farreach.config import Config
 
@@ -49,6 +49,9 @@ class WorkersConfig(Config):
 
     workers: int = Field(0, ge=0)
     """Ray Train workers; 0: in this process, without Ray."""
+    min_workers: int | None = Field(None, ge=1)
+    """With fewer than `workers` training goes on as long as there are so many, and takes in more as
+    they come: each change begins at the last checkpoint. None: it waits for all."""
     cpus: float = Field(1.0, gt=0)
     """CPUs that each worker reserves."""
     gpus: float = Field(0.0, ge=0)
@@ -62,3 +65,11 @@ class WorkersConfig(Config):
     """Processes per worker that prepare its samples; 0: the worker does it itself."""
     max_failures: int = Field(3, ge=0)
     """Deaths of workers after which the run gives up; each resumes from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _least_is_not_more(self) -> WorkersConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers: {self.min_workers} are more than workers, {self.workers}. Lower it"
+            )
+        return self

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 POLL_S = 0.3
 # Seconds between two looks of the first worker at whether to stop.
 ASK_EVERY_S = 1.0
+# Seconds between two looks of all workers at whether machines are about to be taken away.
+LOOK_EVERY_S = 10.0
 
 
 class LearnRunConfig(Protocol):
@@ -129,6 +131,18 @@ class Report:
         """Whether a signal came."""
         return self._stop.signum is not None
 
+    def wants_to_look(self) -> bool:
+        """One process has no others to look after."""
+        return False
+
+    def is_leaving(self) -> bool:
+        """Never."""
+        return False
+
+    def leaving(self, nodes: list[str]) -> None:
+        """Machines will be taken away soon; a checkpoint follows."""
+        self._run.event("preemption", nodes=nodes)
+
     def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
         """Log the flat config beside the final metrics."""
         self._metrics.hparams(config, metrics)
@@ -179,7 +193,7 @@ def fit(
                 return _ended(config, report, metrics, stopped, stop)
             finally:
                 report.close()
-    needed = workers * config.runtime.cpus
+    needed = (config.runtime.min_workers or workers) * config.runtime.cpus
     settings = ["runtime.workers", "runtime.cpus"]
     with runtime.connection(needed, settings=settings), StopRequest() as stop:
         report = Report(config, run, stop, step)
@@ -246,7 +260,7 @@ def _fit_with_ray(
         train_loop_config=arguments,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.runtime.workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=_sizes(config.runtime), use_gpu=use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name="train",
@@ -282,6 +296,12 @@ def _fit_with_ray(
             f": {cause}"
         )
     return ended
+
+
+def _sizes(settings: WorkersConfig) -> Any:
+    """How many workers there are, or from how many to how many."""
+    least = settings.min_workers
+    return settings.workers if least is None else (least, settings.workers)
 
 
 def _pass_on(messages: list[tuple[str, tuple[Any, ...]]], report: Report) -> None:
@@ -322,8 +342,9 @@ class _Remote:
 
     def __init__(self, board: Any) -> None:
         self._board = board
-        self._asked_s = time.monotonic()
+        self._asked_s = self._looked_s = time.monotonic()
         self._answer = board.stop_asked.remote()
+        self._leaving: list[str] = []
 
     def begin(self, step: int, total: int) -> None:
         self._board.put.remote("begin", (step, total))
@@ -352,6 +373,24 @@ class _Remote:
         answer = bool(ray.get(self._answer))
         self._answer = self._board.stop_asked.remote()
         return answer
+
+    def wants_to_look(self) -> bool:
+        if time.monotonic() - self._looked_s < LOOK_EVERY_S:
+            return False
+        self._looked_s = time.monotonic()
+        return True
+
+    def is_leaving(self) -> bool:
+        import ray.train
+
+        info = ray.train.get_preemption_info()
+        nodes = [] if info is None else info.preempted_node_ids
+        if nodes == self._leaving:
+            return False
+        self._leaving = nodes
+        if nodes:
+            self._board.put.remote("leaving", (nodes,))
+        return bool(nodes)
 
 
 def _work(arguments: dict[str, Any]) -> None:

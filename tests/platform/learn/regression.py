@@ -88,7 +88,8 @@ class Regression:
 
 
 class Notes:
-    def __init__(self, stop_at=None):
+    def __init__(self, stop_at=None, leaving_at=None):
+        self.leaving_at, self.asked_to_look = leaving_at, 0
         self.lines, self.checkpoints, self.stop_at, self.asked = [], [], stop_at, 0
         self.seen, self.remarks = [], []
 
@@ -106,6 +107,13 @@ class Notes:
 
     def checkpoint(self, step, name):
         self.checkpoints.append(step)
+
+    def wants_to_look(self):
+        return self.leaving_at is not None
+
+    def is_leaving(self):
+        self.asked_to_look += 1
+        return self.asked_to_look == self.leaving_at
 
     def stop_asked(self):
         self.asked += 1

@@ -14,6 +14,7 @@ from regression import SAMPLES, Notes, Regression, loop_of, trained
 from farreach.checkpoint import CheckpointStore
 from farreach.learn.loop import LearnError
 from farreach.learn.place import Place
+from farreach.learn.settings import WorkersConfig
 
 PROGRAM = Path(__file__).with_name("regression.py")
 
@@ -232,3 +233,17 @@ def test_gradients_are_clipped_where_asked(tmp_path):
     norms = [line["learner/grad_norm"] for _, line, _ in notes.lines if "learner/grad_norm" in line]
     assert norms
     assert min(norms) > 1e-3  # what is shown is the norm before
+
+
+def test_a_checkpoint_is_written_at_once_when_a_machine_is_about_to_leave(tmp_path):
+    notes = Notes(leaving_at=4)
+    loop_of(tmp_path, Regression(), notes, checkpoint_every_epochs=3).run()
+    # Before the fourth update, and at the end.
+    assert notes.checkpoints[0] == 3
+    assert len(notes.checkpoints) == 2
+
+
+def test_there_are_not_fewer_workers_than_the_least():
+    with pytest.raises(ValueError, match="min_workers: 3 are more than workers, 2"):
+        WorkersConfig(workers=2, min_workers=3)
+    assert WorkersConfig(workers=3, min_workers=2).min_workers == 2

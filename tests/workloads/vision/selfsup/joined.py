@@ -50,13 +50,14 @@ def trained(place, name, words):
         batch = task.data.batch(positions, positions)
         optimizer.zero_grad()
         loss, metrics = task.loss(model, batch, step, place.rank)
-        loss.backward()
+        weight = len(positions) * place.world / 16  # as the loop does
+        (loss * weight).backward()
         if step == 0:
             gradients = {n: whole(p.grad) for n, p in task.model.named_parameters()}
         task.before_update(step)
         optimizer.step()
         task.after_update(step)
-        losses.append(float(place.sum(loss.detach().clone())) / place.world)
+        losses.append(float(place.sum(loss.detach() * weight)) / place.world)
     return {
         "networks": [place.whole_model_state(n) for n in (task.model, *task.companions)],
         "gradients": gradients,

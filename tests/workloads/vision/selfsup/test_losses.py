@@ -201,7 +201,7 @@ def test_patches_are_cut_row_by_row():
 
 
 def test_a_masked_autoencoder_paints_what_it_has_not_seen():
-    task = task_of("vision/mae_clipart_debug", "method.normalised=false")
+    task = task_of("vision/mae_clipart_debug", "method.normalised=false", "training.batch=6")
     views, model = views_of(task), task.model
     seen = {}
 
@@ -239,7 +239,7 @@ def test_shares_of_classes_are_spread_over_their_prototypes():
 
 @pytest.mark.parametrize("name", ["swav", "dino", "simclr", "vicreg", "mae", "msn"])
 def test_every_parameter_that_learns_has_a_gradient_and_targets_have_none(name):
-    task = task_of(f"vision/{name}_clipart_debug")
+    task = task_of(f"vision/{name}_clipart_debug", "training.batch=6")
     task.method.loss(task.model, views_of(task), 10**6, 0)[0].backward()
     missing = [n for n, p in task.model.named_parameters() if p.grad is None]
     # A masked autoencoder's encoder gives its tokens alone; all of them are used.

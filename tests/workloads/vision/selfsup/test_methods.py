@@ -34,7 +34,7 @@ def check_that_they_agree(one, other):
     for mine, yours in zip(one["networks"], other["networks"], strict=True):
         for name, value in mine.items():
             if "running" in name and yours:  # of split weights the first worker alone has all
-                torch.testing.assert_close(yours[name], value, atol=1e-4, rtol=1e-3)
+                torch.testing.assert_close(yours[name], value, atol=5e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -54,4 +54,14 @@ def test_two_workers_with_split_weights_are_as_one(tmp_path, case):
     words = [*words, "training.batch=16"]
     one = trained(Place(), name, words)
     for other in several(2, tmp_path, name, words, sharded=True):
+        check_that_they_agree(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["msn, masks of each image", "swav", "dino", "mae"])
+def test_three_workers_with_unequal_shares_are_as_one(tmp_path, case):
+    name, words = CASES[case]
+    words = [*[word for word in words if "queue" not in word], "training.batch=16"]
+    one = trained(Place(), name, words)
+    for other in several(3, tmp_path, name, words, sharded=False):
         check_that_they_agree(one, other)

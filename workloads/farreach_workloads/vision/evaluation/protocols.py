@@ -19,7 +19,7 @@ from farreach.errors import DataError
 from farreach.launch import Evaluation
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision.config import SHIPPED_SET, ImagesConfig
-from farreach_workloads.vision.evaluation import linear
+from farreach_workloads.vision.evaluation import linear_probe
 from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source
 from farreach_workloads.vision.evaluation.lowshot import low_shot
 from farreach_workloads.vision.evaluation.neighbours import knn_labels
@@ -134,15 +134,15 @@ def knn(labelled: Labelled, settings: KnnConfig) -> Metrics:
     return result
 
 
-def linear_probe(labelled: Labelled, settings: LinearConfig, seed: int) -> Metrics:
+def linear_layer(labelled: Labelled, settings: LinearConfig, seed: int) -> Metrics:
     """A linear layer on frozen features; also on frequent, medium and rare classes alone."""
-    recipe = linear.MSN if settings.recipe == "msn" else linear.VISSL
+    recipe = linear_probe.MSN if settings.recipe == "msn" else linear_probe.VISSL
     chosen = {name: getattr(settings, name) for name in ("epochs", "batch", "lr")}
-    recipe = linear.ProbeRecipe(
+    recipe = linear_probe.ProbeRecipe(
         **{**vars(recipe), **{k: v for k, v in chosen.items() if v is not None}}
     )
     train, labels, held_out, asked = labelled.of("layers" if settings.layers else "raw")
-    best, of_layers = linear.probe_layers(
+    best, of_layers = linear_probe.probe_layers(
         train, labels, held_out, asked, labelled.classes, recipe, seed
     )
     result = {f"linear/{name}": value for name, value in of_layers[best].items()}
@@ -185,6 +185,6 @@ def evaluations(make_source: MakeSource) -> dict[str, Evaluation]:
 
     return {
         "knn": on_labels(knn, KnnConfig, seeded=False),
-        "linear": on_labels(linear_probe, LinearConfig, seeded=True),
+        "linear": on_labels(linear_layer, LinearConfig, seeded=True),
         "lowshot": on_labels(few_labels, LowShotConfig, seeded=True),
     }

@@ -22,7 +22,7 @@ from farreach.errors import ConfigError
 from farreach.launch import Evaluation
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision.config import ImagesConfig
-from farreach_workloads.vision.evaluation import copies, grouped, linear
+from farreach_workloads.vision.evaluation import copies, grouped, linear_probe
 from farreach_workloads.vision.evaluation.copy_layouts import CopySet, copydays, disc21
 from farreach_workloads.vision.evaluation.edits import EditedImages
 from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source
@@ -147,12 +147,14 @@ def _copy_set(images: ImagesConfig, settings: CopiesConfig, seed: int) -> CopySe
 def structured(source: Source, settings: StructuredConfig, seed: int, folder: Path) -> Metrics:
     """How many objects there are and how far the nearest one is, by a linear layer."""
     result: Metrics = {}
-    recipe = linear.ProbeRecipe(**{**vars(linear.VISSL), "epochs": settings.epochs})
+    recipe = linear_probe.ProbeRecipe(**{**vars(linear_probe.VISSL), "epochs": settings.epochs})
     for name, (train, held_out) in _structured_sets(source, settings, seed, folder).items():
         features = [source.of(x, ["normal"])["normal"] for x in (train, held_out)]
         labels = [torch.from_numpy(x.labels) for x in (train, held_out)]
         classes = len(train.classes)
-        found = linear.probe(features[0], labels[0], features[1], labels[1], classes, recipe, seed)
+        found = linear_probe.probe(
+            features[0], labels[0], features[1], labels[1], classes, recipe, seed
+        )
         result[f"{name}/top1"] = found["top1"]
         result[f"{name}/classes"] = float(classes)
         result[f"{name}/images"] = float(len(held_out))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from farreach.errors import ConfigError
-from farreach.learn.collectives import largest, summed, total, workers
+from farreach.learn.collectives import largest, summed, total
 from farreach_workloads.vision.selfsup.method_configs import PriorConfig
 
 
@@ -87,14 +87,15 @@ def divergence(logits: Tensor, temperature: float, prior: Tensor) -> Tensor:
     """KL(p̄ ‖ π) of the mean assignment of all workers' anchors; with π uniform log K - H(p̄).
 
     Args:
-        logits: s, (n, k), as many rows on every worker.
+        logits: s, (n, k).
         temperature: τ.
         prior: π, (k,).
 
     Returns:
         (), the same on all workers, with the gradient of the mean over all rows.
     """
-    mean = summed((logits / temperature).softmax(dim=1).mean(0)) / workers()
+    count = total(torch.tensor(float(len(logits)), device=logits.device))
+    mean = summed((logits / temperature).softmax(dim=1).sum(0)) / count
     return (torch.xlogy(mean, mean) - mean * prior.log()).sum()
 
 

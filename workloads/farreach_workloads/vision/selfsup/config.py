@@ -133,7 +133,14 @@ class PretrainConfig(Config):
                 "views: mae looks at one view. Set views.large to 1 and views.small to 0"
             )
         workers = max(1, self.runtime.workers)
-        if training.batch % workers:
+        if self.runtime.min_workers is not None:
+            compared = kind in ("simclr", "vicreg") or getattr(self.method, "queue", 0) > 0
+            if compared and self.runtime.min_workers != workers:
+                raise ValueError(
+                    f"runtime.min_workers: {kind} compares as many images of every worker, which "
+                    "any number of them cannot have. Leave it out"
+                )
+        elif training.batch % workers:
             divisors = [n for n in range(1, 65) if training.batch % n == 0]
             raise ValueError(
                 f"training.batch: {training.batch} images are not equally many on each of "

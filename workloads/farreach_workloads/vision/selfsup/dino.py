@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from farreach.learn.collectives import total, workers
+from farreach.learn.collectives import total
 from farreach.learn.loop import as_tensors
 from farreach.learn.momentum import follow
 from farreach.learn.schedules import cosine
@@ -77,7 +77,8 @@ class Dino:
             self.target.train()
             reached = self.target([Seen(view_major(large))])
             target = assignments.targets(reached - center, self.target_temperature(step))
-            mean = total(reached.mean(0)) / workers()
+            everyone = total(torch.tensor(float(len(reached)), device=reached.device))
+            mean = total(reached.sum(0)) / everyone
             self._center = torch.lerp(mean, center, dino.center_momentum)
         of_views = target.unflatten(0, (count, images))
         pairs = [

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from farreach import seeding
+from farreach.learn.collectives import workers
 from farreach.learn.order import share
 from farreach.learn.task import Batch
 from farreach.linear import use_fast_linear
@@ -114,7 +115,7 @@ class Mae:
         kept = max(1, int(count * (1.0 - self._mae.mask)))
         seed = seeding.child_seed(self._config.seed, "mask", step)
         drawn = shuffled(count, batch, torch.Generator().manual_seed(seed))
-        order = drawn[share(batch, rank, batch // len(images))].to(images.device)
+        order = drawn[share(batch, rank, workers())].to(images.device)
         painted = model(images, order, kept)
         hidden = order[:, kept:, None].expand(-1, -1, pixels.shape[2])
         return (painted - pixels.gather(1, hidden)).square().mean(), {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from farreach import seeding
+from farreach.learn.collectives import workers
 from farreach.learn.momentum import follow
 from farreach.learn.order import share
 from farreach.learn.task import Batch
@@ -113,13 +114,13 @@ class Msn:
         anchors = views["large"][:, 1:]
         kept = None
         if self._msn.mask > 0:
-            kept = self._kept(step, rank, *anchors.shape[:2]).to(anchors.device)
+            kept = self._kept(step, rank, anchors.shape[1]).to(anchors.device)
         seen = [Seen(view_major(anchors), kept)]
         if "small" in views:
             seen.append(Seen(view_major(views["small"])))
         return seen
 
-    def _kept(self, step: int, rank: int, images: int, views: int) -> Tensor:
+    def _kept(self, step: int, rank: int, views: int) -> Tensor:
         """Numbers of patches; the same on every worker, or each image's own on whichever it is."""
         config, encoder = self._config, self.model.branch.encoder
         count = encoder.patches(config.views.size)  # type: ignore[operator]
@@ -128,7 +129,7 @@ class Msn:
             return kept_patches(count, self._msn.mask, generator)
         batch = config.training.batch
         drawn = kept_of_each(count, self._msn.mask, batch * views, generator)
-        own = drawn.unflatten(0, (views, batch))[:, share(batch, rank, batch // images)]
+        own = drawn.unflatten(0, (views, batch))[:, share(batch, rank, workers())]
         return own.flatten(0, 1)
 
     def scores(self, images: Tensor) -> Tensor:

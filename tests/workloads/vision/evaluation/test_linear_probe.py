@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from farreach.errors import ConfigError, DataError
 from farreach.seeding import child_seed
-from farreach_workloads.vision.evaluation.linear import (
+from farreach_workloads.vision.evaluation.linear_probe import (
     MSN,
     VISSL,
     Head,
