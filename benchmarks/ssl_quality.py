@@ -32,8 +32,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import measure
-import msn_step
 import numpy as np
+import ssl_peers
 import timm
 import torch
 from torch import Tensor, nn
@@ -160,14 +160,14 @@ def their_learner(row: str, trunk: nn.Module, size: int, rate: float, updates: i
     vit = timm.create_model(NAME, num_classes=0, dynamic_img_size=True, **options)
     vit.load_state_dict(trunk.state_dict())
     torch.manual_seed(SEED)
-    loss = getattr(msn_step.lightly_losses, ROWS[row][1])()
-    peer = msn_step.LightlyMsn(vit, HEAD, PROTOTYPES, loss, MOMENTUM)
+    loss = getattr(ssl_peers.lightly_losses, ROWS[row][1])()
+    peer = ssl_peers.LightlyMsn(vit, HEAD, PROTOTYPES, loss, MOMENTUM)
 
     def step(batch: Batch, number: int) -> None:
         for group in peer.optimizer.param_groups:
             group["lr"] = rate_at(number, updates, rate)
         torch.manual_seed(number)
-        large, small = (msn_step.standardised(batch[kind]) for kind in ("large", "small"))
+        large, small = (ssl_peers.standardised(batch[kind]) for kind in ("large", "small"))
         peer.step(large, small, (MASK, MASK), 0)
 
     return Learner(row, False, rate, step, peer.backbone.vit)
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--fashion", help="folder of Fashion-MNIST's files")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything, at most 10")
     arguments = parser.parse_args()
-    if msn_step.lightly_losses is None:
+    if ssl_peers.lightly_losses is None:
         for row in ROWS:
             measure.missing(row, "lightly")
         return

@@ -114,14 +114,24 @@ class Msn:
         anchors = views["large"][:, 1:]
         kept = None
         if self._msn.mask > 0:
-            kept = self._kept(step, rank, anchors.shape[1]).to(anchors.device)
+            kept = self.kept(step, rank, anchors.shape[1]).to(anchors.device)
         seen = [Seen(view_major(anchors), kept)]
         if "small" in views:
             seen.append(Seen(view_major(views["small"])))
         return seen
 
-    def _kept(self, step: int, rank: int, views: int) -> Tensor:
-        """Numbers of patches; the same on every worker, or each image's own on whichever it is."""
+    def kept(self, step: int, rank: int, views: int) -> Tensor:
+        """Numbers of the patches that are kept in an update, on this worker.
+
+        Args:
+            step: number of the update.
+            rank: of this worker.
+            views: masked views of each image.
+
+        Returns:
+            (m,), the same on every worker; or with `mask_sharing: sample` (views × images, m), each
+            image's own whichever worker it is on.
+        """
         config, encoder = self._config, self.model.branch.encoder
         count = encoder.patches(config.views.size)  # type: ignore[operator]
         generator = torch.Generator().manual_seed(seeding.child_seed(config.seed, "mask", step))
