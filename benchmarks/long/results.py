@@ -50,6 +50,14 @@ VISION_COLUMNS = {
     "minutes": "training/minutes",
 }
 
+PRETRAIN_COLUMNS = {
+    "k-NN top1": "evaluation/knn_top1",
+    "balanced": "evaluation/knn_balanced",
+    "effective rank": "evaluation/effective_rank",
+    "updates": "training/updates",
+    "minutes": "training/minutes",
+}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -79,6 +87,12 @@ COSUB_ARMS: dict[str, tuple[str, ...]] = {
     "_plain_longer": (*PLAIN, "training.epochs=40"),
     "_plain_whole": (*PLAIN, "backbone.drop_path=0"),
 }
+
+# Batches of all classes or of two, and classes by a power law with several priors (PMSN).
+FASHION, FEW = "vision/msn_fashion", ("training.epochs=1.3", "training.warmup_epochs=0.2")
+STRATIFIED = ("sampler.kind=stratified", "sampler.classes=2")
+LONG_TAIL = ("training.epochs=4", "sampler.kind=power")
+PRIORS = (0, 0.25, 0.5, 1)
 
 EXPERIMENTS = {
     "maze_demo": Experiment("goals/walk_maze"),
@@ -144,6 +158,23 @@ EXPERIMENTS = {
         for name, backbone in COSUB_BACKBONES.items()
         for arm, changes in COSUB_ARMS.items()
     },
+    "msn_fashion": Experiment(FASHION),
+    "msn_fashion_shuffled": Experiment(FASHION, FEW),
+    "msn_fashion_stratified": Experiment(FASHION, (*FEW, *STRATIFIED)),
+    "pmsn_fashion_stratified": Experiment(
+        FASHION, (*FEW, *STRATIFIED, "method.prior={kind: power, exponent: 0.25}")
+    ),
+    **{
+        f"pmsn_fashion_tail_{exponent:g}": Experiment(
+            FASHION, (*LONG_TAIL, f"method.prior={{kind: power, exponent: {exponent}}}")
+        )
+        for exponent in PRIORS
+    },
+    "mae_fashion": Experiment("vision/mae_fashion"),
+    "simclr_clipart_regnety": Experiment(
+        "vision/simclr_clipart", ("backbone=regnety_tiny", "training.epochs=40")
+    ),
+    "swav_clipart": Experiment("vision/swav_clipart"),
 }
 
 
@@ -185,6 +216,7 @@ def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:
     first = next(iter(results.values()))
     base = OFFLINE_COLUMNS if "training/foundation_minutes" in first else COLUMNS
     base = VISION_COLUMNS if "evaluation/top1" in first else base
+    base = PRETRAIN_COLUMNS if "evaluation/knn_top1" in first else base
     columns = base | {key.removeprefix(prefix): key for key in categories}
     lines = [
         f"### {name}: " + " ".join((EXPERIMENTS[name].config, *EXPERIMENTS[name].overrides)),
