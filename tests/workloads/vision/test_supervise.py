@@ -60,7 +60,7 @@ def test_a_network_learns_to_tell_the_clip_arts_apart(tmp_path):
     assert found["evaluation/top1"] > most_frequent + 0.05
     assert found["evaluation/top5"] > found["evaluation/top1"]
     assert found["evaluation/images"] == 1393
-    again = launch.evaluate(run.path)
+    again = launch.evaluate(run.path, "newest")
     assert again["evaluation/top1"] == pytest.approx(found["evaluation/top1"])
     files = launch.plot(run.path)
     assert [file.name for file in files] == ["predictions.png", "attention.png"]
