@@ -21,7 +21,7 @@ from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup import assignments, heads
 from farreach_workloads.vision.selfsup.config import PretrainConfig
 from farreach_workloads.vision.selfsup.encoder import Encoder, Seen, make_encoder, steady
-from farreach_workloads.vision.selfsup.method import Span, view_major
+from farreach_workloads.vision.selfsup.method import Method, Span, view_major
 from farreach_workloads.vision.selfsup.method_configs import DinoConfig
 
 
@@ -42,14 +42,14 @@ class Branch(nn.Module):
         return assignments.cosines(embedded, self.prototypes)
 
 
-class Dino:
+class Dino(Method):
     """See `farreach_workloads.vision.selfsup.method.Method`."""
 
     def __init__(self, config: PretrainConfig, span: Span) -> None:
         """Make both networks; raises ConfigError as `make_encoder` does."""
         assert isinstance(config.method, DinoConfig)
         self._span, self._dino = span, config.method
-        self.model = Branch(config, config.method)
+        self.model: Branch = Branch(config, config.method)
         self.target = steady(copy.deepcopy(self.model))
         self.companions = (self.target,)
         self._center = torch.zeros(config.method.prototypes)
@@ -58,11 +58,6 @@ class Dino:
     def encoder(self) -> Encoder:
         """The target network's."""
         return self.target.encoder
-
-    @property
-    def free(self) -> Sequence[nn.Parameter]:
-        """None: the last layer is decayed and clipped as all else."""
-        return []
 
     def loss(
         self, model: nn.Module, views: Batch, step: int, rank: int

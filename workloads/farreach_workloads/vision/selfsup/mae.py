@@ -6,9 +6,6 @@ place of each of the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
@@ -21,7 +18,7 @@ from farreach.learn.task import Batch
 from farreach.linear import use_fast_linear
 from farreach_workloads.vision.selfsup.config import PretrainConfig
 from farreach_workloads.vision.selfsup.encoder import INIT_STD, Encoder, Seen, make_vit, shuffled
-from farreach_workloads.vision.selfsup.method import Span, view_major
+from farreach_workloads.vision.selfsup.method import Method, Span, view_major
 from farreach_workloads.vision.selfsup.method_configs import MaeConfig
 
 # Added to the variance of a patch's pixels.
@@ -81,26 +78,19 @@ def pixels_of_patches(images: Tensor, patch: int) -> Tensor:
     ).flatten(3).flatten(1, 2)  # fmt: skip
 
 
-class Mae:
+class Mae(Method):
     """See `farreach_workloads.vision.selfsup.method.Method`."""
-
-    companions: Sequence[nn.Module] = ()
 
     def __init__(self, config: PretrainConfig, span: Span) -> None:
         """Make the network; raises ConfigError as `make_vit` does."""
         assert isinstance(config.method, MaeConfig)
         self._config, self._mae = config, config.method
-        self.model = Student(config, config.method)
+        self.model: Student = Student(config, config.method)
 
     @property
     def encoder(self) -> Encoder:
         """The one that learns."""
         return self.model.encoder
-
-    @property
-    def free(self) -> Sequence[nn.Parameter]:
-        """None."""
-        return []
 
     def loss(
         self, model: nn.Module, views: Batch, step: int, rank: int
@@ -119,19 +109,3 @@ class Mae:
         painted = model(images, order, kept)
         hidden = order[:, kept:, None].expand(-1, -1, pixels.shape[2])
         return (painted - pixels.gather(1, hidden)).square().mean(), {}
-
-    def scores(self, images: Tensor) -> None:
-        """There are no prototypes."""
-
-    def before_update(self, step: int) -> None:
-        """All gradients count."""
-
-    def after_update(self, step: int) -> None:
-        """Nothing follows."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""

@@ -6,8 +6,9 @@ One file per method; each has its student network first, then the method with, i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,25 +32,28 @@ class Span(NamedTuple):
         return min(1.0, step / max(1.0, self.length))
 
 
-class Method(Protocol):
-    """One object per worker; see `farreach.learn.task.Task` for when what is called."""
+class Method(ABC):
+    """One object per worker; see `farreach.learn.task.Task` for when what is called.
+
+    Attributes:
+        model: all that learns.
+        companions: networks that follow it.
+    """
+
+    model: nn.Module
+    companions: Sequence[nn.Module] = ()
 
     @property
-    def model(self) -> nn.Module:
-        """All that learns."""
-
-    @property
-    def companions(self) -> Sequence[nn.Module]:
-        """Networks that follow it."""
-
-    @property
+    @abstractmethod
     def encoder(self) -> Encoder:
         """Whose features are evaluated and exported."""
 
     @property
     def free(self) -> Sequence[nn.Parameter]:
         """Parameters that are neither decayed nor clipped, such as prototypes."""
+        return ()
 
+    @abstractmethod
     def loss(
         self, model: nn.Module, views: Batch, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -57,18 +61,23 @@ class Method(Protocol):
 
     def scores(self, images: Tensor) -> Tensor | None:
         """Of normalised images (b, 3, h, w) with prototypes, (b, k); None: there are none."""
+        return None
 
     def before_update(self, step: int) -> None:
         """Gradients are there, and some may be left out."""
+        return
 
     def after_update(self, step: int) -> None:
         """The target network follows."""
+        return
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides networks and optimizer."""
+        return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a `state`."""
+        return
 
 
 def view_major(views: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ prototypes as the prior says.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from farreach_workloads.vision.selfsup.encoder import (
     make_vit,
     steady,
 )
-from farreach_workloads.vision.selfsup.method import Span, view_major
+from farreach_workloads.vision.selfsup.method import Method, Span, view_major
 from farreach_workloads.vision.selfsup.method_configs import MsnConfig
 
 
@@ -63,14 +62,14 @@ class Student(nn.Module):
         return assignments.cosines(self.branch(views), self.prototypes)
 
 
-class Msn:
+class Msn(Method):
     """See `farreach_workloads.vision.selfsup.method.Method`."""
 
     def __init__(self, config: PretrainConfig, span: Span) -> None:
         """Make both networks; raises ConfigError if the backbone cannot drop patches."""
         assert isinstance(config.method, MsnConfig)
         self._config, self._span, self._msn = config, span, config.method
-        self.model = Student(config, config.method)
+        self.model: Student = Student(config, config.method)
         self.target = steady(copy.deepcopy(self.model.branch))
         self.companions = (self.target,)
         self._prior = assignments.prior_of(config.method.prior, config.method.prototypes)
@@ -147,9 +146,6 @@ class Msn:
         embedded = self.target.eval()([Seen(images)])
         return assignments.cosines(embedded, heads.whole(self.model.prototypes))
 
-    def before_update(self, step: int) -> None:
-        """All gradients count."""
-
     def momentum(self, step: int) -> float:
         """Of the target network after the update that follows `step` others."""
         first = self._msn.momentum
@@ -158,10 +154,3 @@ class Msn:
     def after_update(self, step: int) -> None:
         """The target network follows; its statistics of normalisation are its own."""
         follow(self.target, self.model.branch, self.momentum(step))
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup import heads
 from farreach_workloads.vision.selfsup.config import PretrainConfig
 from farreach_workloads.vision.selfsup.encoder import Encoder, Seen, make_encoder
-from farreach_workloads.vision.selfsup.method import Span, view_major
+from farreach_workloads.vision.selfsup.method import Method, Span, view_major
 from farreach_workloads.vision.selfsup.method_configs import SimclrConfig, VicregConfig
 
 
@@ -54,26 +53,19 @@ def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(cosines.masked_fill(itself, -torch.inf), partners)
 
 
-class Simclr:
+class Simclr(Method):
     """See `farreach_workloads.vision.selfsup.method.Method`."""
-
-    companions: Sequence[nn.Module] = ()
 
     def __init__(self, config: PretrainConfig, span: Span) -> None:
         """Make the network; raises ConfigError as `make_encoder` does."""
         assert isinstance(config.method, SimclrConfig)
         self._simclr = config.method
-        self.model = Student(config, config.method, [config.method.hidden])
+        self.model: Student = Student(config, config.method, [config.method.hidden])
 
     @property
     def encoder(self) -> Encoder:
         """The one that learns."""
         return self.model.encoder
-
-    @property
-    def free(self) -> Sequence[nn.Parameter]:
-        """None."""
-        return []
 
     def loss(
         self, model: nn.Module, views: Batch, step: int, rank: int
@@ -82,19 +74,3 @@ class Simclr:
         one, other = model([Seen(view_major(views["large"]))]).chunk(2)
         agreement = F.cosine_similarity(one, other, dim=1).mean().detach()
         return contrast(one, other, self._simclr.temperature), {"learner/agreement": agreement}
-
-    def scores(self, images: Tensor) -> None:
-        """There are no prototypes."""
-
-    def before_update(self, step: int) -> None:
-        """All gradients count."""
-
-    def after_update(self, step: int) -> None:
-        """Nothing follows."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""

@@ -19,7 +19,7 @@ from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup import assignments, heads
 from farreach_workloads.vision.selfsup.config import PretrainConfig
 from farreach_workloads.vision.selfsup.encoder import Encoder, Seen, make_encoder
-from farreach_workloads.vision.selfsup.method import Span, view_major
+from farreach_workloads.vision.selfsup.method import Method, Span, view_major
 from farreach_workloads.vision.selfsup.method_configs import SwavConfig
 
 # Large crops whose assignments the others predict.
@@ -45,16 +45,14 @@ class Student(nn.Module):
             return embedded, embedded @ self.prototypes.float().t()
 
 
-class Swav:
+class Swav(Method):
     """See `farreach_workloads.vision.selfsup.method.Method`."""
-
-    companions: Sequence[nn.Module] = ()
 
     def __init__(self, config: PretrainConfig, span: Span) -> None:
         """Make the network; raises ConfigError as `make_encoder` does."""
         assert isinstance(config.method, SwavConfig)
         self._span, self._swav = span, config.method
-        self.model = Student(config, config.method)
+        self.model: Student = Student(config, config.method)
         self._prior = assignments.prior_of(config.method.prior, config.method.prototypes)
         # Earlier embeddings of each assigned crop, of all workers, the newest first.
         self._queue = torch.zeros(ASSIGNED, 0, config.method.dim)
@@ -63,11 +61,6 @@ class Swav:
     def encoder(self) -> Encoder:
         """The one that learns."""
         return self.model.encoder
-
-    @property
-    def free(self) -> Sequence[nn.Parameter]:
-        """None: all parameters are decayed alike."""
-        return []
 
     def loss(
         self, model: nn.Module, views: Batch, step: int, rank: int

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +9,7 @@ from farreach.learn.collectives import gathered
 from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup.config import PretrainConfig
 from farreach_workloads.vision.selfsup.encoder import Encoder, Seen
-from farreach_workloads.vision.selfsup.method import Span, view_major
+from farreach_workloads.vision.selfsup.method import Method, Span, view_major
 from farreach_workloads.vision.selfsup.method_configs import VicregConfig
 from farreach_workloads.vision.selfsup.simclr import Student
 
@@ -32,26 +29,19 @@ def covariance(x: Tensor) -> Tensor:
     return (matrix.square().sum() - matrix.diagonal().square().sum()) / x.shape[1]
 
 
-class Vicreg:
+class Vicreg(Method):
     """See `farreach_workloads.vision.selfsup.method.Method`."""
-
-    companions: Sequence[nn.Module] = ()
 
     def __init__(self, config: PretrainConfig, span: Span) -> None:
         """Make the network; raises ConfigError as `make_encoder` does."""
         assert isinstance(config.method, VicregConfig)
         self._vicreg = config.method
-        self.model = Student(config, config.method, config.method.hidden)
+        self.model: Student = Student(config, config.method, config.method.hidden)
 
     @property
     def encoder(self) -> Encoder:
         """The one that learns."""
         return self.model.encoder
-
-    @property
-    def free(self) -> Sequence[nn.Parameter]:
-        """None."""
-        return []
 
     def loss(
         self, model: nn.Module, views: Batch, step: int, rank: int
@@ -71,19 +61,3 @@ class Vicreg:
             "learner/variance": spread.detach(),
             "learner/covariance": together.detach(),
         }
-
-    def scores(self, images: Tensor) -> None:
-        """There are no prototypes."""
-
-    def before_update(self, step: int) -> None:
-        """All gradients count."""
-
-    def after_update(self, step: int) -> None:
-        """Nothing follows."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
