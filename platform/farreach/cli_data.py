@@ -69,7 +69,7 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Look at every episode, or image, and name what is wrong with it."""
-    from farreach.data.images import looks_like_images
+    from farreach.data.image_check import looks_like_images
 
     if options.path.exists() and looks_like_images(options.path):
         _check_images(options.path)
@@ -89,7 +89,8 @@ def check(options: argparse.Namespace) -> None:
 def _check_images(path: Path) -> None:
     import numpy as np
 
-    from farreach.data.images import faults_of, open_images
+    from farreach.data.image_check import faults_of
+    from farreach.data.images import open_images
     from farreach.progress import Progress
 
     train, held_out = open_images(path, labelled=False)

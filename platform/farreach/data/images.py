@@ -142,7 +142,7 @@ class FolderImages(ImageSet):
             DataError: there is no sub-folder with an image, or one of no class.
         """
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-        found = {f.name: sorted(file for file in f.rglob("*") if _is_image(file)) for f in folders}
+        found = {f.name: sorted(file for file in f.rglob("*") if is_image(file)) for f in folders}
         found = {name: files for name, files in found.items() if files}
         if not found:
             raise DataError(
@@ -170,7 +170,7 @@ class LooseImages(ImageSet):
 
     def __init__(self, path: Path) -> None:
         """Raises DataError if there are none."""
-        self._files = sorted(file for file in path.rglob("*") if _is_image(file))
+        self._files = sorted(file for file in path.rglob("*") if is_image(file))
         if not self._files:
             raise DataError(f"{path}: holds no images ({', '.join(SUFFIXES)}).")
         super().__init__(path, np.zeros(len(self._files), np.int64), [UNLABELLED])
@@ -307,7 +307,7 @@ def open_images(path: Path, *, labelled: bool = True) -> tuple[ImageSet, ImageSe
         if files and files[0].suffix == suffix:
             whole = kind(files, labelled=labelled)
             return _shares(whole, whole.split)
-    train, held_out = (_idx_pair(path, name) for name in ("train", "t10k"))
+    train, held_out = (idx_pair(path, name) for name in ("train", "t10k"))
     if train and held_out:
         digits, others = IdxImages(path, *train), IdxImages(path, *held_out)
         if len(others.classes) > len(digits.classes):
@@ -328,36 +328,9 @@ def open_images(path: Path, *, labelled: bool = True) -> tuple[ImageSet, ImageSe
     return _shares(FolderImages(path), None)
 
 
-def looks_like_images(path: Path) -> bool:
-    """Whether a file or folder holds images in one of these layouts, rather than anything else."""
-    if path.is_file():
-        if path.suffix == ".parquet":
-            return "image" in pq.read_schema(path).names
-        return path.suffix == ".tar" or _is_image(path)
-    if _idx_pair(path, "train"):
-        return True
-    for file in path.rglob("*"):
-        if file.suffix == ".parquet":
-            return looks_like_images(file)
-        if file.suffix == ".tar" or _is_image(file):
-            return True
-    return False
-
-
-def faults_of(images: ImageSet) -> Iterator[tuple[int, str | None]]:
-    """Decode every image; its number, and what is wrong with it or None."""
-    for index in range(len(images)):
-        fault = None
-        try:
-            images.load(index)
-        except DataError as error:
-            fault = str(error)
-        yield index, fault
-
-
 def _has_classes(path: Path) -> bool:
     """Whether images lie in folders below a folder, and none beside these."""
-    beside = any(_is_image(file) for file in path.iterdir())
+    beside = any(is_image(file) for file in path.iterdir())
     return not beside and any(entry.is_dir() for entry in path.iterdir())
 
 
@@ -392,7 +365,8 @@ def _part_of(file: Path) -> str:
     return next((name for name in EVALUATION_NAMES if file.name.startswith(name)), "train")
 
 
-def _is_image(file: Path) -> bool:
+def is_image(file: Path) -> bool:
+    """Whether it is a file that its name says is an image."""
     return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
@@ -451,7 +425,8 @@ def _as_labels(file: Path, values: list[Any]) -> tuple[Labels, list[str]]:
     return labels.astype(np.int64), names.tolist()
 
 
-def _idx_pair(path: Path, name: str) -> tuple[Path, Path] | tuple[()]:
+def idx_pair(path: Path, name: str) -> tuple[Path, Path] | tuple[()]:
+    """The files of images and labels of a part, packed or not; () if they are not there."""
     for suffix in (".gz", ""):
         pair = tuple(
             path / f"{name}-{kind}-ubyte{suffix}" for kind in ("images-idx3", "labels-idx1")
