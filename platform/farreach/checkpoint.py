@@ -2,7 +2,14 @@
 
 A checkpoint is a folder `step_000000123456` with one `<part>.msgpack` per part and a
 `manifest.json` that was written last and lists size and SHA-256 of every file. A store has one
-writer at a time and any number of readers. Names that the writer uses on the way:
+writer at a time and any number of readers. Beside them one process may measure scores, and only
+touches two files of their own in a checkpoint's folder:
+
+- `held`: saving leaves this checkpoint alone, however old it is, until it is released.
+- `score.json`: what was found out after the checkpoint had been saved, sealed as the manifest is
+  and of no account beside another manifest.
+
+Names that the writer uses on the way:
 
 - `.tmp-*`: being written or being removed; readers ignore it, the next save removes it.
 - `step_*.old`: the folder that a second save of the same step replaces. Readers take it as long as
@@ -19,15 +26,18 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from farreach import messages
 from farreach.errors import CheckpointError
-from farreach.rundir import sync
+from farreach.rundir import atomic_write, sync
 
 MANIFEST = "manifest.json"
+SCORE = "score.json"
+HELD = "held"
 SCHEMA = 1
 
 _FOLDER = re.compile(r"step_(\d{12,})(\.old)?")
@@ -57,8 +67,9 @@ class Checkpoint:
         path: its folder.
         step: what it was saved under; environment steps or updates, as the writer counts.
         score: what `CheckpointStore.best` compares, higher is better; None if it was not measured.
-        info: what the writer noted beside the parts, as JSON gives it back.
+        info: what was noted beside the parts, as JSON gives it back.
         files: file name → what it must look like.
+        seal: SHA-256 of the manifest's content, in hex.
     """
 
     path: Path
@@ -66,6 +77,7 @@ class Checkpoint:
     score: float | None
     info: Mapping[str, Any]
     files: Mapping[str, FileRecord] = field(repr=False)
+    seal: str = field(repr=False)
 
     def parts(self) -> dict[str, Any]:
         """Every part by name; raises CheckpointError as `part` does."""
@@ -134,6 +146,7 @@ class CheckpointStore:
         step: int,
         info: Mapping[str, Any],
         score: float | None = None,
+        held: bool = False,
     ) -> Path:
         """Write one checkpoint, then remove those that are neither new nor best.
 
@@ -142,6 +155,7 @@ class CheckpointStore:
             step: number of the checkpoint, at least 0; saving it again replaces the older one.
             info: notes that JSON takes.
             score: higher is better; NaN counts as not measured.
+            held: keep it until it is released or `add_score` has given it a score.
 
         Returns:
             The checkpoint's folder.
@@ -158,6 +172,8 @@ class CheckpointStore:
             self._clear_leftovers()
             working.mkdir()
             files = {f"{name}.msgpack": _write_part(working, name, parts[name]) for name in parts}
+            if held:
+                _write_file(working / HELD, b"")
             _write_file(working / MANIFEST, _manifest(step, score, info, files))
             sync(working)
             self._put(working, target)
@@ -179,6 +195,54 @@ class CheckpointStore:
     def best(self) -> Checkpoint | None:
         """The valid checkpoint of the highest score, the newest of equals; None if none has one."""
         return self._first_valid(self._by_score)
+
+    def held(self) -> list[Path]:
+        """Folders of the checkpoints that are held, newest first."""
+        return [path for path in self._paths() if (path / HELD).exists()]
+
+    @staticmethod
+    def hold(path: Path) -> None:
+        """Keep a checkpoint, while nobody saves."""
+        atomic_write(path / HELD, b"")
+
+    @staticmethod
+    def release(path: Path) -> None:
+        """Let a checkpoint go the way of the others."""
+        (path / HELD).unlink(missing_ok=True)
+
+    def release_all(self) -> None:
+        """Let all go, where nobody is left to give them scores."""
+        for path in self.held():
+            self.release(path)
+
+    def add_score(
+        self, checkpoint: Checkpoint, score: float | None, info: Mapping[str, Any]
+    ) -> None:
+        """Note down what a held checkpoint was found to be worth, and release it.
+
+        Its other files stay as they are. One that was replaced or removed by hand is passed over.
+
+        Args:
+            checkpoint: as it was loaded.
+            score: higher is better; None or NaN if there is none.
+            info: more notes that JSON takes.
+
+        Raises:
+            RunDirectoryError: the disk refuses it; the checkpoint is as it was.
+        """
+        try:
+            found = _read_manifest(checkpoint.path)
+        except CheckpointError:
+            return
+        if found.seal == checkpoint.seal:
+            content = {"of": found.seal, "score": _number(score), "info": dict(info)}
+            atomic_write(checkpoint.path / SCORE, _sealed(content))
+            self.release(checkpoint.path)
+
+    def tidy(self) -> None:
+        """Remove what a save would remove, where nobody saves any more."""
+        with suppress(OSError):  # leftovers do no harm
+            self._prune(None)
 
     @staticmethod
     def load(path: Path) -> Checkpoint:
@@ -259,15 +323,17 @@ class CheckpointStore:
         sync(self.directory)
         self._remove(old)
 
-    def _prune(self, written: Path) -> None:
-        """Remove old checkpoints, but never the one just written, the best or the last valid."""
+    def _prune(self, written: Path | None) -> None:
+        """Remove old ones, but never one just written or held, the best or the last valid."""
+        # Looked up before the scores: one that is given its score meanwhile is in either.
+        spared = {written, *self.held()}
         best = next((path for path in self._by_score([]) if self._is_sound(path)), None)
         kept = 0
         for path in self._paths():
             # An invalid checkpoint does not count, and stays to be looked at until it is old.
             if kept < self.keep:
                 kept += self._is_sound(path)
-            elif path not in (written, best):
+            elif path != best and path not in spared:
                 self._remove(path)
 
     def _is_sound(self, path: Path) -> bool:
@@ -308,10 +374,18 @@ def _manifest(
     content = {
         "schema": SCHEMA,
         "step": step,
-        "score": None if score is None or math.isnan(score) else float(score),
+        "score": _number(score),
         "info": dict(info),
         "files": {name: vars(record) for name, record in files.items()},
     }
+    return _sealed(content)
+
+
+def _number(score: float | None) -> float | None:
+    return None if score is None or math.isnan(score) else float(score)
+
+
+def _sealed(content: Mapping[str, Any]) -> bytes:
     # Through JSON and back, because the seal is over what a reader will see.
     content = json.loads(json.dumps(content))
     return json.dumps({**content, "sha256": _seal(content)}, indent=2).encode()
@@ -343,7 +417,19 @@ def _read_manifest(folder: Path) -> Checkpoint:
         )
     # Written by this schema, as the seal shows, so its fields need no further checks.
     files = {name: FileRecord(**record) for name, record in content["files"].items()}
-    return Checkpoint(folder, content["step"], content["score"], content["info"], files)
+    added = _added(folder / SCORE, found)
+    score, info = added.get("score", content["score"]), content["info"] | added.get("info", {})
+    return Checkpoint(folder, content["step"], score, info, files, found)
+
+
+def _added(path: Path, seal: str) -> dict[str, Any]:
+    """What `add_score` wrote for the manifest of that seal; nothing if it is not sound."""
+    try:
+        content = json.loads(path.read_bytes())
+        is_sound = content.pop("sha256") == _seal(content) and content["of"] == seal
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {}
+    return content if is_sound else {}
 
 
 def _read_bytes(path: Path) -> bytes:

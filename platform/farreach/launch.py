@@ -28,7 +28,7 @@ from farreach.rundir import RunDirectory, flat_result
 from farreach.stopping import Stopped
 
 Which = Literal["best", "newest"]
-Format = Literal["rllib", "timm", "safetensors", "onnx"]
+Format = Literal["rllib", "timm", "safetensors", "onnx", "hub"]
 
 
 class Evaluation(NamedTuple):

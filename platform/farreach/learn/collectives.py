@@ -15,6 +15,11 @@ def workers() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def summed(x: Tensor) -> Tensor:
     """The sum over workers, of a tensor of the same shape everywhere, with its gradient.
 
@@ -37,6 +42,31 @@ def gathered(x: Tensor) -> Tensor:
         return x
     result: Tensor = _Gathered.apply(x.contiguous())
     return result
+
+
+def gathered_unequal(x: Tensor) -> tuple[Tensor, list[int]]:
+    """As `gathered`, of any number of rows on each; and how many each worker has, by rank."""
+    if workers() == 1:
+        return x, [len(x)]
+    counts = _counts(x)
+    longest = max(counts)
+    padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+    parts = gathered(padded).split(longest)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]), counts
+
+
+@torch.no_grad()
+def collected(x: Tensor) -> Tensor:
+    """All workers' rows one below the other, of any number on each, without a gradient."""
+    return gathered_unequal(x.detach())[0]
+
+
+def _counts(x: Tensor) -> list[int]:
+    """Rows of each worker, by rank."""
+    own = torch.tensor([len(x)], device=x.device)
+    parts = [torch.empty_like(own) for _ in range(workers())]
+    dist.all_gather(parts, own)
+    return [int(part) for part in parts]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from farreach import seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import FarreachError
+from farreach.learn.asam import Asam
 from farreach.learn.order import Order, share
+from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
-from farreach.learn.task import Batch, Data, Pixels, Task
+from farreach.learn.task import Batch, Data, Task
 from farreach.rundir import atomic_write
 
 if TYPE_CHECKING:
@@ -38,34 +40,6 @@ REPORT_EVERY_S = 2.0
 
 class LearnError(FarreachError):
     """Training cannot go on."""
-
-
-class Outlet(Protocol):
-    """Where the first worker's numbers go, and where requests to stop come from."""
-
-    def begin(self, step: int, total: int) -> None:
-        """Training begins after `step` of `total` updates."""
-
-    def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
-        """Metrics `group/name` of an update; `share` of training is done."""
-
-    def picture(self, step: int, name: str, picture: Pixels) -> None:
-        """A picture `group/name` to look at, (height, width, 3)."""
-
-    def remark(self, step: int, text: str) -> None:
-        """Something that the user should know."""
-
-    def checkpoint(self, step: int, name: str) -> None:
-        """A checkpoint was written."""
-
-    def stop_asked(self) -> bool:
-        """Whether the run is to stop now, after a last checkpoint."""
-
-    def wants_to_look(self) -> bool:
-        """Whether it is time for all workers to call `is_leaving`."""
-
-    def is_leaving(self) -> bool:
-        """Whether a machine has just been said to be taken away soon; all workers call it."""
 
 
 class Loop:
@@ -103,7 +77,7 @@ class Loop:
         self.step = 0
         self._trained_s, self._begun = 0.0, time.monotonic()
         self._evaluated: dict[str, float] = {}
-        self._evaluated_step = -1
+        self._evaluated_step = self._saved_step = -1
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint that a loop of any number of workers has written.
@@ -130,8 +104,9 @@ class Loop:
             self._place.take_over_model(network, as_tensors(theirs))
         self._task.restore(state["task"])
         self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
-        self._evaluated = dict(state["evaluated"])
+        self._evaluated = dict(checkpoint.info.get("evaluated", state["evaluated"]))
         self._evaluated_step = int(state["evaluated_step"])
+        self._saved_step = self.step
 
     def run(self) -> tuple[dict[str, float], bool]:
         """Train; the last metrics, and whether it was asked to stop before the end."""
@@ -155,7 +130,10 @@ class Loop:
             if self._place.is_first and (sums.is_due() or over):
                 self._outlet.scalars(self.step, sums.means(self._config.batch), self._done())
             if over or self._is_due(self._config.evaluate_every_epochs):
-                self._evaluate(model)
+                if self._workers.evaluators:
+                    self._have_evaluated()
+                else:
+                    self._evaluate(model)
             if over or self._is_due(self._config.checkpoint_every_epochs):
                 self._save()
             if over:
@@ -181,23 +159,11 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         self._optimizer.zero_grad(set_to_none=True)
-        shown: dict[str, Tensor] = {}
-        for number, batch in enumerate(parts):
-            name = f"update/{self._place.rank}/{number}"
-            self._place.seed(seeding.child_seed(self._seed, name, self.step))
-            count = len(next(iter(batch.values())))
-            # DDP takes the mean over workers of what each has summed up over its parts.
-            weight = count * self._place.world / self._config.batch
-            with self._place.waiting(model, number + 1 < len(parts)):
-                with torch.autocast(
-                    self._place.device.type, torch.bfloat16, self._config.precision == "bfloat16"
-                ):
-                    moved = {k: v.to(self._place.device) for k, v in batch.items()}
-                    loss, metrics = self._task.loss(model, moved, self.step, self._place.rank)
-                (loss * weight).backward()
-            for name, value in {"learner/loss": loss, **metrics}.items():
-                part = value.detach().float() * (count / self._config.batch)
-                shown[name] = shown[name] + part if name in shown else part
+        shown = self._pass(model, parts)
+        if isinstance(self._optimizer, Asam):
+            self._optimizer.ascend()
+            self._optimizer.zero_grad(set_to_none=True)
+            self._pass(model, parts)
         names = list(shown)
         values = self._place.sum(torch.stack([shown[name] for name in names])).tolist()
         result = dict(zip(names, values, strict=True))
@@ -219,6 +185,27 @@ class Loop:
         self._optimizer.step()
         self._task.after_update(self.step)
         return result | {"learner/lr": rate}
+
+    def _pass(self, model: nn.Module, parts: list[Batch]) -> dict[str, Tensor]:
+        """Gradients of this worker's share of the batch; the sums of what to show."""
+        shown: dict[str, Tensor] = {}
+        for number, batch in enumerate(parts):
+            name = f"update/{self._place.rank}/{number}"
+            self._place.seed(seeding.child_seed(self._seed, name, self.step))
+            count = len(next(iter(batch.values())))
+            # DDP takes the mean over workers of what each has summed up over its parts.
+            weight = count * self._place.world / self._config.batch
+            with self._place.waiting(model, number + 1 < len(parts)):
+                with torch.autocast(
+                    self._place.device.type, torch.bfloat16, self._config.precision == "bfloat16"
+                ):
+                    moved = {k: v.to(self._place.device) for k, v in batch.items()}
+                    loss, metrics = self._task.loss(model, moved, self.step, self._place.rank)
+                (loss * weight).backward()
+            for name, value in {"learner/loss": loss, **metrics}.items():
+                part = value.detach().float() * (count / self._config.batch)
+                shown[name] = shown[name] + part if name in shown else part
+        return shown
 
     def _keep_batch(self, parts: list[Batch]) -> Path:
         """Write down this worker's share of the batch of the next update, as NumPy arrays."""
@@ -250,6 +237,10 @@ class Loop:
             if done < rise:
                 return config.warmup_lr + (config.lr - config.warmup_lr) * done / rise
             return cosine(done, config.lr, floor)
+        if config.schedule == "warmup_linear":
+            if done < rise:
+                return config.warmup_lr + (config.lr - config.warmup_lr) * done / rise
+            return config.lr + (floor - config.lr) * (done - rise) / (1.0 - rise)
         if config.schedule == "linear":
             fallen = floor + (config.lr - floor) * polynomial(done)
         else:
@@ -292,7 +283,19 @@ class Loop:
             for text in self._task.remarks():
                 self._outlet.remark(self.step, text)
 
-    def _save(self) -> None:
+    def _have_evaluated(self) -> None:
+        """Leave a checkpoint to an evaluator, and say at once what training itself has noticed."""
+        self._place.share_buffers(self._task.model)
+        self._save(evaluation_due=True)
+        if self._place.is_first:
+            for text in self._task.remarks():
+                self._outlet.remark(self.step, text)
+
+    def _save(self, evaluation_due: bool = False) -> None:
+        """Write a checkpoint, unless it is there; one to be evaluated stays until that is done."""
+        if self._saved_step == self.step:
+            return
+        self._saved_step = self.step
         model, optimizer = self._place.whole_state(self._task.model, self._optimizer)
         companions = [self._place.whole_model_state(other) for other in self._task.companions]
         if not self._place.is_first:
@@ -313,8 +316,12 @@ class Loop:
         # Weights that have not been evaluated have no score: that of older ones is not theirs.
         is_scored = self._evaluated_step == self.step
         score = self._evaluated.get(self._task.score) if is_scored else None
-        path = self._checkpoints.save({"learner": content}, step=self.step, info=info, score=score)
+        path = self._checkpoints.save(
+            {"learner": content}, step=self.step, info=info, score=score, held=evaluation_due
+        )
         self._outlet.checkpoint(self.step, path.name)
+        if evaluation_due:
+            self._outlet.evaluation_due(self.step, path.name)
 
     def _feed(self) -> Iterator[list[Batch]]:
         """This worker's share of every batch from the next one on."""

@@ -25,9 +25,10 @@ class LoopConfig(Config):
     """The highest learning rate, for the whole batch as it is."""
     warmup_epochs: float = Field(0.0, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
-    schedule: Literal["cosine", "whole_cosine", "linear", "steps"] = "cosine"
+    schedule: Literal["cosine", "whole_cosine", "linear", "warmup_linear", "steps"] = "cosine"
     """How the rate falls after the warm-up: along half a cosine to `min_lr`, along the rest of one
-    that begins with the run, in a line, or to a tenth at each of `drops`."""
+    that begins with the run, in a line (of one that begins with the run, or with the end of the
+    warm-up), or to a tenth at each of `drops`."""
     stretch: float = Field(1.0, ge=1)
     """The rate falls as in a run so many times as long, which is cut off."""
     ahead: int = Field(0, ge=0, le=1)
@@ -63,8 +64,22 @@ class WorkersConfig(Config):
     """Torch threads of each worker."""
     loaders: int = Field(0, ge=0)
     """Processes per worker that prepare its samples; 0: the worker does it itself."""
+    evaluators: int = Field(0, ge=0, le=1)
+    """1: a process beside the workers evaluates their checkpoints while training goes on, with as
+    many CPUs and GPUs of its own as a worker has (with `min_workers` none, and on CPUs); 0: they
+    stop training and do it themselves."""
     max_failures: int = Field(3, ge=0)
-    """Deaths of workers after which the run gives up; each resumes from the last checkpoint."""
+    """Deaths of workers after which the run gives up; each resumes from the last checkpoint. As
+    many deaths of the evaluator are forgiven besides."""
+
+    @model_validator(mode="after")
+    def _evaluator_has_workers(self) -> WorkersConfig:
+        if self.evaluators > 0 and self.workers == 0:
+            raise ValueError(
+                "evaluators: 1 evaluates beside workers of Ray Train, and workers is 0, which "
+                "trains without Ray. Set workers to 1 or more, or evaluators to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _least_is_not_more(self) -> WorkersConfig:

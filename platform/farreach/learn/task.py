@@ -98,7 +98,11 @@ class Task(Protocol):
         """
 
     def remarks(self) -> Sequence[str]:
-        """What the user should know after an evaluation: what seems to go wrong, and a remedy."""
+        """What the user should know after an evaluation: what seems to go wrong, and a remedy.
+
+        With `runtime.evaluators` the task that has evaluated is asked, and the one that learns,
+        which has not.
+        """
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides model, companions and optimizer."""

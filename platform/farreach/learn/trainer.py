@@ -3,7 +3,8 @@
 The only file that knows Ray Train. Workers import the run's workload, take its task, and continue
 from the newest checkpoint in the run directory, which all of them and the driver must see. The
 first worker's numbers pass through a small actor to the driver, which alone writes metrics; the
-driver's request to stop takes the same way back.
+driver's request to stop takes the same way back. Evaluation may have an actor of its own; see
+`beside.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from farreach import runtime
 from farreach.checkpoint import CheckpointStore
 from farreach.console import warn
 from farreach.errors import ActorError, ConfigError, FarreachError
+from farreach.learn.beside import SideEvaluation, beside, reserved
 from farreach.learn.loop import Loop
 from farreach.learn.place import Place
 from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -80,6 +82,7 @@ class Report:
         self._metrics = MetricsWriter(run, step)
         self._name = config.name
         self._progress: Progress | None = None
+        self._reached: tuple[int, float | None] = (0, None)
         self._remarks: set[str] = set()
         self._fields: dict[str, str | float] = {}
 
@@ -90,10 +93,16 @@ class Report:
         else:
             self._metrics.close()
             self._metrics = MetricsWriter(self._run, step)
+        self._reached = (step, None)
         self._progress.update(step, self._fields)
 
     def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
         """Write metrics and show the most telling ones."""
+        self._reached = (step, share)
+        self.evaluated(step, metrics)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """As `scalars`, of a step that training may have left behind."""
         self._metrics.scalars(step, metrics)
         shown = {
             "learner/loss": "loss",
@@ -104,8 +113,9 @@ class Report:
             "evaluation/knn_top1": "k-NN top-1",
         }
         self._fields |= {label: metrics[name] for name, label in shown.items() if name in metrics}
-        assert self._progress is not None
-        self._progress.update(step, self._fields, share)
+        if self._progress is not None:
+            reached, share = self._reached
+            self._progress.update(reached, self._fields, share)
 
     def picture(self, step: int, name: str, picture: Pixels) -> None:
         """Show it in TensorBoard."""
@@ -180,6 +190,7 @@ def fit(
             f"training.batch: {config.training.batch} samples leave some of {workers} workers "
             "without any. Raise it, or lower runtime.workers."
         )
+    CheckpointStore(run.checkpoints).release_all()
     step = None if checkpoint is None else checkpoint.step
     if workers == 0:
         with StopRequest() as stop:
@@ -194,11 +205,13 @@ def fit(
             finally:
                 report.close()
     needed = (config.runtime.min_workers or workers) * config.runtime.cpus
-    settings = ["runtime.workers", "runtime.cpus"]
+    needed += reserved(config.runtime, 0.0)[0]
+    settings = ["runtime.workers", "runtime.cpus", "runtime.evaluators"]
     with runtime.connection(needed, settings=settings), StopRequest() as stop:
         report = Report(config, run, stop, step)
         try:
-            metrics, stopped = _fit_with_ray(config, run, make_task, report)
+            with beside(config, run, make_task, report, checkpoint) as side:
+                metrics, stopped = _fit_with_ray(config, run, make_task, report, side)
             return _ended(config, report, metrics, stopped, stop)
         finally:
             report.close()
@@ -240,7 +253,11 @@ def _ended(
 
 
 def _fit_with_ray(
-    config: LearnRunConfig, run: RunDirectory, make_task: MakeTask, report: Report
+    config: LearnRunConfig,
+    run: RunDirectory,
+    make_task: MakeTask,
+    report: Report,
+    side: SideEvaluation,
 ) -> tuple[dict[str, float], bool]:
     """Run Ray Train in a thread of its own, and pass on what its first worker says."""
     import ray
@@ -281,11 +298,12 @@ def _fit_with_ray(
     asked = False
     while thread.is_alive():
         thread.join(POLL_S)
-        if report.stop_asked() and not asked:
+        if not asked and (report.stop_asked() or side.failure is not None):
             asked = True
             board.ask_to_stop.remote()
-        _pass_on(ray.get(board.take.remote()), report)
-    _pass_on(ray.get(board.take.remote()), report)
+        _pass_on(ray.get(board.take.remote()), report, side)
+        side.tend()
+    _pass_on(ray.get(board.take.remote()), report, side)
     ended: tuple[dict[str, float], bool] | str | None = ray.get(board.outcome.remote())
     if isinstance(ended, str):
         raise FarreachError(ended)
@@ -295,7 +313,11 @@ def _fit_with_ray(
             f"the workers died more often than runtime.max_failures ({config.runtime.max_failures})"
             f": {cause}"
         )
-    return ended
+    if side.failure is not None:
+        raise side.failure
+    metrics, stopped = ended
+    stopped = stopped or not side.wait(report.stop_asked)
+    return metrics | side.metrics, stopped
 
 
 def _sizes(settings: WorkersConfig) -> Any:
@@ -304,9 +326,11 @@ def _sizes(settings: WorkersConfig) -> Any:
     return settings.workers if least is None else (least, settings.workers)
 
 
-def _pass_on(messages: list[tuple[str, tuple[Any, ...]]], report: Report) -> None:
+def _pass_on(
+    messages: list[tuple[str, tuple[Any, ...]]], report: Report, side: SideEvaluation
+) -> None:
     for kind, content in messages:
-        getattr(report, kind)(*content)
+        getattr(side if kind == "evaluation_due" else report, kind)(*content)
 
 
 class _Board:
@@ -360,6 +384,9 @@ class _Remote:
 
     def checkpoint(self, step: int, name: str) -> None:
         self._board.put.remote("checkpoint", (step, name))
+
+    def evaluation_due(self, step: int, name: str) -> None:
+        self._board.put.remote("evaluation_due", (step, name))
 
     def stop_asked(self) -> bool:
         import ray

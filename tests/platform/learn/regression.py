@@ -91,7 +91,7 @@ class Notes:
     def __init__(self, stop_at=None, leaving_at=None):
         self.leaving_at, self.asked_to_look = leaving_at, 0
         self.lines, self.checkpoints, self.stop_at, self.asked = [], [], stop_at, 0
-        self.seen, self.remarks = [], []
+        self.seen, self.remarks, self.due = [], [], []
 
     def begin(self, step, total):
         self.began = (step, total)
@@ -108,6 +108,9 @@ class Notes:
     def checkpoint(self, step, name):
         self.checkpoints.append(step)
 
+    def evaluation_due(self, step, name):
+        self.due.append(step)
+
     def wants_to_look(self):
         return self.leaving_at is not None
 
@@ -121,7 +124,8 @@ class Notes:
 
 
 def loop_of(folder, task, notes=None, place=None, **settings):
-    workers = WorkersConfig(loaders=settings.pop("loaders", 0))
+    beside = settings.pop("evaluators", 0)
+    workers = WorkersConfig(loaders=settings.pop("loaders", 0), workers=beside, evaluators=beside)
     config = LoopConfig(**{"epochs": 3, "batch": 10, "lr": 0.01, **settings})
     store = CheckpointStore(Path(folder), 5)
     return Loop(task, config, workers, 7, place or Place(), notes or Notes(), store)

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from farreach.config import Config
 from farreach.errors import ConfigError
+from farreach.figures import save
 from farreach.registry import near_match
-from farreach_workloads.vision import pictures
 from farreach_workloads.vision.backbones import FAMILIES
 from farreach_workloads.vision.config import BackboneConfig
 from farreach_workloads.vision.models import make_model
@@ -224,7 +224,7 @@ def speed_accuracy(rows: Sequence[Timing], config: BenchConfig) -> Figure:
 
 def draw(rows: Sequence[Timing], config: BenchConfig, file: Path) -> Path:
     """`speed_accuracy`, as a file."""
-    return pictures.save(speed_accuracy(rows, config), file)
+    return save(speed_accuracy(rows, config), file)
 
 
 def _plain(name: str, size: int) -> nn.Module:

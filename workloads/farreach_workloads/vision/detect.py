@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as TF
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.instances import Instances, InstanceSet, open_instances
+from farreach.figures import rendered, save
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
@@ -248,7 +249,7 @@ class DetectTask:
 
     def pictures(self) -> dict[str, Pixels]:
         """Images with their objects, and with those that are found."""
-        return {"evaluation/objects": pictures.rendered(self.figure())}
+        return {"evaluation/objects": rendered(self.figure())}
 
     def figure(self) -> Figure:
         """Held-out images, spread evenly, with what they hold and what is found."""
@@ -369,4 +370,4 @@ def plot(config: DetectConfig, run: RunDirectory, checkpoint: Checkpoint) -> lis
     """Held-out images with what is found in them."""
     task = restored(DetectTask(config), checkpoint)
     with torch.no_grad():
-        return [pictures.save(task.figure(), run.figures / "objects.png")]
+        return [save(task.figure(), run.figures / "objects.png")]

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -26,7 +23,6 @@ Pixels = NDArray[np.float32]
 CENTRAL = 6  # patches a side of which ResMLP's rows are shown
 MOST_NAMED = 24  # classes in a legend
 SIDE_BY_SIDE = 2  # images in a row with what is found in them
-SHOWN_DPI = 90  # in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -224,21 +220,3 @@ def class_colors(count: int) -> NDArray[np.uint8]:
     hsv = np.stack([hues, np.full(count, 0.75), values], 1)
     colors = np.vstack([hsv_to_rgb(hsv.reshape(-1, 3)), [[0.6, 0.6, 0.6]]])
     return (255 * colors).round().astype(np.uint8)
-
-
-def rendered(figure: Figure) -> NDArray[np.uint8]:
-    """A figure as (height, width, 3)."""
-    figure.set_dpi(SHOWN_DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def save(figure: Figure, file: Path) -> Path:
-    """Write a figure to a PNG file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    working = file.with_name(f".tmp-{file.name}")
-    with mpl.rc_context({"savefig.dpi": 110}):
-        figure.savefig(working, format="png")
-    working.rename(file)
-    return file

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.label_maps import IGNORED, LabelMap, LabelMapSet, open_label_maps
+from farreach.figures import rendered, save
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
@@ -219,7 +220,7 @@ class SegmentTask:
 
     def pictures(self) -> dict[str, Pixels]:
         """Images, their classes, and those that are found."""
-        return {"evaluation/classes": pictures.rendered(self.figure())}
+        return {"evaluation/classes": rendered(self.figure())}
 
     def figure(self) -> Figure:
         """Held-out images, spread evenly, with what they hold and what is found."""
@@ -367,4 +368,4 @@ def plot(config: SegmentConfig, run: RunDirectory, checkpoint: Checkpoint) -> li
     """Held-out images with what is found in them."""
     task = restored(SegmentTask(config), checkpoint)
     with torch.no_grad():
-        return [pictures.save(task.figure(), run.figures / "classes.png")]
+        return [save(task.figure(), run.figures / "classes.png")]

@@ -20,6 +20,7 @@ from farreach import seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.data.images import SUFFIXES, ImageSet, as_rgb
 from farreach.errors import ConfigError, DataError
+from farreach.figures import rendered, save
 from farreach.launch import Format
 from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
@@ -221,7 +222,7 @@ class SuperviseTask:
         device = next(self.model.parameters()).device
         logits = self.evaluated_model()(images.to(device)).float().cpu()
         figure = pictures.predictions(images, logits, labels, self.class_names)
-        return {"evaluation/predictions": pictures.rendered(figure)}
+        return {"evaluation/predictions": rendered(figure)}
 
     def _some(self, count: int) -> ImageSet:
         rows = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out)))
@@ -331,10 +332,10 @@ def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> 
     with torch.no_grad():
         logits = model(images)
     figure = pictures.predictions(images, logits, labels, task.class_names)
-    files = [pictures.save(figure, run.figures / "predictions.png")]
+    files = [save(figure, run.figures / "predictions.png")]
     looked = attention.draw(model, images[:ATTENDED], logits[:ATTENDED], task.class_names)
     if looked is not None:
-        files.append(pictures.save(looked, run.figures / "attention.png"))
+        files.append(save(looked, run.figures / "attention.png"))
     return files
 
 
@@ -364,7 +365,7 @@ def plot_images(
         stem = f"{number:04}-{file.stem}"
         best = [f"{name} {share:.2f}" for share, name in _best(logits, task.class_names)]
         figure = pictures.attention(image, maps, names, [", ".join(best)])
-        written.append(pictures.save(figure, out / f"{stem}.png"))
+        written.append(save(figure, out / f"{stem}.png"))
         for name, m in maps.items():
             content = io.BytesIO()
             np.save(content, m[0].numpy().astype(np.float32))

@@ -1,10 +1,9 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 
-from farreach_workloads.vision.evaluation.neighbours import effective_rank, knn_labels
+from farreach_workloads.vision.evaluation.neighbours import knn_labels
 
 
 def test_near_neighbours_count_more_than_far_ones():
@@ -31,12 +30,3 @@ def test_many_queries_are_as_one_by_one():
         order = np.argsort(-(own @ q))[:7]
         votes = np.bincount(labels[order], weights=np.exp(own[order] @ q / 0.07), minlength=4)
         assert int(found[row]) == votes.argmax()
-
-
-def test_the_effective_rank_counts_directions():
-    assert effective_rank(torch.eye(6)) == pytest.approx(6, rel=1e-3)
-    assert effective_rank(torch.ones(50, 1) @ torch.randn(1, 8)) == pytest.approx(1, rel=1e-3)
-    # Two directions with shares of 3/4 and 1/4.
-    lopsided = torch.diag(torch.tensor([3.0, 1.0, 0.0]))
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert effective_rank(lopsided) == pytest.approx(math.exp(entropy), rel=1e-3)

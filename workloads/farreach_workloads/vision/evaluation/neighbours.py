@@ -41,10 +41,3 @@ def knn_labels(
         votes.scatter_add_(1, labels[rows], (cosines / temperature).exp())
         found.append(votes.argmax(1))
     return torch.cat(found)
-
-
-def effective_rank(features: Tensor) -> float:
-    """Exp of the entropy of the singular values' shares: RankMe, arXiv:2210.02885, section 2."""
-    values = torch.linalg.svdvals(features.float())
-    shares = values / values.sum() + 1e-7
-    return float(torch.exp(-(shares * shares.log()).sum()))

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from torch.utils.tensorboard import SummaryWriter
 
 from farreach.data.images import ImageSet
+from farreach.figures import save
 from farreach.learn.place import Place
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import attention, pictures
@@ -35,11 +36,11 @@ def draw(task: PretrainTask, run: RunDirectory) -> list[Path]:
     """Write all of them, and the features for TensorBoard's projector; the files."""
     with torch.no_grad():
         task.evaluate(Place())
-        files = [pictures.save(neighbours(task), run.figures / "neighbours.png")]
+        files = [save(neighbours(task), run.figures / "neighbours.png")]
         for name, of in (("attention", attended), ("prototypes", prototypes)):
             figure = of(task)
             if figure is not None:
-                files.append(pictures.save(figure, run.figures / f"{name}.png"))
+                files.append(save(figure, run.figures / f"{name}.png"))
     return [*files, project(task, run.tensorboard / "projector")]
 
 

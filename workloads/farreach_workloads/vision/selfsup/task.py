@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from farreach.data.images import ImageSet
 from farreach.errors import DataError
+from farreach.figures import rendered
+from farreach.learn.health import effective_rank
 from farreach.learn.larc import Larc
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine
 from farreach.learn.task import Batch, Pixels
-from farreach_workloads.vision import pictures
 from farreach_workloads.vision.augment import evaluation_transform
-from farreach_workloads.vision.evaluation.neighbours import effective_rank, knn_labels
+from farreach_workloads.vision.evaluation.neighbours import knn_labels
 from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.selfsup import figures
 from farreach_workloads.vision.selfsup.config import PretrainConfig, ViewsConfig, total_length
@@ -229,7 +230,7 @@ class PretrainTask:
 
     def pictures(self) -> dict[str, Pixels]:
         """Held-out images with their nearest neighbours, of the last evaluation."""
-        return {"evaluation/neighbours": pictures.rendered(figures.neighbours(self))}
+        return {"evaluation/neighbours": rendered(figures.neighbours(self))}
 
     @property
     def seen(self) -> tuple[ImageSet, Tensor, Tensor]:

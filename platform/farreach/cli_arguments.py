@@ -1,0 +1,38 @@
+"""What commands share: common arguments, and the error of a wrong command line."""
+
+from __future__ import annotations
+
+import argparse
+
+from farreach.errors import FarreachError
+
+
+class UsageError(FarreachError):
+    """The command line asks for something that does not exist."""
+
+    exit_code = 2
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Settings as `key=value`."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a setting, such as seed=3"
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """CONFIG and settings."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file or a name: see list configs")
+    add_overrides(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """RUN."""
+    parser.add_argument("run", metavar="RUN", help="a run directory, or 'latest' under runs/")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"should be a whole number above 0 (got {text!r})")
+    return int(text)

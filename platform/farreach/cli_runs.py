@@ -1,0 +1,187 @@
+"""The command line's part about runs: `farreach train | resume | evaluate | check | plot | …`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from farreach import cli_list
+from farreach.cli_arguments import UsageError, add_config, add_overrides, add_run, positive
+from farreach.console import say
+from farreach.registry import near_match
+
+# Imports of torch and of everything that needs it wait until a command does.
+
+FORMATS = ("rllib", "timm", "safetensors", "onnx", "hub")
+DEFAULT_CURVE = "evaluation/success_final"
+
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `train`."""
+    add_config(parser)
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="exactly this directory, new or empty"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs"), help="where runs live (default: runs)"
+    )
+
+
+def resume_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `resume`."""
+    add_run(parser)
+    add_overrides(parser)
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `evaluate`."""
+    add_run(parser)
+    parser.add_argument(
+        "what", nargs="?", metavar="WHAT", help="another evaluation: see list evaluations CONFIG"
+    )
+    add_overrides(parser)
+    parser.add_argument("--checkpoint", choices=("best", "newest"), default="best")
+    parser.add_argument(
+        "--episodes", type=positive, metavar="N", help="how many (default: what the config says)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, like result.json, and no more"
+    )
+
+
+def plot_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `plot`."""
+    add_run(parser)
+    parser.add_argument("figure", nargs="?", metavar="FIGURE", help="this one alone")
+    parser.add_argument(
+        "--images", type=Path, metavar="PATH", help="an image or a folder of them to look at"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for what is seen in them")
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `list`."""
+    parser.add_argument(
+        "what",
+        nargs="?",
+        metavar="WHAT",
+        default="configs",
+        help=", ".join([*cli_list.LISTS, *cli_list.OF_CONFIGS]),
+    )
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="whose settings or evaluations to list"
+    )
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `export`."""
+    add_run(parser)
+    parser.add_argument("--format", choices=FORMATS, required=True, help="for what software")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+
+
+def curves_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `curves`."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--metric", default=DEFAULT_CURVE, help=f"default: {DEFAULT_CURVE}")
+    parser.add_argument("--x", choices=("step", "minutes"), default="step")
+    parser.add_argument(
+        "--out", type=Path, default=Path("curves.png"), help="file to draw (default: curves.png)"
+    )
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train from the beginning."""
+    from farreach import launch
+
+    launch.train(options.config, options.overrides, options.run_dir, options.root)
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Go on from the newest checkpoint."""
+    from farreach import launch
+
+    launch.resume(options.run, options.overrides)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate a checkpoint, and say the metrics."""
+    from farreach import launch
+
+    if options.what is not None and "=" in options.what:
+        raise UsageError(f"{options.what!r}: name an evaluation before its settings.")
+
+    # Whatever is printed on the way goes to stderr: with --json, stdout is for programs.
+    with contextlib.redirect_stdout(sys.stderr):
+        result = launch.evaluate(
+            options.run, options.checkpoint, options.episodes, options.what, options.overrides
+        )
+    if options.json:
+        say(json.dumps(result, indent=2, allow_nan=False))
+        return
+    metrics = {name: value for name, value in result.items() if "/" in name}
+    cli_list.say_table(
+        (name, "nan" if value is None else f"{value:.6g}") for name, value in metrics.items()
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check a configuration, and say the notes."""
+    from farreach import launch
+
+    for note in launch.check(options.config, options.overrides):
+        say(f"note: {note}")
+    say(f"{options.config} is fine")
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Draw figures, and say their files."""
+    from farreach import launch
+
+    if (options.images is None) != (options.out is None):
+        raise UsageError("--images and --out belong together.")
+    if options.images is not None:
+        files = launch.plot_images(options.run, options.images, options.out)
+    else:
+        files = launch.plot(options.run, options.figure)
+    for path in files:
+        say(str(path))
+
+
+def curves(options: argparse.Namespace) -> None:
+    """Draw learning curves, and say where they end."""
+    from farreach.curves import draw
+
+    for band in draw(options.runs, options.metric, options.x, options.out):
+        end = f"{band.mean[-1]:.3f} ± {band.high[-1] - band.mean[-1]:.3f}"
+        say(f"{band.name}: {end} at the end, {band.seeds} runs")
+    say(str(options.out))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the model, and say its folder."""
+    from farreach import launch
+
+    # Importing other software prints what it likes: stdout gets the folder alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        folder = launch.export(options.run, options.out, options.format)
+    say(str(folder))
+
+
+def list_(options: argparse.Namespace) -> None:
+    """Say what there is to choose from."""
+    known = [*cli_list.LISTS, *cli_list.OF_CONFIGS]
+    if options.what not in known:
+        raise UsageError(f"cannot list {options.what!r}. {near_match(options.what, known)}")
+    if options.what not in cli_list.OF_CONFIGS:
+        if options.config is not None:
+            raise UsageError(f"`farreach list {options.what}` takes no CONFIG.")
+        cli_list.say_table(cli_list.LISTS[options.what]())
+    elif options.config is None:
+        example = f"`farreach list {options.what} vision/msn_clipart`"
+        raise UsageError(f"name a CONFIG, such as {example}.")
+    else:
+        cli_list.OF_CONFIGS[options.what](options.config)

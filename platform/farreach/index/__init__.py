@@ -1,0 +1,1 @@
+"""Search: embedded documents on disk, and indexes over them."""

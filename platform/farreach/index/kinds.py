@@ -1,0 +1,277 @@
+"""The kinds of index: their settings, how each is trained and filled, and how each is searched.
+
+Scores are inner products. `flat` keeps no file of its own, for vectors are searched as they lie.
+The others are FAISS's: `ivf_flat` and `ivf_pq` divide the space into lists and look at the lists
+nearest to a query, `ivf_pq` at codes of a few bytes per vector (Jégou et al., PAMI 2011); `hnsw`
+walks a graph of neighbours (Malkov and Yashunin, PAMI 2020); `sq8` scans a byte per number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from farreach.config import Config
+from farreach.errors import DataError
+from farreach.index.files import written_aside
+from farreach.index.hits import Hits, best
+from farreach.index.library import faiss
+
+Kind = Literal["flat", "ivf_flat", "ivf_pq", "hnsw", "sq8"]
+Floats = NDArray[np.float32]
+# The lists nearest to each query, and its products with their centres: (n, probes) each.
+Coarse = tuple[NDArray[np.int64], Floats]
+
+# Fewer vectors than this for each list, or 256 codes, train neither (FAISS warns below it).
+LEAST_PER_CENTRE = 39
+CODES = 256
+ROUNDS = 10
+BLOCK = 8192
+
+
+class IndexConfig(Config):
+    """How an index is built and searched."""
+
+    kind: Kind = "flat"
+    """`flat` is exact; `ivf_flat`, `ivf_pq` and `hnsw` are faster, `ivf_pq` and `sq8` smaller."""
+    lists: int | None = Field(default=None, ge=1)
+    """Lists of ivf_*; null: four times the square root of the number of vectors."""
+    probes: int = Field(default=32, ge=1)
+    """Lists of ivf_* that a search looks at."""
+    subquantizers: int | None = Field(default=None, ge=1)
+    """Bytes of a vector in ivf_pq, a divisor of its width; null: an eighth of the width."""
+    neighbours: int = Field(default=32, ge=2)
+    """Edges of a vector in hnsw."""
+    ef_build: int = Field(default=100, ge=1)
+    """Candidates that hnsw weighs up for each vector it takes in."""
+    ef: int = Field(default=64, ge=1)
+    """Candidates that a search in hnsw keeps."""
+    rerank: int = Field(default=10, ge=0)
+    """ivf_pq and sq8: candidates for each hit wanted, scored again exactly; 0: none are."""
+    samples_per_list: int = Field(default=64, ge=LEAST_PER_CENTRE)
+    """Vectors that train each list of ivf_* and each code of ivf_pq, drawn uniformly from all."""
+    shards: int = Field(default=1, ge=1)
+    """Pieces that are built and searched apart."""
+    seed: int = 0
+    """Of the draws in training."""
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether vectors must be seen before any can be added."""
+        return self.kind in ("ivf_flat", "ivf_pq", "sq8")
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates a search asks for each hit it wants."""
+        return max(1, self.rerank) if self.kind in ("ivf_pq", "sq8") else 1
+
+    def lists_for(self, count: int) -> int:
+        """Number of lists for so many vectors."""
+        wanted = round(4 * math.sqrt(count)) if self.lists is None else self.lists
+        return max(1, min(wanted, count // LEAST_PER_CENTRE))
+
+    def sample_for(self, count: int) -> int:
+        """How many of so many vectors to train on."""
+        wanted = self.samples_per_list * max(CODES, self.lists_for(count))
+        return min(count, wanted)
+
+
+def trained(config: IndexConfig, sample: Floats, count: int) -> Any:
+    """A FAISS index without vectors, ready to take them in.
+
+    Args:
+        config: of a kind other than flat.
+        sample: (m, d) vectors to train on, drawn uniformly from all of them.
+        count: how many vectors there will be.
+
+    Raises:
+        DataError: the settings do not fit the width or the number of vectors.
+    """
+    width, inner = sample.shape[1], faiss.METRIC_INNER_PRODUCT
+    if config.kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, config.neighbours, inner)
+        index.hnsw.efConstruction = config.ef_build
+        return index
+    if config.kind == "sq8":
+        index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, inner)
+        index.train(sample)
+        return index
+    centres = _centres(sample, config.lists_for(count), config.seed)
+    quantizer = faiss.IndexFlatIP(width)
+    quantizer.add(centres)
+    if config.kind == "ivf_flat":
+        index = faiss.IndexIVFFlat(quantizer, width, len(centres), inner)
+    else:
+        if len(sample) < LEAST_PER_CENTRE * CODES:
+            raise DataError(
+                f"an index of kind ivf_pq needs at least {LEAST_PER_CENTRE * CODES} vectors, and "
+                f"there are {len(sample)}. Take kind flat, which is fast for so few."
+            )
+        bytes_each = _subquantizers(config, width)
+        index = faiss.IndexIVFPQ(quantizer, width, len(centres), bytes_each, 8, inner)
+        index.pq.cp.niter = ROUNDS
+        index.pq.cp.max_points_per_centroid = config.samples_per_list
+    index.train(sample)
+    return index
+
+
+def fill(index: Any, blocks: Iterable[Floats]) -> None:
+    """Add vectors, (m, d) at a time, to an index; their ids count on from what it has."""
+    centres = centres_of(index)
+    for block in blocks:
+        vectors = np.ascontiguousarray(block)
+        if centres is None:
+            index.add(vectors)
+            continue
+        lists = nearest(vectors, centres)
+        index.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))
+
+
+def centres_of(index: Any) -> Tensor | None:
+    """(lists, d) centres of an index of lists, on the device that does large products."""
+    if not isinstance(index, faiss.IndexIVF):
+        return None
+    centres = index.quantizer.reconstruct_n(0, index.nlist)
+    return torch.from_numpy(centres).to(_device())
+
+
+def nearest(vectors: Floats, centres: Tensor) -> NDArray[np.int64]:
+    """(m,) the centre with the largest inner product for each of (m, d) vectors.
+
+    torch's products are several times faster than those of FAISS's wheel on recent CPUs, and run
+    on a GPU where there is one.
+    """
+    found = [
+        torch.mm(torch.from_numpy(vectors[i : i + BLOCK]).to(centres.device), centres.T).argmax(1)
+        for i in range(0, len(vectors), BLOCK)
+    ]
+    return torch.cat(found).cpu().numpy()
+
+
+def coarse(queries: Floats, centres: Tensor, probes: int) -> Coarse:
+    """The lists to look at for (n, d) queries."""
+    products = torch.mm(torch.from_numpy(queries.copy()).to(centres.device), centres.T)
+    values, lists = torch.topk(products, min(probes, len(centres)))
+    return lists.cpu().numpy(), values.cpu().numpy()
+
+
+def search(
+    index: Any,
+    queries: Floats,
+    k: int,
+    config: IndexConfig,
+    *,
+    allowed: NDArray[np.bool_] | None = None,
+    lists: Coarse | None = None,
+) -> Hits:
+    """The best k ids of a FAISS index for every query, as the kind finds them.
+
+    Args:
+        index: of a kind other than flat.
+        queries: (n, d).
+        k: how many.
+        config: its kind, probes and ef.
+        allowed: by id: only ids where it is True are found; by default all.
+        lists: of an index of lists, where to look.
+    """
+    arguments: dict[str, Any] = {}
+    if allowed is not None:
+        bits = np.packbits(allowed, bitorder="little")
+        arguments["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+    if config.kind == "hnsw":
+        settings = faiss.SearchParametersHNSW(efSearch=max(config.ef, k), **arguments)
+        scores, ids = index.search(queries, k, params=settings)
+    elif lists is None:
+        scores, ids = index.search(queries, k, params=faiss.SearchParameters(**arguments))
+    else:
+        scores, ids = _search_lists(index, queries, k, lists, arguments)
+    return best(scores, ids, k)
+
+
+def save(index: Any, path: Path) -> None:
+    """Write a FAISS index, whole or not at all."""
+    with written_aside(path) as temporary:
+        try:
+            faiss.write_index(index, str(temporary))
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+
+
+def read(path: Path, flags: int = 0) -> Any:
+    """A FAISS index from its file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: cannot be read by FAISS. If another process has replaced it, open the index "
+            f"again; else build it again. ({' '.join(str(error).split())[-200:]})"
+        ) from error
+
+
+def load(path: Path, kind: Kind) -> Any:
+    """A FAISS index from its file, memory-mapped; raises DataError as `read` does."""
+    if kind not in ("ivf_flat", "ivf_pq"):
+        return read(path, faiss.IO_FLAG_MMAP_IFC)
+    index = read(path, faiss.IO_FLAG_MMAP)
+    index.parallel_mode = 3  # over queries, inside of what `_search_lists` calls
+    return index
+
+
+def _search_lists(
+    index: Any, queries: Floats, k: int, lists: Coarse, arguments: dict[str, Any]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Scores and ids, (n, k) each, from the given lists alone."""
+    numbers, products = lists
+    settings = faiss.SearchParametersIVF(nprobe=numbers.shape[1], **arguments)
+    scores = np.empty((len(queries), k), np.float32)
+    ids = np.empty((len(queries), k), np.int64)
+    pointers = [faiss.swig_ptr(array) for array in (numbers, products, scores, ids)]
+    # The wrapper of this method takes no settings.
+    index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *pointers, False, settings)
+    return scores, ids
+
+
+def _centres(sample: Floats, lists: int, seed: int) -> Floats:
+    """(lists, d) centres of norm 1 by spherical k-means (Dhillon and Modha, 2001)."""
+    rng = np.random.default_rng(seed)
+    vectors = torch.from_numpy(sample).to(_device())
+    centres = _normalised(vectors[rng.choice(len(sample), lists, replace=False)])
+    for _ in range(ROUNDS):
+        owners = torch.from_numpy(nearest(sample, centres)).to(vectors.device)
+        sums = torch.zeros_like(centres).index_add_(0, owners, vectors)
+        empty = torch.bincount(owners, minlength=lists) == 0
+        again = rng.choice(len(sample), int(empty.sum()), replace=False)
+        sums[empty] = vectors[again]
+        centres = _normalised(sums)
+    return centres.cpu().numpy()
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _subquantizers(config: IndexConfig, width: int) -> int:
+    if config.subquantizers is None:
+        return max(m for m in range(1, max(1, width // 8) + 1) if width % m == 0)
+    if width % config.subquantizers:
+        raise DataError(
+            f"subquantizers: {config.subquantizers} do not divide vectors of {width} numbers. "
+            "Choose a divisor, or leave it out."
+        )
+    return config.subquantizers
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

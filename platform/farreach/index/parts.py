@@ -1,0 +1,205 @@
+"""One part of embedded documents on disk: its vectors in NumPy's format, its documents in Parquet.
+
+`<name>.npy` has (n, d) float16 or float32, `<name>.parquet` the columns id, title, text, one for
+each key of the metadata, and `_key`, a 64-bit hash of the id. Once there, neither ever changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from farreach.data.text import Document
+from farreach.errors import DataError
+from farreach.index.files import written_aside
+
+# Reading one document reads a group of rows of the Parquet file.
+ROWS_TOGETHER = 1024
+FIELDS = ("id", "title", "text")
+KEY = "_key"
+_LONGEST = b"farreach.longest"
+_AGAIN = "Embed its documents again."
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a manifest says about one part.
+
+    Attributes:
+        name: of its two files, without their ends.
+        count: its documents.
+        longest: the largest Euclidean norm of its vectors.
+    """
+
+    name: str
+    count: int
+    longest: float
+
+
+def write(folder: Path, name: str, vectors: NDArray[Any], documents: Sequence[Document]) -> Part:
+    """Write both files of a part, the Parquet file last; what was there is replaced.
+
+    Raises:
+        DataError: the arguments do not fit together, a vector is not finite, a key of the metadata
+            is taken, or the file system refuses the files.
+    """
+    where = folder / name
+    _check(where, vectors, documents)
+    table = pa.table(_columns(where, documents))
+    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    longest = float(np.sqrt(squares.max(initial=0.0)))
+    with written_aside(_vectors_file(where)) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.ascontiguousarray(vectors))
+    table = table.replace_schema_metadata({_LONGEST: repr(longest)})
+    with written_aside(_documents_file(where)) as temporary:
+        pq.write_table(table, temporary, row_group_size=ROWS_TOGETHER, compression="zstd")
+    return Part(name, len(vectors), longest)
+
+
+def is_there(folder: Path, name: str) -> bool:
+    """Whether both files of a part are written."""
+    where = folder / name
+    return _vectors_file(where).is_file() and _documents_file(where).is_file()
+
+
+def files(name: str) -> tuple[str, str]:
+    """Names of the two files of a part."""
+    return f"{name}.npy", f"{name}.parquet"
+
+
+def described(folder: Path, name: str) -> Part:
+    """The record of a part that was written.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    if not is_there(folder, name):
+        raise DataError(f"{folder / name}: is missing or incomplete. {_AGAIN}")
+    file = opened(folder, name)
+    metadata = file.schema_arrow.metadata or {}
+    if _LONGEST not in metadata:
+        raise DataError(f"{folder / name}.parquet: was written by something else. {_AGAIN}")
+    return Part(name, file.metadata.num_rows, float(metadata[_LONGEST]))
+
+
+def mapped(folder: Path, part: Part) -> NDArray[Any]:
+    """(count, d) vectors of a part, memory-mapped.
+
+    Raises:
+        DataError: the file is missing, truncated or of another shape.
+    """
+    file = _vectors_file(folder / part.name)
+    try:
+        # Copy-on-write maps as reading does, and torch takes it without a warning. A plain array,
+        # for slices of a memmap are slow to make.
+        array = np.asarray(np.load(file, mmap_mode="c") if part.count else np.load(file))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read: {error}. {_AGAIN}") from error
+    if array.ndim != 2 or len(array) != part.count or array.dtype not in (np.float16, np.float32):
+        raise DataError(
+            f"{file}: holds {array.dtype} of shape {array.shape}, and not {part.count} vectors in "
+            f"float16 or float32. {_AGAIN}"
+        )
+    return array
+
+
+def read_blocks(
+    folder: Path, part: Part, begin: int, end: int, size: int
+) -> Iterator[NDArray[np.float32]]:
+    """(m, d) vectors, m ≤ size, of the rows of a part from `begin` to `end`, read and not mapped.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    path = _vectors_file(folder / part.name)
+    try:
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            (_, width), _, dtype = np.lib.format.read_array_header_1_0(file)
+            file.seek(begin * width * dtype.itemsize, 1)
+            for row in range(begin, end, size):
+                block = np.fromfile(file, dtype, min(size, end - row) * width)
+                yield block.reshape(-1, width).astype(np.float32, copy=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}. {_AGAIN}") from error
+
+
+def opened(folder: Path, name: str) -> Any:
+    """The pyarrow ParquetFile of a part's documents.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = _documents_file(folder / name)
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}. If something else has replaced it, open its folder "
+            "again; else embed its documents again."
+        ) from error
+
+
+def document(row: Mapping[str, Any]) -> Document:
+    """The document in a row of the table."""
+    meta = {
+        name: value
+        for name, value in row.items()
+        if value is not None and name not in FIELDS and name != KEY
+    }
+    return Document(row["id"], row["title"], row["text"], meta)
+
+
+def key_of(name: str) -> int:
+    """A 64-bit hash of an id, for looking it up."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _check(where: Path, vectors: NDArray[Any], documents: Sequence[Document]) -> None:
+    if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
+        raise DataError(
+            f"{where}: vectors are {vectors.dtype} of shape {vectors.shape}; they should be "
+            "float16 or float32 of shape (documents, width)."
+        )
+    if len(vectors) != len(documents):
+        raise DataError(f"{where}: {len(vectors)} vectors do not fit {len(documents)} documents.")
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise DataError(
+            f"{where}: {len(broken)} vectors are not finite, such as that of document "
+            f"{documents[int(broken[0])].id!r}. Mend the model that made them, or use float32."
+        )
+
+
+def _columns(where: Path, documents: Sequence[Document]) -> dict[str, Any]:
+    """Name → values of what is kept of documents."""
+    names = sorted({name for document in documents for name in document.meta})
+    taken = {KEY, *FIELDS}.intersection(names)
+    if taken:
+        raise DataError(f"{where}: metadata cannot be called {min(taken)!r}. Rename that key.")
+    texts: dict[str, list[str | None]] = {
+        "id": [document.id for document in documents],
+        "title": [document.title for document in documents],
+        "text": [document.text for document in documents],
+    }
+    texts |= {name: [document.meta.get(name) for document in documents] for name in names}
+    keys = np.array([key_of(document.id) for document in documents], np.uint64)
+    return {name: pa.array(values, pa.string()) for name, values in texts.items()} | {
+        KEY: pa.array(keys)
+    }
+
+
+def _vectors_file(where: Path) -> Path:
+    return where.with_name(f"{where.name}.npy")
+
+
+def _documents_file(where: Path) -> Path:
+    return where.with_name(f"{where.name}.parquet")

@@ -1,0 +1,324 @@
+"""A folder of embedded documents: their vectors, memory-mapped, and their text beside them.
+
+```
+vectors/
+  part-00000.npy   part-00000.parquet   …   see `parts`
+  manifest.json    written last
+```
+Row r is the r-th document over all parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from farreach.data.text import Document
+from farreach.errors import DataError
+from farreach.index import parts as files
+from farreach.index.parts import Part
+from farreach.registry import near_match
+from farreach.rundir import atomic_write
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+NAMED = 5  # how many ids an error names
+
+Rows = NDArray[np.int64]
+# First row, and (m, d) vectors of the rows from there on.
+Piece = tuple[int, NDArray[Any]]
+
+
+class Vectors:
+    """Vectors and documents of a list of parts; picklable, for it opens its files again.
+
+    Attributes:
+        path: their folder.
+        parts: the parts in the order of the rows.
+        count: number of rows.
+        width: numbers of a vector.
+        model: hash of the model that made them.
+        normalised: whether every vector has norm 1.
+    """
+
+    def __init__(self, path: Path, records: Sequence[Part], model: str, normalised: bool) -> None:
+        """The given parts in a folder.
+
+        Raises:
+            DataError: a file is missing, truncated or of another shape.
+        """
+        self.path, self.parts = path, tuple(records)
+        self.model, self.normalised = model, normalised
+        self._arrays = [files.mapped(path, part) for part in self.parts]
+        _check_widths(path, self.parts, self._arrays)
+        self._begins = np.cumsum([0, *(part.count for part in self.parts)])
+        self.count = int(self._begins[-1])
+        self.width = self._arrays[0].shape[1] if self._arrays else 0
+        self._files: dict[int, Any] = {}
+        self._columns: dict[tuple[int, str], Any] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Vectors:
+        """The folder that `finish` completed.
+
+        Raises:
+            DataError: there is none, it is incomplete or damaged.
+        """
+        file = path / MANIFEST
+        try:
+            raw = json.loads(file.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                f"{path}: has no {MANIFEST}, so it holds no vectors, or not all of them yet. "
+                "Run the embedding to its end, or name another folder."
+            ) from None
+        except ValueError as error:
+            raise DataError(f"{file}: is damaged: {error}. Run the embedding again.") from error
+        if not isinstance(raw, dict) or raw.get("vectors") != SCHEMA:
+            raise DataError(f"{file}: describes no vectors that this version reads. Embed again.")
+        records = [Part(**part) for part in raw["parts"]]
+        return cls(path, records, raw["model"], raw["normalised"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What it is made from."""
+        return Vectors, (self.path, self.parts, self.model, self.normalised)
+
+    @property
+    def longest(self) -> float:
+        """The largest Euclidean norm of all vectors."""
+        return max((part.longest for part in self.parts), default=0.0)
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """What documents have: id, title, text, then the keys of their metadata."""
+        names = {name for i in range(len(self.parts)) for name in self._file(i).schema_arrow.names}
+        return [*files.FIELDS, *sorted(names - {files.KEY, *files.FIELDS})]
+
+    def pieces(self, begin: int = 0, end: int | None = None) -> list[Piece]:
+        """The memory-mapped vectors of the rows from `begin` to `end`, a piece for each part."""
+        end = self.count if end is None else end
+        return [
+            (row, self._arrays[part][local : local + length])
+            for part, row, local, length in self._ranges(begin, end)
+        ]
+
+    def blocks(
+        self, size: int, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """First row and (m, d) vectors, m ≤ size, of the rows from `begin` to `end`, in order.
+
+        They are read and not mapped: memory holds one block at a time.
+        """
+        end = self.count if end is None else end
+        for part, row, local, length in self._ranges(begin, end):
+            record = self.parts[part]
+            for block in files.read_blocks(self.path, record, local, local + length, size):
+                yield row, block
+                row += len(block)
+
+    def rows(self, rows: Rows) -> NDArray[np.float32]:
+        """(m, d) vectors of the given rows.
+
+        Raises:
+            DataError: there is no such row.
+        """
+        result = np.empty((len(rows), self.width), np.float32)
+        for part, places, local in self._places(rows):
+            result[places] = self._arrays[part][local]
+        return result
+
+    def ids(self, rows: Rows) -> list[str]:
+        """Ids of the documents in the given rows; raises DataError as `rows` does."""
+        found = np.empty(len(rows), object)
+        for part, places, local in self._places(rows):
+            found[places] = self._column(part, "id").take(pa.array(local)).to_pylist()
+        return found.tolist()
+
+    def documents(self, rows: Rows) -> list[Document]:
+        """The documents in the given rows; raises DataError as `rows` does."""
+        found = np.empty(len(rows), object)
+        for part, places, local in self._places(rows):
+            groups = local // files.ROWS_TOGETHER
+            for group in np.unique(groups).tolist():
+                here = groups == group
+                table = self._file(part).read_row_group(group)
+                within = local[here] - group * files.ROWS_TOGETHER
+                taken = table.take(pa.array(within)).to_pylist()
+                for place, row in zip(places[here].tolist(), taken, strict=True):
+                    found[place] = files.document(row)
+        return found.tolist()
+
+    def row_of(self, name: str) -> int | None:
+        """The first row of the document whose id this is."""
+        _, rows = self.find([name])
+        return int(rows[0]) if len(rows) else None
+
+    def find(self, ids: Sequence[str]) -> tuple[Rows, Rows]:
+        """All places in `ids` and rows that have this id, ordered by place, then by row."""
+        order, ordered = self._by_key
+        keys = np.array([files.key_of(name) for name in ids], np.uint64)
+        begins, ends = np.searchsorted(ordered, keys), np.searchsorted(ordered, keys, "right")
+        counts = ends - begins
+        places = np.repeat(np.arange(len(ids)), counts)
+        within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = order[begins[places] + within]
+        found = zip(places.tolist(), self.ids(rows), strict=True)
+        same = np.array([ids[place] == name for place, name in found], bool)
+        return places[same], rows[same]
+
+    def repeated(self, alive: NDArray[np.bool_] | None = None) -> list[str]:
+        """Ids that several rows have, of those that are True in `alive` (count,); sorted."""
+        order, ordered = self._by_key
+        if alive is not None:
+            order, ordered = order[alive[order]], ordered[alive[order]]
+        twice = ordered[1:] == ordered[:-1]
+        suspects = self.ids(order[np.r_[twice, False] | np.r_[False, twice]])
+        return sorted(name for name, times in Counter(suspects).items() if times > 1)
+
+    def column(self, name: str) -> Any:
+        """A column of the documents as a pyarrow ChunkedArray of text; null where one lacks it.
+
+        Raises:
+            DataError: no document has it.
+        """
+        if name not in self.columns:
+            raise DataError(
+                f"{self.path}: documents have nothing called {name!r}. "
+                f"{near_match(name, self.columns)}"
+            )
+        return pa.chunked_array(
+            [self._column(part, name) for part in range(len(self.parts))], pa.string()
+        )
+
+    @cached_property
+    def _by_key(self) -> tuple[Rows, NDArray[np.uint64]]:
+        """All rows, ordered by the keys of their ids, and these keys."""
+        read = [self._file(part).read([files.KEY]).column(0) for part in range(len(self.parts))]
+        keys = np.concatenate([np.empty(0, np.uint64), *(column.to_numpy() for column in read)])
+        order = np.argsort(keys, kind="stable")
+        return order, keys[order]
+
+    def _file(self, part: int) -> Any:
+        if part not in self._files:
+            self._files[part] = files.opened(self.path, self.parts[part].name)
+        return self._files[part]
+
+    def _column(self, part: int, name: str) -> Any:
+        """One column of one part as a pyarrow array of text."""
+        if (part, name) not in self._columns:
+            file = self._file(part)
+            if name in file.schema_arrow.names:
+                column = file.read([name]).column(0).combine_chunks()
+            else:
+                column = pa.nulls(self.parts[part].count, pa.string())
+            self._columns[part, name] = column
+        return self._columns[part, name]
+
+    def _ranges(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Part, first row, the same within the part, and length of what parts have between."""
+        for part, first in enumerate(self._begins[:-1].tolist()):
+            lower, upper = max(begin, first), min(end, first + self.parts[part].count)
+            if lower < upper:
+                yield part, lower, lower - first, upper - lower
+
+    def _places(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
+        """Part, places in `rows` and rows within the part, for each part that has some."""
+        wrong = rows[(rows < 0) | (rows >= self.count)]
+        if len(wrong):
+            raise DataError(
+                f"{self.path}: there is no row {wrong[0]}; rows are 0 to {self.count - 1}. "
+                "Leave out the rows of -1, where a search found less than was asked for."
+            )
+        owners = np.searchsorted(self._begins, rows, "right") - 1
+        for part in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == part)
+            yield part, places, rows[places] - self._begins[part]
+
+
+def write_part(
+    folder: Path, number: int, vectors: NDArray[Any], documents: Sequence[Document]
+) -> None:
+    """Write one part of a folder; writing it again replaces it.
+
+    Args:
+        folder: is made if it is missing.
+        number: of the part, from 0.
+        vectors: (n, d) float16 or float32.
+        documents: n, in the same order.
+
+    Raises:
+        DataError: see `parts.write`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write(folder, _name(number), vectors, documents)
+
+
+def is_part_done(folder: Path, number: int) -> bool:
+    """Whether a part is written, whole."""
+    return files.is_there(folder, _name(number))
+
+
+def finish(folder: Path, *, parts: int, model: str, normalised: bool) -> Vectors:
+    """Complete a folder whose parts 0 to `parts` - 1 are written; may be done again.
+
+    Args:
+        folder: with the parts.
+        parts: how many there are.
+        model: hash of the model that made the vectors.
+        normalised: whether each of them has norm 1.
+
+    Raises:
+        DataError: a part is missing, widths differ, there is no document, or two share an id.
+    """
+    records = [files.described(folder, _name(number)) for number in range(parts)]
+    vectors = Vectors(folder, records, model, normalised)
+    if not vectors.count:
+        raise DataError(f"{folder}: holds no document at all. Look at what was embedded.")
+    refuse_repeated(folder, vectors.repeated())
+    manifest = {
+        "vectors": SCHEMA,
+        "model": model,
+        "normalised": normalised,
+        "width": vectors.width,
+        "count": vectors.count,
+        "parts": [asdict(part) for part in records],
+    }
+    atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return vectors
+
+
+def refuse_repeated(where: Path, ids: Sequence[str]) -> None:
+    """Raise DataError, which names some, if there are ids that several documents have."""
+    if ids:
+        raise DataError(
+            f"{where}: {len(ids)} ids belong to several documents: {some(ids)}. Give every "
+            "document an id of its own."
+        )
+
+
+def some(ids: Sequence[str]) -> str:
+    """The first few ids, for messages."""
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return ", ".join(map(repr, ids[:NAMED])) + more
+
+
+def _name(number: int) -> str:
+    return f"part-{number:05d}"
+
+
+def _check_widths(path: Path, records: Sequence[Part], arrays: Sequence[NDArray[Any]]) -> None:
+    for record, array in zip(records, arrays, strict=True):
+        if array.shape[1] != arrays[0].shape[1]:
+            raise DataError(
+                f"{path / record.name}: has vectors of {array.shape[1]} numbers, and "
+                f"{records[0].name} of {arrays[0].shape[1]}. Embed all parts with one model."
+            )

@@ -1,0 +1,38 @@
+"""Where the loop's numbers go, and where requests to stop come from."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from farreach.learn.task import Pixels
+
+
+class Outlet(Protocol):
+    """What the first worker tells, and asks."""
+
+    def begin(self, step: int, total: int) -> None:
+        """Training begins after `step` of `total` updates."""
+
+    def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
+        """Metrics `group/name` of an update; `share` of training is done."""
+
+    def picture(self, step: int, name: str, picture: Pixels) -> None:
+        """A picture `group/name` to look at, (height, width, 3)."""
+
+    def remark(self, step: int, text: str) -> None:
+        """Something that the user should know."""
+
+    def checkpoint(self, step: int, name: str) -> None:
+        """A checkpoint was written."""
+
+    def evaluation_due(self, step: int, name: str) -> None:
+        """The checkpoint is to be evaluated beside training."""
+
+    def stop_asked(self) -> bool:
+        """Whether the run is to stop now, after a last checkpoint."""
+
+    def wants_to_look(self) -> bool:
+        """Whether it is time for all workers to call `is_leaving`."""
+
+    def is_leaving(self) -> bool:
+        """Whether a machine has just been said to be taken away soon; all workers call it."""

@@ -1,0 +1,90 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+import ray
+
+from farreach.actors.services import ActorService
+from farreach.errors import ActorError, ClusterError
+from farreach.index.kinds import IndexConfig
+from farreach.index.shards import RemoteShards
+from farreach.index.store import Index
+
+pytestmark = pytest.mark.ray
+
+
+def language(i):
+    return {"lang": "de" if i % 3 else "en"}
+
+
+@pytest.fixture
+def make(embedded, tmp_path):
+    def build(vectors, kind, *, workers=0, shards=2):
+        settings = {"kind": kind, "lists": 10, "probes": 4, "shards": shards}
+        folder = tmp_path / "vectors"
+        if not folder.exists():
+            embedded("vectors", vectors, meta=language)
+        name = f"{kind}-{shards}-{workers}"
+        config = IndexConfig.model_validate(settings)
+        return Index.build(folder, tmp_path / name, config, workers)
+
+    return build
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.rows, other.rows)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_shards_that_tasks_built_are_those_that_one_process_builds(ray_local, clustered, make):
+    vectors, queries = clustered(900), clustered(9, seed=1)
+    there = make(vectors, "ivf_flat", workers=2)
+    same(there.search(queries, 10), make(vectors, "ivf_flat").search(queries, 10))
+    assert len(there.state.shards) == 2
+
+
+def test_actors_find_what_this_process_finds_to_the_bit(ray_local, embedded, clustered, make):
+    index, queries = make(clustered(900), "ivf_flat"), clustered(9, seed=1)
+    index.delete(["d3", "d500"])
+    index.add(embedded("new", clustered(50, seed=2), prefix="n", meta=language))
+    with index.serve() as remote:
+        for where in (None, "lang = 'de'", "id in ('d7', 'n9')"):
+            same(
+                remote.search(queries, 10, where=where, model="0123abcd"),
+                index.search(queries, 10, where=where),
+            )
+        found = remote.search(queries, 1)
+        assert remote.ids(found.rows[0]) == index.ids(found.rows[0])
+        assert remote.documents(found.rows[0]) == index.documents(found.rows[0])
+
+
+def test_an_actor_that_dies_is_started_again_but_not_forever(
+    ray_local, clustered, make, monkeypatch
+):
+    queries, started = clustered(3, seed=1), []
+    expected = make(clustered(900), "flat", shards=1).search(queries, 10)
+
+    class Watched(ActorService):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr("farreach.index.shards.ActorService", Watched)
+    with make(clustered(900), "flat").serve() as remote:
+        same(remote.search(queries, 10), expected)
+        os.kill(started[1].wait_until_ready(), signal.SIGKILL)
+        same(remote.search(queries, 10), expected)
+        assert len(started) == 3
+        monkeypatch.setattr(RemoteShards, "_start", lambda self, number: self._services[number])
+        monkeypatch.setattr(ActorService, "wait_until_ready", lambda self: 0)
+        ray.kill(started[0]._actor)
+        with pytest.raises(ActorError, match="the actor of shard 0 died 3 times in one search"):
+            remote.search(queries, 1)
+
+
+def test_more_shards_than_the_cluster_has_cpus_are_refused(ray_local, clustered, make):
+    index = make(clustered(300), "flat", shards=9)
+    problem = r"asks for 9 CPUs and Ray has 4\. Lower shards, num_cpus"
+    with pytest.raises(ClusterError, match=problem), index.serve():
+        pass

@@ -1,0 +1,170 @@
+import io
+import json
+import re
+
+import pytest
+import torch
+
+from farreach.cli import main
+from farreach.data import wordpieces
+from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
+from farreach_workloads.retrieval.hub import save_encoder
+
+TEXTS = {
+    "vim": ("Vim", "edits text in a terminal", "editors"),
+    "nano": ("Nano", "edits small text files", "editors"),
+    "postfix": ("Postfix", "delivers mail between servers", "mail"),
+    "mutt": ("Mutt", "reads mail in a terminal", "mail"),
+    "gnuchess": ("", "plays chess against you", "games"),
+}
+COMMANDS = ["embed", "search", "index build", "index add", "index delete", "index merge"]
+COMMANDS += ["index compact", "index show", "index tune", "data prepare"]
+
+
+def write(file, names):
+    lines = [
+        {"_id": name, "title": title, "text": text, "section": section}
+        for name, (title, text, section) in TEXTS.items()
+        if name in names
+    ]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with an encoder, documents, and an index of all but the last."""
+    folder = tmp_path_factory.mktemp("made")
+    words = wordpieces.trained([" ".join(texts) for texts in TEXTS.values()], 200)
+    torch.manual_seed(0)
+    config = EncoderConfig(kind="bag", width=48, positions=32)
+    save_encoder(Bag(words.size, config).eval(), words, folder / "model")
+    write(folder / "four.jsonl", [*TEXTS][:4])
+    write(folder / "five.jsonl", [*TEXTS][4:])
+    return folder
+
+
+@pytest.fixture
+def index(made, tmp_path, monkeypatch, capsys):
+    """In a working directory with an index."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", str(made / "model"), str(made / "four.jsonl"), "vectors"]) == 0
+    assert main(["index", "build", "vectors", "index"]) == 0
+    capsys.readouterr()
+    return "index"
+
+
+def found(capsys, *arguments):
+    assert main(["search", "index", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)["hits"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    assert f"examples:\n  farreach {command}" in capsys.readouterr().out
+
+
+def test_help_of_a_group_names_its_commands(capsys):
+    for arguments in (["index"], ["index", "--help"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        for command in COMMANDS[2:9]:
+            assert re.search(rf"^    {command.split()[1]} ", shown, re.MULTILINE)
+
+
+def test_a_query_is_answered_with_titles_snippets_and_scores(index, capsys):
+    assert main(["search", index, "mail terminal", "--k", "2", "--mode", "lexical"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"  1  \d\.\d{4}  Mutt  \(mutt\)", shown[0])
+    assert shown[1] == "     reads mail in a terminal"
+    assert len(shown) == 4
+
+
+def test_json_has_all_of_a_hit(index, capsys):
+    hit = found(capsys, "reads mail", "--k", "1")[0]
+    assert hit["id"] == "mutt"
+    assert hit["matched"] == ["reads", "mail"]
+    assert hit["meta"] == {"section": "mail"}
+    assert hit["dense"] is not None
+    assert hit["lexical"] is not None
+
+
+def test_a_filter_leaves_only_what_fits(index, capsys):
+    assert {hit["id"] for hit in found(capsys, "text", "--where", "section = 'mail'")} == {
+        "postfix",
+        "mutt",
+    }
+
+
+def test_queries_are_read_line_by_line_where_none_is_given(index, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("reads mail\n\nsmall files\n"))
+    assert main(["search", index, "--k", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"\((\w+)\)", shown) == ["mutt", "nano"]
+
+
+def test_documents_are_added_deleted_and_compacted(index, made, capsys):
+    assert main(["index", "add", index, str(made / "five.jsonl")]) == 0
+    assert "index: 1 documents added" in capsys.readouterr().out
+    assert found(capsys, "plays chess", "--k", "1")[0]["id"] == "gnuchess"
+    assert main(["index", "delete", index, "gnuchess", "vim"]) == 0
+    assert "index: 2 documents deleted" in capsys.readouterr().out
+    assert main(["index", "compact", index]) == 0
+    assert re.search(r"^documents +3$", capsys.readouterr().out, re.MULTILINE)
+    assert {hit["id"] for hit in found(capsys, "edits", "--k", "3")} <= {"nano", "postfix", "mutt"}
+
+
+def test_indexes_are_merged(index, made, capsys):
+    assert main(["embed", str(made / "model"), str(made / "five.jsonl"), "more"]) == 0
+    assert main(["index", "build", "more", "other"]) == 0
+    assert main(["index", "merge", index, "other", "both"]) == 0
+    assert main(["index", "show", "both"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^documents +5$", shown, re.MULTILINE)
+    assert re.search(r"^words +of 5 documents$", shown, re.MULTILINE)
+
+
+def test_tuning_shows_each_weight_and_keeps_the_best(index, tmp_path, capsys):
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    write(folder / "corpus.jsonl", [*TEXTS][:4])
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "reads mail"}\n')
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\tmutt\t1\n")
+    assert main(["index", "tune", index, "set"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("ndcg@10") == 11
+    assert shown.count("*") == 1
+    assert main(["index", "show", index]) == 0
+    assert "tuned by set, dev, 1 queries" in capsys.readouterr().out
+
+
+def test_a_corpus_that_is_not_known_is_named(capsys):
+    assert main(["data", "prepare", "debain", "out"]) == 2
+    assert "there is no corpus 'debain'. Did you mean 'debian'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["index", "biuld"], 2, "unknown command 'index biuld'. Did you mean 'index build'?"),
+        (["search", "nowhere", "x"], 1, "nowhere: has no manifest.json, so it holds no index"),
+        (["search", "index", "mail", "--k", "9"], 2, "k=9: the index holds 4 documents"),
+        (["search", "index", "mail", "--k", "0"], 2, "should be a whole number above 0"),
+        (["search", "index", " "], 1, "query 0: is empty"),
+        (["search", "index", "x", "--where", "section ="], 1, "filter 'section ='"),
+        (["search", "index", "x", "--mode", "fuzzy"], 2, "invalid choice: 'fuzzy'"),
+        (["index", "merge", "index", "out"], 2, "name two indexes or more"),
+        (["index", "delete", "index", "emacs"], 1, "1 of 1 ids to delete are not there: 'emacs'"),
+        (["index", "build", "vectors", "index", "kind=tree"], 2, "kind"),
+        (["index", "add", "index", "nothing.jsonl"], 1, "nothing.jsonl: there is nothing"),
+        (["embed", "nowhere", "index", "out"], 1, "is neither a run nor a folder"),
+        (["embed", "index/model", "gone.txt", "out"], 1, "gone.txt: there is nothing"),
+        (["embed", "index/model", "index", "out", "long=3"], 2, "long: unknown key"),
+    ],
+)
+def test_wrong_input_is_one_message(index, arguments, code, message, capsys):
+    assert main(arguments) == code
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""

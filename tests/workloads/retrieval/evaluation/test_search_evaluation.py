@@ -1,0 +1,225 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from farreach import config as configs
+from farreach import launch
+from farreach.checkpoint import CheckpointStore
+from farreach.data import wordpieces
+from farreach.errors import ConfigError, DataError
+from farreach.rundir import RunDirectory
+from farreach_workloads.retrieval.config import RetrievalConfig, TextConfig
+from farreach_workloads.retrieval.contrast import Pair
+from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
+from farreach_workloads.retrieval.evaluation.evaluate import SearchConfig, search_set
+from farreach_workloads.retrieval.evaluation.measures import measured_run
+from farreach_workloads.retrieval.evaluation.open_questions import AnswersConfig, answer_rates
+from farreach_workloads.retrieval.evaluation.trec import ranked, read_run
+from farreach_workloads.retrieval.hub import open_encoder, save_encoder
+
+WORKLOAD = "farreach_workloads.retrieval.pretrain"
+SIZES = {"kind": "bag", "width": 48, "positions": 64}
+ANIMAL_NAMES = "cat dog horse cow sheep goat hen duck goose mouse rat fox wolf bear lion tiger"
+ANIMALS = ANIMAL_NAMES.split()
+WHAT_THEY_DO = "sleeps eats runs swims flies hides hunts plays"
+DOES = WHAT_THEY_DO.split()
+
+
+def documents():
+    """What each animal does; the first of it twice, in two documents."""
+    for number, animal in enumerate(ANIMALS):
+        first, second = DOES[number % 8], DOES[(3 * number + 1) % 8]
+        yield f"{animal}1", f"the {animal} {first} and {second}"
+        yield f"{animal}2", f"a {animal} often {first} at night"
+
+
+def write_set(folder):
+    """Queries of animals; odd ones are the test set, even ones the dev set."""
+    (folder / "qrels").mkdir(parents=True)
+    lines = [{"_id": name, "title": "", "text": text} for name, text in documents()]
+    (folder / "corpus.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    queries = [{"_id": f"q{n}", "text": f"{a} {DOES[n % 8]}"} for n, a in enumerate(ANIMALS)]
+    queries.append({"_id": "cat1", "text": "the cat sleeps and swims"})
+    (folder / "queries.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in queries))
+    for split, begin in (("dev", 0), ("test", 1)):
+        rows = [f"q{n}\t{ANIMALS[n]}{i}\t{i}" for n in range(begin, 16, 2) for i in (1, 2)]
+        if split == "test":
+            rows += ["cat1\tcat2\t1", "cat1\tcat1\t1"]
+        table = ["query-id\tcorpus-id\tscore", *rows]
+        (folder / "qrels" / f"{split}.tsv").write_text("".join(f"{row}\n" for row in table))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A folder with a set and an encoder."""
+    folder = tmp_path_factory.mktemp("given")
+    write_set(folder / "animals")
+    words = wordpieces.trained([text for _, text in documents()], 300)
+    torch.manual_seed(0)
+    encoder = Bag(words.size, EncoderConfig(**SIZES)).eval()
+    save_encoder(encoder, words, folder / "model")
+    return folder
+
+
+def evaluated(given, out, **settings):
+    config = SearchConfig(path=str(given / "animals"), **settings)
+    return search_set(given / "model", config, out / "kept", out / "results")
+
+
+def test_metrics_are_those_of_the_runs_that_are_written(given, tmp_path):
+    metrics = evaluated(given, tmp_path)
+    folder = tmp_path / "results" / "search-animals-test"
+    qrels = (given / "animals" / "qrels" / "test.tsv").read_text().splitlines()[1:]
+    relevant = {}
+    for line in qrels:
+        query, document, grade = line.split("\t")
+        relevant.setdefault(query, {})[document] = int(grade)
+    wanted = {"ndcg": [10], "recall": [100], "mrr": [10]}
+    lines = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    for mode in ("dense", "lexical", "hybrid"):
+        run = read_run(folder / f"{mode}.run")
+        assert "cat1" not in run["cat1"]
+        again = measured_run(ranked(run), {q: relevant[q] for q in run}, wanted)
+        for name, values in again.items():
+            assert metrics[f"{mode}/{name}"] == pytest.approx(values.mean())
+            found = {line["_id"]: line[mode][name] for line in lines}
+            assert [found[query] for query in run] == pytest.approx(values.tolist())
+    assert metrics["search/queries"] == 9
+    assert metrics["search/documents"] == 32
+
+
+def test_the_weight_is_chosen_on_the_other_split(given, tmp_path):
+    metrics = evaluated(given, tmp_path)
+    about = json.loads((tmp_path / "results" / "search-animals-test" / "about.json").read_text())
+    assert about["fusion"]["tuned_by"] == "dev, 8 queries"
+    on_dev = {
+        step / 10: evaluated(given, tmp_path, split="dev", weight=step / 10, modes=("hybrid",))[
+            "hybrid/ndcg@10"
+        ]
+        for step in range(11)
+    }
+    assert on_dev[metrics["hybrid/weight"]] == pytest.approx(max(on_dev.values()))
+    assert len(about["files"]["corpus.jsonl"]) == 64
+    assert about["settings"]["kind"] == "flat"
+
+
+def test_without_another_split_the_weight_is_said(given, tmp_path, capsys):
+    assert evaluated(given, tmp_path, split="dev")["hybrid/weight"] == 0.5
+    assert "no split to choose the weight of words on; it is 0.5" in capsys.readouterr().err
+
+
+def test_hybrid_is_compared_with_words_over_the_same_queries(given, tmp_path):
+    metrics = evaluated(given, tmp_path, weight=0.4)
+    lines = (tmp_path / "results" / "search-animals-test" / "queries.jsonl").read_text()
+    rows = [json.loads(line) for line in lines.splitlines()]
+    differences = [row["hybrid"]["ndcg@10"] - row["lexical"]["ndcg@10"] for row in rows]
+    assert metrics["hybrid_against_lexical/difference"] == pytest.approx(np.mean(differences))
+    assert 0 < metrics["hybrid_against_lexical/p"] <= 1
+    assert "hybrid_against_lexical/p" not in evaluated(given, tmp_path, modes=("dense",))
+
+
+def test_documents_are_embedded_once(given, tmp_path):
+    evaluated(given, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "kept").rglob("*") if p.is_file()}
+    evaluated(given, tmp_path, split="dev")
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "kept").rglob("*") if p.is_file()}
+    assert after == before
+    evaluated(given, tmp_path, longest=5)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_a_folder_of_sets_gives_the_mean_of_theirs(given, tmp_path):
+    both = tmp_path / "both"
+    write_set(both / "one")
+    write_set(both / "two")
+    judged = both / "two" / "qrels" / "test.tsv"
+    judged.write_text("".join(judged.read_text().splitlines(keepends=True)[:3]))
+    config = SearchConfig(path=str(both), modes=("dense",))
+    metrics = search_set(given / "model", config, tmp_path / "kept", tmp_path / "out")
+    alone = [
+        search_set(
+            given / "model",
+            SearchConfig(path=str(both / name), modes=("dense",)),
+            tmp_path / "kept",
+            tmp_path / "out",
+        )["dense/ndcg@10"]
+        for name in ("one", "two")
+    ]
+    assert metrics["dense/ndcg@10"] == pytest.approx(np.mean(alone))
+    assert (tmp_path / "out" / "search-both-one-test" / "dense.run").is_file()
+
+
+def test_a_run_is_evaluated_by_name(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder, _ = open_encoder(given / "model")
+    config = RetrievalConfig(
+        data=TextConfig(words=str(given / "model")),
+        encoder=EncoderConfig(**SIZES),
+        spans={"chunk": 32},
+    )
+    text = configs.dump(config, WORKLOAD)
+    run = RunDirectory.create(Path("runs"), "tiny", text, ["test"], 0)
+    parts = {"learner": {"model": Pair(encoder).state_dict()}}
+    CheckpointStore(run.checkpoints).save(parts, step=7, info={}, score=0.5)
+    words = [f"path={given / 'animals'}", "modes=[dense]"]
+    result = launch.evaluate("latest", what="search", words=words)
+    expected = evaluated(given, tmp_path, modes=("dense",))
+    assert result["dense/ndcg@10"] == pytest.approx(expected["dense/ndcg@10"])
+    assert (run.path / "evaluations" / "search-animals-test-7" / "dense.run").is_file()
+    assert (run.path / "evaluations" / "search-7.json").is_file()
+    assert len(list((run.path / "vectors").iterdir())) == 1
+
+
+def write_questions(file, records):
+    file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return file
+
+
+def test_questions_are_answered_by_passages_that_contain_an_answer(given, tmp_path):
+    questions = write_questions(
+        tmp_path / "questions.jsonl",
+        [
+            {"question": "what does the cat do", "answers": ["sleeps"]},
+            {"question": "where is the horse", "answers": ["in the house"]},
+            {"question": "when does the fox hunt", "answer": "At Night", "id": 3},
+            {"question": "anything", "answers": ["?!"]},
+        ],
+    )
+    config = AnswersConfig(
+        path=str(given / "animals"), questions=str(questions), cuts=(1, 32), weight=0.5
+    )
+    rates = answer_rates(given / "model", config, tmp_path / "kept", tmp_path / "out")
+    assert rates["answers/questions"] == 4
+    assert rates["answers/unusable"] == rates["answers/unanswerable"] == 1
+    assert rates["dense/hit@32"] == 0.5  # all passages are looked at
+    for mode in ("dense", "lexical", "hybrid"):
+        lines = (tmp_path / "out" / "answers-questions" / f"{mode}.jsonl").read_text()
+        records = [json.loads(line) for line in lines.splitlines()]
+        assert [record["answers"] for record in records][2] == ["At Night"]
+        for record in records[:3]:
+            for passage in record["ctxs"]:
+                has = record["answers"][0].lower() in passage["text"]
+                assert passage["hasanswer"] == has
+        first = [any(p["hasanswer"] for p in record["ctxs"][:1]) for record in records]
+        assert rates[f"{mode}/hit@1"] == np.mean(first)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"question": "x"}', '{"question": "x", "answers": [1]}', "[1]"]
+)
+def test_malformed_questions_are_named(given, tmp_path, content):
+    (tmp_path / "q.jsonl").write_text(content)
+    config = AnswersConfig(path=str(given / "animals"), questions=str(tmp_path / "q.jsonl"))
+    with pytest.raises(DataError, match=r"q\.jsonl"):
+        answer_rates(given / "model", config, tmp_path / "kept", tmp_path / "out")
+
+
+def test_what_is_missing_is_asked_for(given, tmp_path):
+    with pytest.raises(ConfigError, match="path: names no set"):
+        search_set(given / "model", SearchConfig(), tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match="path, questions: are both needed"):
+        answer_rates(given / "model", AnswersConfig(), tmp_path, tmp_path)

@@ -1,0 +1,137 @@
+"""Settings of dense retrieval: every default is stated here, once."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from farreach.config import Config
+from farreach.learn.settings import LoopConfig, WorkersConfig
+from farreach_workloads.retrieval.contrast import ContrastConfig, MocoConfig
+from farreach_workloads.retrieval.encoder import EncoderConfig
+from farreach_workloads.retrieval.sampler import MixConfig
+from farreach_workloads.retrieval.spans import SpansConfig
+
+
+class TextConfig(Config):
+    """Raw text to learn from, and the word pieces that it is cut into."""
+
+    path: str | dict[str, str] | None = None
+    """A file or a folder (text with a document a line, JSON lines, Parquet, TSV, BEIR), or several
+    by name, which are mixed. None: the extract of Debian's package descriptions that is shipped."""
+    words: str | None = None
+    """Folder with tokenizer.json or vocab.txt. None: that of `encoder.path`, or word pieces are
+    trained on the text."""
+    vocabulary: int = Field(30_522, ge=10)
+    """Word pieces that are trained."""
+    kind: Literal["wordpiece", "unigram"] = "wordpiece"
+    """How they are trained."""
+    lower: bool = True
+    """Whether trained ones are of lower-cased text without accents."""
+    normalised: bool = False
+    """Bring hyphens, quotation marks and the like into one form first."""
+    cache: str = "runs/cache"
+    """Where tokens and trained word pieces are kept; every worker must see it."""
+    workers: int = Field(0, ge=0)
+    """Ray tasks that tokenise side by side; 0: this process does it."""
+
+
+class RetrievalOptimizerConfig(Config):
+    """How the weights move; the defaults are Contriever's."""
+
+    kind: Literal["adamw", "asam"] = "adamw"
+    """asam: AdamW with the gradient where the loss is highest nearby (arXiv:2102.11600)."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    """Of all weights, norms and biases included."""
+    radius: float = Field(0.5, gt=0)
+    """Of asam: how far nearby is, in units of the weights' own sizes (ρ)."""
+    floor: float = Field(0.01, ge=0)
+    """Of asam: what is added to the sizes of the weights (η)."""
+
+
+class RetrievalLoopConfig(LoopConfig):
+    """How long to train, and how often to look."""
+
+    epochs: float = Field(500.0, gt=0)
+    epoch_updates: int = Field(1000, ge=1)
+    """Updates that are called an epoch, since text is drawn with replacement."""
+    batch: int = Field(2048, ge=1)
+    """Pairs per update, of all workers together."""
+    lr: float = Field(5e-5, gt=0)
+    warmup_epochs: float = Field(20.0, ge=0)
+    warmup_lr: float = Field(0.0, ge=0)
+    min_lr: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "whole_cosine", "linear", "warmup_linear", "steps"] = (
+        "warmup_linear"
+    )
+
+
+class ProbeConfig(Config):
+    """What is searched while training."""
+
+    path: str | None = None
+    """Folder in the layout of BEIR. None: that of the shipped extract, or of the text if it is such
+    a folder."""
+    split: str = "dev"
+    documents: int = Field(4000, ge=1)
+    """Documents that are searched, at most; those that answer a question are among them."""
+    queries: int = Field(500, ge=1)
+    """Questions, at most."""
+    longest: int = Field(512, ge=3)
+    """Tokens of a text, at most."""
+
+
+class RetrievalConfig(Config):
+    """A run of pretraining."""
+
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "probe"})
+    """Sections that may change when a run is resumed."""
+
+    name: str = "retrieval"
+    preset: Literal["contriever", "mcontriever", "ablation"] | None = "contriever"
+    """The run of the paper whose settings this one's are compared with: it says where they differ.
+    None: it is compared with none."""
+    seed: int = 0
+    data: TextConfig = TextConfig()
+    mix: MixConfig = MixConfig()
+    spans: SpansConfig = SpansConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    contrast: ContrastConfig = MocoConfig()
+    optimizer: RetrievalOptimizerConfig = RetrievalOptimizerConfig()
+    probe: ProbeConfig = ProbeConfig()
+    training: RetrievalLoopConfig = RetrievalLoopConfig()
+    runtime: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> RetrievalConfig:
+        longest = int(self.spans.chunk * (1 if self.spans.kind == "ict" else self.spans.ratio[1]))
+        if longest + 2 > self.encoder.positions and self.encoder.path is None:
+            raise ValueError(
+                f"encoder.positions: {self.encoder.positions} are fewer than a span of {longest} "
+                "tokens needs with [CLS] and [SEP]. Raise it, or lower spans.chunk"
+            )
+        workers = max(1, self.runtime.workers)
+        in_parts = self.training.part is not None and self.training.part * workers < (
+            self.training.batch
+        )
+        if self.contrast.kind == "in_batch" and in_parts:
+            raise ValueError(
+                "training.part: the pairs of a batch are compared with one another. Set "
+                "contrast.chunk, which gives the whole batch's gradient"
+            )
+        chunk = getattr(self.contrast, "chunk", None)
+        if chunk is not None and self.runtime.sharded:
+            raise ValueError(
+                "contrast.chunk: parameters that are split over workers (runtime.sharded) cannot "
+                "be used twice in an update. Take one of the two, or contrast.kind=moco with "
+                "training.part"
+            )
+        if self.optimizer.kind == "asam" and self.contrast.kind == "moco":
+            raise ValueError(
+                "optimizer.kind: asam passes twice over a batch, whose keys would join the queue "
+                "twice. Take adamw, or contrast.kind=in_batch"
+            )
+        return self

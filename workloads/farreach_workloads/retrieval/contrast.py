@@ -1,0 +1,340 @@
+"""Contrastive losses of Contriever (arXiv:2112.09118): against a queue, or within the batch.
+
+Scores are inner products; the loss is in float32 whatever the encoder computes in.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from farreach.config import Config
+from farreach.learn.collectives import collected, gathered_unequal, rank
+from farreach.learn.momentum import follow
+from farreach.learn.task import Batch
+from farreach.linear import linear
+from farreach_workloads.retrieval.encoder import TextEncoder
+from farreach_workloads.retrieval.packed import exact
+
+
+class MocoConfig(Config):
+    """Keys of earlier updates are the negatives, encoded by a moving average of the encoder."""
+
+    kind: Literal["moco"] = "moco"
+    temperature: float = Field(0.05, gt=0)
+    queue: int = Field(131_072, ge=1)
+    """Keys that are kept."""
+    momentum: float = Field(0.9995, ge=0, lt=1)
+    """Of the moving average."""
+    key_dropout: bool = True
+    """Whether the moving average drops anything, as it does in the released code."""
+    masked: bool = True
+    """Leave places that no key has come to yet out of the loss; otherwise they hold random vectors
+    of length 1, as in the released code."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the keys that are kept."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class InBatchConfig(Config):
+    """The keys of all other pairs of a batch, on all workers, are the negatives."""
+
+    kind: Literal["in_batch"] = "in_batch"
+    temperature: float = Field(0.05, gt=0)
+    chunk: int | None = Field(None, ge=1)
+    """Pairs that are encoded at a time, for batches that memory could not hold: each pair is
+    encoded twice (GradCache, arXiv:2101.06983). None: all at once."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+ContrastConfig = Annotated[MocoConfig | InBatchConfig, Field(discriminator="kind")]
+
+
+class Pair(nn.Module):
+    """The encoder as the loop calls it: once per batch, for all that needs a gradient."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        """Of one encoder for queries and keys."""
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, texts: Sequence[tuple[Tensor, Tensor]], chunk: int | None = None
+    ) -> list[Tensor]:
+        """Vectors of several lists of texts, each (ids, lengths); see `TextEncoder`.
+
+        Args:
+            texts: the lists.
+            chunk: texts that are encoded at a time, and once more in the backward pass, dropout
+                included; None: all at once, all lists in one piece.
+        """
+        if chunk is None:
+            counts = [len(lengths) for _, lengths in texts]
+            # Copies: FSDP2 does not want views of one tensor.
+            return [part.clone() for part in self.encoder(*_joined(texts)).split(counts)]
+        return [self._in_chunks(ids, lengths, chunk) for ids, lengths in texts]
+
+    def _in_chunks(self, ids: Tensor, lengths: Tensor, chunk: int) -> Tensor:
+        order = lengths.argsort(stable=True)
+        parts = [
+            checkpoint(
+                self.encoder,
+                ids[some, : int(lengths[some].max())],
+                lengths[some],
+                use_reentrant=False,
+            )
+            for some in order.split(chunk)
+        ]
+        vectors: Tensor = torch.cat(parts)
+        return torch.empty_like(vectors).index_copy(0, order, vectors)
+
+
+def _joined(texts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Several lists of texts as one, padded to the longest."""
+    longest = max(ids.shape[1] for ids, _ in texts)
+    padded = [F.pad(ids, (0, longest - ids.shape[1])) for ids, _ in texts]
+    return torch.cat(padded), torch.cat([lengths for _, lengths in texts])
+
+
+class KeyQueue:
+    """The last keys, first in first out; no part of a module, so that nothing copies it.
+
+    Attributes:
+        keys: (size, width).
+        written: update after which each place was written, (size,); -1: never.
+    """
+
+    def __init__(
+        self, size: int, width: int, dtype: torch.dtype, generator: torch.Generator
+    ) -> None:
+        """Random vectors of length 1, which count only where nothing is masked."""
+        noise = torch.randn(size, width, generator=generator)
+        self.keys = F.normalize(noise, dim=-1).to(dtype)
+        self.written = torch.full((size,), -1, dtype=torch.int64)
+        self._next = 0
+
+    @property
+    def filled(self) -> int:
+        """Places that hold keys; the first ones, until all do."""
+        return int((self.written >= 0).sum())
+
+    def add(self, keys: Tensor, step: int) -> None:
+        """Put keys (n, width) in the place of the oldest; of too many the last."""
+        size = len(self.keys)
+        first = max(0, len(keys) - size)
+        places = (self._next + torch.arange(first, len(keys))) % size
+        self.keys[places.to(self.keys.device)] = keys[first:].to(self.keys.dtype)
+        self.written[places] = step
+        self._next = (self._next + len(keys)) % size
+
+    def to(self, device: torch.device) -> None:
+        """Move the keys."""
+        if self.keys.device != device:
+            self.keys = self.keys.to(device)
+
+    def state(self) -> dict[str, Any]:
+        """All of it; bfloat16 as the bits of int16, which NumPy knows."""
+        keys = self.keys.cpu()
+        is_short = keys.dtype == torch.bfloat16
+        return {
+            "keys": (keys.view(torch.int16) if is_short else keys).numpy(),
+            "written": self.written.numpy(),
+            "next": self._next,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take a `state` over; raises ValueError if it is of another size."""
+        keys = torch.from_numpy(state["keys"].copy())
+        if self.keys.dtype == torch.bfloat16:
+            keys = keys.view(torch.bfloat16)
+        if keys.shape != self.keys.shape or keys.dtype != self.keys.dtype:
+            raise ValueError("contrast.queue")
+        self.keys = keys.to(self.keys.device)
+        self.written = torch.from_numpy(state["written"].copy())
+        self._next = int(state["next"])
+
+
+def queue_loss(
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor,
+    temperature: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE of each query with its key against other keys (§3, equation 1; with the logarithm).
+
+    Args:
+        queries: (n, width).
+        keys: of the same pairs, (n, width).
+        negatives: (k, width).
+        temperature: by which scores are divided.
+        label_smoothing: of the cross-entropy.
+
+    Returns:
+        The mean loss (), and the share of queries whose key has the highest score ().
+    """
+    own = (queries * keys).sum(-1, keepdim=True)
+    others = linear(queries, negatives)
+    logits = torch.cat([own, others], 1) / temperature
+    labels = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return loss, (logits.argmax(1) == 0).float().mean()
+
+
+def batch_loss(
+    queries: Tensor,
+    keys: Tensor,
+    targets: Tensor,
+    temperature: float,
+    label_smoothing: float = 0.0,
+    excluded: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each query's scores with all keys, of which one is its own.
+
+    Args:
+        queries: (n, width).
+        keys: (m, width).
+        targets: number of each query's key, (n,) int64.
+        temperature: by which scores are divided.
+        label_smoothing: of the cross-entropy.
+        excluded: keys that are no negatives of a query, such as another part of the same text,
+            (n, m) bool.
+
+    Returns:
+        The mean loss (), and the share of queries whose key has the highest score ().
+    """
+    logits = linear(queries / temperature, keys)
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, float("-inf"))
+    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return loss, (logits.argmax(1) == targets).float().mean()
+
+
+class Moco:
+    """Momentum contrast (He et al., 2020) as Contriever has it (§3.2)."""
+
+    def __init__(self, encoder: TextEncoder, config: MocoConfig, seed: int) -> None:
+        """Copy the encoder for the keys."""
+        self._config = config
+        self.model = Pair(encoder)
+        self.follower = copy.deepcopy(encoder).requires_grad_(False)
+        self.companions: Sequence[nn.Module] = (self.follower,)
+        dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
+        generator = torch.Generator().manual_seed(seed)
+        self.queue = KeyQueue(config.queue, encoder.width, dtype, generator)
+        self._keys: list[Tensor] = []
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the queries with their keys, against the queue as it is before the update."""
+        config = self._config
+        (queries,) = model([(batch["query"], batch["query_length"])])
+        self.queue.to(queries.device)
+        with torch.no_grad():
+            self.follower.train(config.key_dropout)
+            keys = self.follower(batch["key"], batch["key_length"])
+        self._keys.append(keys)
+        filled = self.queue.filled
+        negatives = self.queue.keys[:filled] if config.masked else self.queue.keys
+        exact_queries = exact(queries)
+        with torch.autocast(queries.device.type, enabled=False):
+            loss, accuracy = queue_loss(
+                exact_queries,
+                exact(keys),
+                negatives.to(exact_queries.dtype),
+                config.temperature,
+                config.label_smoothing,
+            )
+        ages = step - self.queue.written[self.queue.written >= 0]
+        return loss, {
+            "learner/accuracy": accuracy,
+            **spreads(queries, keys),
+            "learner/queue_filled": torch.tensor(filled / config.queue, device=loss.device),
+            "learner/queue_age": ages.float().mean().to(loss.device)
+            if filled
+            else loss.new_zeros(()),
+        }
+
+    def after_update(self, step: int) -> None:
+        """All workers' keys join the queue; the moving average follows.
+
+        The paper moves it before it encodes keys, here it moves after the update: the same weights.
+        """
+        keys = collected(torch.cat(self._keys))
+        self._keys.clear()
+        self.queue.add(keys, step)
+        follow(self.follower, self.model.encoder, self._config.momentum)
+
+    def state(self) -> dict[str, Any]:
+        """The queue's."""
+        return {"queue": self.queue.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the queue's state over."""
+        self.queue.restore(state["queue"])
+
+
+class InBatch:
+    """Negatives of the same batch, of all workers, with their gradients (§6.1)."""
+
+    companions: Sequence[nn.Module] = ()
+
+    def __init__(self, encoder: TextEncoder, config: InBatchConfig) -> None:
+        """One encoder for queries and keys."""
+        self._config = config
+        self.model = Pair(encoder)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the queries with all workers' keys; other parts of the same text are no negatives."""
+        config = self._config
+        texts = [(batch["query"], batch["query_length"]), (batch["key"], batch["key_length"])]
+        queries, keys = model(texts, config.chunk)
+        with torch.autocast(queries.device.type, enabled=False):
+            everyones, counts = gathered_unequal(exact(keys))
+            sources = collected(batch["source"])
+            own = torch.arange(len(queries), device=keys.device) + sum(counts[: rank()])
+            excluded = batch["source"][:, None] == sources[None]
+            excluded[torch.arange(len(own), device=keys.device), own] = False
+            loss, accuracy = batch_loss(
+                exact(queries),
+                everyones,
+                own,
+                config.temperature,
+                config.label_smoothing,
+                excluded,
+            )
+        return loss, {"learner/accuracy": accuracy, **spreads(queries, keys)}
+
+    def after_update(self, step: int) -> None:
+        """Nothing follows."""
+
+    def state(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """None."""
+
+
+@torch.no_grad()
+def spreads(queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
+    """Standard deviation over the batch, mean over dimensions: near 0 all vectors are the same."""
+    return {
+        "learner/query_std": queries.float().std(0, correction=0).mean(),
+        "learner/key_std": keys.float().std(0, correction=0).mean(),
+    }
+
+
+def make_method(
+    encoder: TextEncoder, config: MocoConfig | InBatchConfig, seed: int
+) -> Moco | InBatch:
+    """The method that a config asks for."""
+    if isinstance(config, MocoConfig):
+        return Moco(encoder, config, seed)
+    return InBatch(encoder, config)

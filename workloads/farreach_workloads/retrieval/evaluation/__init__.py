@@ -1,0 +1,1 @@
+"""How good a ranking is: measures, the formats of benchmarks, and published numbers."""

@@ -1,0 +1,174 @@
+"""Open-domain question answering: do the passages that are found contain an answer?
+
+Source: the protocol of DPR, arXiv:2004.04906, as Contriever, arXiv:2112.09118, uses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from farreach.checkpoint import Checkpoint
+from farreach.console import say, warn
+from farreach.errors import ConfigError, DataError
+from farreach.index.hits import Hits
+from farreach.rundir import RunDirectory, atomic_write
+from farreach_workloads.retrieval import indexes, models
+from farreach_workloads.retrieval.evaluation.answers import Answered, answered, hit_rates
+from farreach_workloads.retrieval.evaluation.asked import ask
+from farreach_workloads.retrieval.evaluation.evaluate import EngineConfig, engine, of_mode, widest
+from farreach_workloads.retrieval.models import Model
+from farreach_workloads.retrieval.searcher import Mode, Searcher
+
+_ANSWERS = ("answers", "answer")
+_TOGETHER = 256
+
+
+class AnswersConfig(EngineConfig):
+    """Of questions with answers."""
+
+    path: str | None = None
+    """Passages: a file or a folder; see `farreach.data.text`."""
+    questions: str | None = None
+    """A file of JSON lines, or one JSON list, with `question` and `answers` (or `answer`)."""
+    cuts: tuple[int, ...] = (5, 10, 20, 100)
+    """Passages that are looked at."""
+    name: str | None = None
+    """Of the folder of results. None: that of the file of questions."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and what counts as an answer."""
+
+    text: str
+    answers: list[str]
+
+
+def answers(
+    config: Any, run: RunDirectory, checkpoint: Checkpoint, settings: AnswersConfig
+) -> dict[str, float]:
+    """Share of questions for which one of the first passages that are found contains an answer."""
+    model = models.model_of(run, checkpoint.path)
+    out = run.path / "evaluations"
+    return answer_rates(model, settings, run.path / "vectors", out, f"-{checkpoint.step}")
+
+
+def answer_rates(
+    model: Model | Path, settings: AnswersConfig, keep: Path, out: Path, suffix: str = ""
+) -> dict[str, float]:
+    """Evaluate an encoder, of a run or not; see `evaluate.search_set`.
+
+    For each mode `<mode>.jsonl` has the questions with what was found, as DPR writes it.
+
+    Raises:
+        ConfigError: a path is missing.
+        DataError: the questions are malformed; and as `evaluate.engine`.
+    """
+    if settings.path is None or settings.questions is None:
+        raise ConfigError("path, questions: are both needed. Name passages, and questions.")
+    if not settings.modes or not settings.cuts:
+        raise ConfigError("modes, cuts: there are none. Give at least one.")
+    model = models.open_model(model) if isinstance(model, Path) else model
+    file = Path(settings.questions)
+    questions = read_questions(file)
+    searcher = engine(model, Path(settings.path), settings, keep)
+    weight = indexes.FusionConfig().weight if settings.weight is None else settings.weight
+    searcher.fusion = indexes.FusionConfig(weight=weight, kind=settings.fusion)
+    if "hybrid" in settings.modes and settings.weight is None:
+        warn(f"warning: {file}: the weight of words is {weight:g}; set weight=… to choose it")
+    depth = max(settings.cuts)
+    sides = ask(searcher, [one.text for one in questions], depth, widest(settings.modes))
+    folder = out / f"answers-{settings.name or file.stem}{suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, float] = {}
+    for mode in settings.modes:
+        hits = searcher.joined(of_mode(sides, mode), depth)
+        found = _written(folder, mode, questions, hits, searcher)
+        rates = hit_rates(found.found, settings.cuts)
+        metrics |= {f"{mode}/hit@{k}": rate for k, rate in rates.items()}
+        metrics |= {
+            "answers/unusable": float(found.unusable),
+            "answers/unanswerable": float(found.unanswerable),
+        }
+    say(f"questions with what was found: {folder}")
+    return metrics | {"answers/questions": float(len(questions))}
+
+
+def read_questions(file: Path) -> list[Question]:
+    """Questions with their answers, from JSON lines or one JSON list.
+
+    Raises:
+        DataError: the file cannot be read or is malformed, or has no question.
+    """
+    try:
+        content = file.read_text(encoding="utf-8")
+        records = (
+            json.loads(content)
+            if content.lstrip().startswith("[")
+            else [json.loads(line) for line in content.split("\n") if line.strip()]
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file}: cannot be read: {error}. Give JSON lines with question and answers."
+        ) from error
+    if not records:
+        raise DataError(f"{file}: has no questions. Give at least one.")
+    return [_question(file, number, record) for number, record in enumerate(records, 1)]
+
+
+def _question(file: Path, number: int, record: Any) -> Question:
+    found = record if isinstance(record, dict) else {}
+    text = found.get("question")
+    given = next((found[key] for key in _ANSWERS if key in found), None)
+    given = [given] if isinstance(given, str) else given
+    is_list = isinstance(given, list) and all(isinstance(one, str) for one in given)
+    if not isinstance(text, str) or not text.strip() or not is_list:
+        raise DataError(
+            f"{file}, question {number}: is to have a text `question` and a list of texts "
+            "`answers`. Correct it."
+        )
+    assert given is not None
+    return Question(text, given)
+
+
+def _written(
+    folder: Path, mode: Mode, questions: Sequence[Question], hits: Hits, searcher: Searcher
+) -> Answered:
+    """Which passages contain an answer; all of them are written down."""
+    lines, parts = [], []
+    for begin in range(0, len(questions), _TOGETHER):
+        some = questions[begin : begin + _TOGETHER]
+        documents = [
+            searcher.index.documents(hits.of(number)[1])
+            for number in range(begin, begin + len(some))
+        ]
+        own = answered([one.answers for one in some], [[d.text for d in ds] for ds in documents])
+        parts.append(own)
+        for place, (one, found) in enumerate(zip(some, documents, strict=True)):
+            scores = hits.of(begin + place)[0].tolist()
+            passages = [
+                {
+                    "id": document.id,
+                    "title": document.title,
+                    "text": document.text,
+                    "score": score,
+                    "hasanswer": bool(own.found[place, rank]),
+                }
+                for rank, (document, score) in enumerate(zip(found, scores, strict=True))
+            ]
+            record = {"question": one.text, "answers": one.answers, "ctxs": passages}
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    atomic_write(folder / f"{mode}.jsonl", "".join(lines))
+    width = max(part.found.shape[1] for part in parts)
+    padded = [np.pad(p.found, ((0, 0), (0, width - p.found.shape[1]))) for p in parts]
+    return Answered(
+        np.concatenate(padded),
+        sum(part.unusable for part in parts),
+        sum(part.unanswerable for part in parts),
+    )

@@ -1,0 +1,45 @@
+"""Pictures of dense retrieval: how scores of right and other documents lie, and the vectors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from farreach_workloads.retrieval.probe import Probe
+
+BINS = 80
+
+
+def similarities(probe: Probe) -> Figure:
+    """Histograms of the scores of the probe's last search, right documents beside all others."""
+    right, others = probe.pairs()
+    low = float(min(right.min(), np.quantile(others, 0.0005)))
+    high = float(max(right.max(), others.max()))
+    edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for scores, name in ((others, "other documents"), (right, "right documents")):
+        label = f"{name} ({len(scores):,})"
+        axes.hist(scores, edges.tolist(), density=True, alpha=0.6, label=label)
+    axes.set_xlabel("score")
+    axes.set_ylabel("density")
+    axes.legend()
+    axes.set_title(f"{len(probe.names)} questions, {probe.documents:,} documents", fontsize=9)
+    return figure
+
+
+def project(vectors: torch.Tensor, labels: Sequence[str], folder: Path) -> Path:
+    """Vectors (n, width) and a line about each, for TensorBoard's projector; the folder."""
+    working = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(working, ignore_errors=True)
+    with SummaryWriter(str(working)) as writer:
+        writer.add_embedding(vectors, metadata=list(labels), tag="documents")
+    shutil.rmtree(folder, ignore_errors=True)
+    working.rename(folder)
+    return folder

@@ -1,0 +1,108 @@
+"""Encoders of runs and of folders in the layout of Hugging Face, and what tells one from another.
+
+Documents and queries must be encoded alike: an index keeps the fingerprint of the model that made
+its vectors, and how texts were prepared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from farreach import config as configs
+from farreach import launch
+from farreach.config import Config
+from farreach.data.wordpieces import WordPieces, normalised
+from farreach.errors import CheckpointError, ConfigError, DataError
+from farreach.rundir import LATEST, RunDirectory
+from farreach_workloads.retrieval import hub
+from farreach_workloads.retrieval.embedding import Ids, tokenised
+from farreach_workloads.retrieval.encoder import TextEncoder
+
+# In evaluation mode.
+Model = tuple[TextEncoder, WordPieces]
+
+
+class TextsConfig(Config):
+    """How a text becomes word pieces; the same for documents and queries."""
+
+    longest: int | None = Field(None, ge=3)
+    """Tokens of a text, [CLS] and [SEP] among them, at most; None: as many as the encoder has
+    positions for."""
+    lower: bool = False
+    """Put texts in lower case first, where the vocabulary does not do so anyway."""
+    normalise: bool = False
+    """Bring hyphens, quotation marks and the like into one form first."""
+
+
+def open_model(path: str | Path) -> Model:
+    """An encoder in evaluation mode, of a run its best checkpoint, and its vocabulary.
+
+    Args:
+        path: a run directory, `latest`, or a folder with config.json and weights.
+
+    Raises:
+        DataError: nothing of the kind is there, or the folder is damaged.
+        ConfigError: it is a run that trains no text encoder.
+        CheckpointError: the run has no intact checkpoint.
+    """
+    folder = Path(path)
+    if str(path) != LATEST and not RunDirectory(folder).is_run():
+        if not (folder / hub.CONFIG).is_file():
+            raise DataError(
+                f"{path}: is neither a run nor a folder with {hub.CONFIG} and weights. Name the "
+                "directory of a run, or what `farreach export RUN --format hub` made."
+            )
+        return hub.open_encoder(folder)
+    run = RunDirectory.open(path)
+    checkpoint = launch.find_checkpoint(run, "best")
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run.path} has no checkpoint yet. Continue it with `farreach resume {run.path}`."
+        )
+    return model_of(run, checkpoint.path)
+
+
+def model_of(run: RunDirectory, checkpoint: Path) -> Model:
+    """The encoder of a checkpoint of a run; raises ConfigError if the run trains none."""
+    workload = configs.load(run.config_path).workload
+    maker = getattr(importlib.import_module(workload), "encoder_of", None)
+    if maker is None:
+        raise ConfigError(f"{run.path}: its workload {workload} trains no text encoder.")
+    found: Model = maker(run.path, checkpoint)
+    return found
+
+
+def fingerprint(encoder: TextEncoder, words: WordPieces) -> str:
+    """Another one if any weight, the vocabulary or how tokens are pooled differs; hex."""
+    kind = [words.fingerprint, type(encoder).__name__, encoder.pooling, encoder.normalised]
+    whole = hashlib.sha256(json.dumps(kind).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        array = np.ascontiguousarray(value.detach().cpu().float().numpy())
+        whole.update(f"{name} {array.shape} ".encode())
+        whole.update(array.data)
+    return whole.hexdigest()
+
+
+def ids_of(
+    texts: Sequence[str], words: WordPieces, config: TextsConfig, positions: int
+) -> list[Ids]:
+    """Framed word pieces of texts as a setting wants them prepared.
+
+    Args:
+        texts: n texts.
+        words: the vocabulary.
+        config: how.
+        positions: of the encoder.
+    """
+    if config.normalise:
+        texts = [normalised(text) for text in texts]
+    if config.lower:
+        texts = [text.lower() for text in texts]
+    return tokenised(texts, words, min(positions, config.longest or positions))

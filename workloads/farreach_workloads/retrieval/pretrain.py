@@ -1,0 +1,114 @@
+"""Unsupervised dense retrieval: Contriever (arXiv:2112.09118), from raw text to an encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from farreach import config as configs
+from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.data import text
+from farreach.data.wordpieces import WordPieces
+from farreach.errors import ConfigError, DataError
+from farreach.figures import save
+from farreach.launch import Evaluation, Format
+from farreach.learn.loop import as_tensors
+from farreach.learn.place import Place
+from farreach.learn.restored import evaluated, restored
+from farreach.learn.trainer import fit
+from farreach.rundir import RunDirectory
+from farreach_workloads.retrieval import figures, stores
+from farreach_workloads.retrieval.config import RetrievalConfig
+from farreach_workloads.retrieval.contrast import Pair
+from farreach_workloads.retrieval.encoder import Bag, TextEncoder
+from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
+from farreach_workloads.retrieval.evaluation import open_questions
+from farreach_workloads.retrieval.hub import make_encoder, save_encoder
+from farreach_workloads.retrieval.presets import differences
+from farreach_workloads.retrieval.task import PretrainTask, probe_folder
+
+Config = RetrievalConfig
+
+EVALUATIONS = {
+    "search": Evaluation(evaluate_.search, evaluate_.SearchConfig),
+    "answers": Evaluation(open_questions.answers, open_questions.AnswersConfig),
+}
+
+
+def check(config: RetrievalConfig) -> list[str]:
+    """Look at the text, the vocabulary and the probe; what the user should know."""
+    notes = list(differences(config))
+    for name, source in stores.sources(config).items():
+        if not any(True for _ in text.documents(source)):
+            raise DataError(f"data.path: {source} ({name}) holds no text.")
+    if not (probe_folder(config) / "queries.jsonl").is_file():
+        raise ConfigError(
+            f"probe.path: {probe_folder(config)} has no queries.jsonl. Name a folder in the layout "
+            "of BEIR, or leave it out to search the shipped extract."
+        )
+    words = stores.words_of(config)
+    encoder = make_encoder(config.encoder, words)
+    count = sum(p.numel() for p in encoder.parameters()) / 1e6
+    outside = count - encoder.words.weight.numel() / 1e6
+    notes.append(
+        f"an encoder of {count:.1f}M parameters, {outside:.1f}M outside of its {words.size:,} word "
+        "pieces"
+    )
+    if isinstance(encoder, Bag):
+        notes.append("a bag of word pieces knows nothing of their order")
+    return notes
+
+
+def make_task(config: RetrievalConfig) -> PretrainTask:
+    """What a worker trains."""
+    return PretrainTask(config)
+
+
+def run(
+    config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint | None
+) -> dict[str, float]:
+    """Tokenise what is not yet, and train to the end; see `farreach.launch`."""
+    stores.prepare(config)
+    return fit(config, run, checkpoint, make_task)
+
+
+def evaluate(
+    config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
+) -> dict[str, float]:
+    """Search what training searches; `episodes`: with so many of the questions alone."""
+    return evaluated(PretrainTask(config), checkpoint, episodes)
+
+
+def plot(config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
+    """How scores lie; and documents' vectors for the projector."""
+    task = restored(PretrainTask(config), checkpoint)
+    with torch.no_grad():
+        queries, documents = task.probe.vectors(task.encoder, Place())
+        task.probe.measured(queries, documents)
+    return [
+        save(figures.similarities(task.probe), run.figures / "scores.png"),
+        figures.project(documents, task.probe.titles, run.tensorboard / "projector"),
+    ]
+
+
+def export(
+    config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
+) -> Path:
+    """Write the encoder and its vocabulary in the layout of Hugging Face."""
+    if fmt != "hub":
+        raise ConfigError(f"--format {fmt}: a text encoder is exported as hub.")
+    task = restored(PretrainTask(config), checkpoint)
+    save_encoder(task.encoder.eval(), task.words, out)
+    return out
+
+
+def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
+    """The encoder of a checkpoint of a run and its vocabulary, for workers that embed."""
+    config = configs.load(RunDirectory.open(run).config_path).config
+    assert isinstance(config, RetrievalConfig)
+    words = stores.words_of(config)
+    encoder = make_encoder(config.encoder, words)
+    state = CheckpointStore.load(checkpoint).part("learner")["model"]
+    Pair(encoder).load_state_dict(as_tensors(state))
+    return encoder.eval(), words

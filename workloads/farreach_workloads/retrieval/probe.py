@@ -1,0 +1,108 @@
+"""What is searched while training: questions, and documents with the answers among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from farreach.data.wordpieces import WordPieces
+from farreach.learn.health import effective_rank
+from farreach.learn.place import Place
+from farreach_workloads.retrieval.config import ProbeConfig
+from farreach_workloads.retrieval.embedding import Ids, embedded, tokenised
+from farreach_workloads.retrieval.encoder import TextEncoder
+from farreach_workloads.retrieval.evaluation.beir import open_beir
+from farreach_workloads.retrieval.evaluation.measures import means, measured
+
+# Documents whose vectors' effective rank is measured, and hits that are looked at.
+RANKED, HITS = 2048, 100
+# Characters of a document that stand for it.
+TITLE = 80
+
+
+class Probe:
+    """A small search whose quality is measured again and again.
+
+    Attributes:
+        documents: how many are searched.
+        titles: what to call each of them.
+        scores: of the last search, (questions, documents); None before it.
+    """
+
+    def __init__(self, folder: Path, config: ProbeConfig, words: WordPieces, longest: int) -> None:
+        """Read and tokenise; raises DataError where the folder is no such set."""
+        found = open_beir(folder, config.split)
+        chosen = _spread(len(found.queries), config.queries)
+        names = [list(found.queries)[row] for row in chosen]
+        relevant = {name: found.relevant[name] for name in names}
+        answers = {document for grades in relevant.values() for document in grades}
+        texts = {document.id: document.whole for document in found.documents()}
+        others = [name for name in texts if name not in answers]
+        room = max(0, config.documents - len(answers))
+        pool = [*sorted(answers & texts.keys()), *[others[i] for i in _spread(len(others), room)]]
+        row_of = {name: row for row, name in enumerate(pool)}
+        longest = min(longest, config.longest)
+        self.names = names
+        self._rows = {
+            name: {row_of[d]: grade for d, grade in relevant[name].items() if d in row_of}
+            for name in names
+        }
+        self._queries = tokenised([found.queries[name] for name in names], words, longest)
+        self._documents = tokenised([texts[name] for name in pool], words, longest)
+        self.documents = len(pool)
+        self.titles = [texts[name][:TITLE].replace("\n", " ").replace("\t", " ") for name in pool]
+        self.scores: Tensor | None = None
+
+    def vectors(self, encoder: TextEncoder, place: Place) -> tuple[Tensor, Tensor]:
+        """Of questions and documents, each worker computing a share: (n, width) float32."""
+        return (
+            self._of(encoder, self._queries, place),
+            self._of(encoder, self._documents, place),
+        )
+
+    def _of(self, encoder: TextEncoder, texts: list[Ids], place: Place) -> Tensor:
+        result = torch.zeros(len(texts), encoder.width)
+        own = slice(place.rank, None, place.world)
+        if texts[own]:
+            result[own] = torch.from_numpy(embedded(encoder, texts[own], device=place.device))
+        return place.sum(result).cpu()
+
+    def measured(self, queries: Tensor, documents: Tensor) -> dict[str, float]:
+        """Quality of a search among all documents, and how vectors are spread."""
+        self.scores = queries @ documents.t()
+        best = self.scores.topk(min(HITS, self.documents), dim=1).indices.numpy()
+        relevant = [self._rows[name] for name in self.names]
+        found = means(measured(best, relevant, {"ndcg": [10], "recall": [10, 100], "mrr": [10]}))
+        return {
+            **{f"evaluation/{name}": value for name, value in found.items()},
+            "evaluation/effective_rank": effective_rank(documents[:RANKED]),
+            "evaluation/documents": float(self.documents),
+            "evaluation/questions": float(len(self.names)),
+        }
+
+    def pairs(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scores of questions with right documents, and with all others, of the last search."""
+        assert self.scores is not None
+        right = torch.zeros_like(self.scores, dtype=torch.bool)
+        for query, name in enumerate(self.names):
+            right[query, list(self._rows[name])] = True
+        return self.scores[right].numpy(), self.scores[~right].numpy()
+
+    def only(self, count: int) -> None:
+        """Ask so many of the questions alone, spread evenly."""
+        rows = _spread(len(self.names), count)
+        self.names = [self.names[row] for row in rows]
+        self._queries = [self._queries[row] for row in rows]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, spread evenly."""
+    if not count or not most:
+        return []
+    found: list[int] = np.linspace(0, count - 1, min(count, most)).astype(np.int64).tolist()
+    return found

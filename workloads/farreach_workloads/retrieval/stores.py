@@ -1,0 +1,156 @@
+"""From raw text to token stores: what a run learns from, made once and kept in a cache.
+
+Names in the cache follow from the text's files, the vocabulary and the settings: a worker finds
+what the driver has made, a changed text is tokenised anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from farreach.console import say
+from farreach.data import text, tokens, wordpieces
+from farreach.data.token_building import MANIFEST_FILE
+from farreach.data.tokens import TokenStore
+from farreach.data.wordpieces import WordPieces
+from farreach.errors import ConfigError, DataError
+from farreach.rundir import sync
+from farreach_workloads.retrieval.config import RetrievalConfig
+from farreach_workloads.retrieval.corpora import extract
+
+# Bytes at both ends of a file, and between, that tell it from another of the same size.
+_LOOKED_AT = 1 << 16
+# Characters that word pieces are trained on.
+_TRAINED_ON = 200_000_000
+
+
+def sources(config: RetrievalConfig) -> dict[str, Path]:
+    """The corpora by name; raises ConfigError where there is none.
+
+    The extract is unpacked into the cache when it is first asked for.
+    """
+    path = config.data.path
+    if path is None:
+        return {"extract": extract.folder(Path(config.data.cache))}
+    named = path if isinstance(path, dict) else {Path(path).stem or "text": path}
+    if not named:
+        raise ConfigError("data.path: names no text. Give a file, a folder, or several by name.")
+    for name, place in named.items():
+        if not Path(place).exists():
+            raise ConfigError(f"data.path: {place} ({name}) is not there.")
+    return {name: Path(place) for name, place in named.items()}
+
+
+def fingerprint(source: Path) -> str:
+    """Of the files of a text: names, sizes, and samples of their content."""
+    whole = hashlib.sha256()
+    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    for path in files:
+        size = path.stat().st_size
+        whole.update(f"{path.relative_to(source)} {size} ".encode())
+        with path.open("rb") as file:
+            for place in (0, max(0, size // 2), max(0, size - _LOOKED_AT)):
+                file.seek(place)
+                whole.update(file.read(_LOOKED_AT))
+    return whole.hexdigest()
+
+
+def words_of(config: RetrievalConfig) -> WordPieces:
+    """The vocabulary of a run: given, that of the encoder's folder, or trained and kept.
+
+    Raises:
+        DataError: it cannot be opened, or there is too little text to train one.
+    """
+    given = config.data.words or config.encoder.path or config.encoder.embeddings
+    if given is not None:
+        return WordPieces.open(Path(given))
+    folder = Path(config.data.cache) / f"words-{_words_key(config)}"
+    if not folder.is_dir():
+        _train_words(config, folder)
+    return WordPieces.open(folder)
+
+
+def prepare(config: RetrievalConfig) -> dict[str, TokenStore]:
+    """The token stores by name, built where they are missing; whoever calls it waits for that."""
+    words = words_of(config)
+    stores = {}
+    for name, source in sources(config).items():
+        folder = _store_folder(config, source, words)
+        if not (folder / MANIFEST_FILE).is_file():
+            say(f"tokens    {name}: {source} → {folder}")
+        stores[name] = tokens.build(
+            source,
+            folder,
+            words,
+            workers=config.data.workers,
+            normalise=config.data.normalised,
+        )
+    return stores
+
+
+def opened(config: RetrievalConfig, words: WordPieces) -> dict[str, TokenStore]:
+    """The token stores that `prepare` has left; raises DataError if a worker does not see them."""
+    stores = {}
+    for name, source in sources(config).items():
+        folder = _store_folder(config, source, words)
+        if not (folder / MANIFEST_FILE).is_file():
+            raise DataError(
+                f"{folder}: is not on this machine, where a worker trains. Put data.cache on "
+                "storage that all machines share."
+            )
+        stores[name] = TokenStore.open(folder)
+    return stores
+
+
+def _store_folder(config: RetrievalConfig, source: Path, words: WordPieces) -> Path:
+    key = _key(fingerprint(source), words.fingerprint, config.data.normalised)
+    return Path(config.data.cache) / f"tokens-{key}"
+
+
+def _words_key(config: RetrievalConfig) -> str:
+    data = config.data
+    texts = [fingerprint(source) for source in sources(config).values()]
+    return _key(*texts, data.vocabulary, data.kind, data.lower, data.normalised)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _train_words(config: RetrievalConfig, folder: Path) -> None:
+    data = config.data
+    say(f"words     training {data.vocabulary:,} word pieces → {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    trained = wordpieces.trained(_texts(config), data.vocabulary, data.kind, data.lower)
+    working = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    try:
+        working.mkdir(exist_ok=True)
+        trained.save(working)
+        for path in working.iterdir():
+            sync(path)
+        if not folder.exists():
+            os.rename(working, folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def _texts(config: RetrievalConfig) -> Iterator[str]:
+    """Texts to train word pieces on: of each corpus as much, from all over it."""
+    found = sources(config)
+    share = _TRAINED_ON // len(found)
+    for source in found.values():
+        pieces = text.pieces(source)
+        for piece in pieces:
+            left = share // len(pieces)
+            for document in text.documents(piece):
+                whole = document.whole
+                yield wordpieces.normalised(whole) if config.data.normalised else whole
+                left -= len(whole)
+                if left <= 0:
+                    break

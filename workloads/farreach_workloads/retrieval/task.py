@@ -1,0 +1,178 @@
+"""Unsupervised pretraining of a text encoder: pairs of spans in, a searched corpus out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from farreach import seeding
+from farreach.data.wordpieces import WordPieces
+from farreach.figures import rendered
+from farreach.learn.asam import Asam
+from farreach.learn.place import Place
+from farreach.learn.task import Batch, Pixels
+from farreach_workloads.retrieval import figures, stores
+from farreach_workloads.retrieval.config import RetrievalConfig
+from farreach_workloads.retrieval.contrast import make_method
+from farreach_workloads.retrieval.corpora import extract
+from farreach_workloads.retrieval.encoder import Bag, TextEncoder
+from farreach_workloads.retrieval.hub import encoder_config, make_encoder
+from farreach_workloads.retrieval.probe import Probe
+from farreach_workloads.retrieval.sampler import Chunks, PairData, rarity
+from farreach_workloads.retrieval.spans import Vocabulary
+
+# Of collapse: standard deviation of vectors in units of their length, and effective directions.
+FEW_DIRECTIONS = 1.5
+
+
+class PretrainTask:
+    """Pretrains an encoder; see `farreach.learn.task.Task`."""
+
+    score = "evaluation/ndcg@10"
+
+    def __init__(self, config: RetrievalConfig) -> None:
+        """Open the tokens and make the networks.
+
+        Raises:
+            ConfigError: settings do not go together.
+            DataError: the tokens are not there, or a folder to begin with is none.
+        """
+        self.config = config
+        self.words = stores.words_of(config)
+        training = config.training
+        chunks = Chunks(
+            stores.opened(config, self.words), config.mix, config.spans.chunk, config.seed
+        )
+        self.data = PairData(
+            chunks,
+            config.spans,
+            vocabulary_of(self.words),
+            config.seed,
+            samples_per_epoch=training.batch * training.epoch_updates,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeding.child_seed(config.seed, "weights"))
+            encoder = make_encoder(config.encoder, self.words)
+        if isinstance(encoder, Bag) and not (config.encoder.path or config.encoder.embeddings):
+            encoder.weigh(torch.from_numpy(rarity(chunks.stores, config.spans.chunk)))
+        self.method = make_method(
+            encoder, config.contrast, seeding.child_seed(config.seed, "queue")
+        )
+        self.model: nn.Module = self.method.model
+        self.companions = self.method.companions
+        self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest)
+        self._metrics: dict[str, float] = {}
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The one that learns, by which queries and documents are encoded."""
+        return self.method.model.encoder
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over all weights, as the paper's; or ASAM on top of it."""
+        return make_optimizer(self.model, self.config)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, step: int, rank: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's; and how many tokens a pair has."""
+        loss, metrics = self.method.loss(model, batch, step)
+        tokens = (batch["query_length"].sum() + batch["key_length"].sum()) / len(batch["query"])
+        return loss, metrics | {"data/tokens_per_pair": tokens.float()}
+
+    def before_update(self, step: int) -> None:
+        """Nothing precedes it."""
+
+    def after_update(self, step: int) -> None:
+        """As the method says."""
+        self.method.after_update(step)
+
+    def evaluate(self, place: Place) -> dict[str, float]:
+        """How well questions find their documents, and how vectors are spread."""
+        with place.in_one_piece(self.model):
+            vectors = self.probe.vectors(self.encoder.eval(), place)
+        self._metrics = self.probe.measured(*vectors)
+        return self._metrics
+
+    def only(self, count: int) -> None:
+        """Evaluate on `count` of the questions alone."""
+        self.probe.only(count)
+
+    def pictures(self) -> dict[str, Pixels]:
+        """Scores of right and of other documents."""
+        return {"evaluation/scores": rendered(figures.similarities(self.probe))}
+
+    def remarks(self) -> Sequence[str]:
+        """Signs of collapse, and what helps against it."""
+        rank = self._metrics.get("evaluation/effective_rank", float("inf"))
+        if rank >= FEW_DIRECTIONS:
+            return []
+        return [
+            f"collapse: vectors use {rank:.1f} directions of {self.encoder.width} "
+            "(evaluation/effective_rank). Lower training.lr, lengthen training.warmup_epochs, or "
+            "raise contrast.temperature."
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """The method's."""
+        return self.method.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the method's state over."""
+        self.method.restore(state)
+
+
+def probe_folder(config: RetrievalConfig) -> Path:
+    """What is searched while training: as configured, the text itself, or the shipped extract."""
+    if config.probe.path is not None:
+        return Path(config.probe.path)
+    path = config.data.path
+    if isinstance(path, str) and (Path(path) / "queries.jsonl").is_file():
+        return Path(path)
+    return extract.folder(Path(config.data.cache))
+
+
+def vocabulary_of(words: WordPieces) -> Vocabulary:
+    """What spans need to know of word pieces."""
+    return Vocabulary(
+        cls=words.cls,
+        sep=words.sep,
+        pad=words.pad,
+        mask=words.mask,
+        first_word=words.first_word,
+        size=words.size,
+        fingerprint=words.fingerprint,
+    )
+
+
+def make_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
+    """Over all weights that learn; the loop sets the rate."""
+    settings = config.optimizer
+    weights = [p for p in model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(
+        weights,
+        lr=1.0,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    return adamw if settings.kind == "adamw" else Asam(adamw, settings.radius, settings.floor)
+
+
+def sizes_of(config: RetrievalConfig) -> tuple[int, int]:
+    """Width of the encoder and tokens of its longest text; raises as `encoder_config` does."""
+    given = config.encoder
+    if given.path is not None:
+        given = encoder_config(Path(given.path), given)
+    return given.width, given.positions
+
+
+def spread(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """At most so many numbers below `count`, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
