@@ -168,7 +168,8 @@ COMMANDS: tuple[Command, ...] = (
         "search an index, for one query or for one after the other",
         '  farreach search index/debian "how do I mount a disk"\n'
         '  farreach search index/debian "editor" --k 20 --mode lexical\n'
-        "  farreach search index/debian",
+        "  farreach search index/debian\n"
+        "  farreach search index/debian --page",
         cli_index.search_arguments,
     ),
     Command(

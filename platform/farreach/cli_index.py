@@ -22,11 +22,13 @@ from farreach.registry import near_match
 EMBED_MODULE = "farreach_workloads.retrieval.embed"
 INDEXES_MODULE = "farreach_workloads.retrieval.indexes"
 SEARCHER_MODULE = "farreach_workloads.retrieval.searcher"
+PAGE_MODULE = "farreach_workloads.retrieval.page"
 TUNING_MODULE = "farreach_workloads.retrieval.tuning"
 SETS_MODULE = "farreach_workloads.retrieval.corpora.sets"
 
 MODES = ("hybrid", "dense", "lexical")
 SHOWN = 10
+PAGE_PORT = 8080
 PROMPT = "search> "
 BOLD, PLAIN = "\033[1m", "\033[0m"
 
@@ -171,11 +173,20 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object for each query, and no more"
     )
+    parser.add_argument(
+        "--page", action="store_true", help="search in a browser instead, on this machine alone"
+    )
+    parser.add_argument(
+        "--port", type=positive, default=PAGE_PORT, help=f"of the page (default: {PAGE_PORT})"
+    )
 
 
 def search(options: argparse.Namespace) -> None:
     """Search for one query, or for those that are typed or piped in."""
     searcher = importlib.import_module(SEARCHER_MODULE).Searcher.open(options.index)
+    if options.page:
+        importlib.import_module(PAGE_MODULE).serve(searcher, options.port)
+        return
     k = options.k or min(SHOWN, searcher.documents)
     queries = _asked() if options.query is None else [options.query]
     for query in queries:

@@ -1,6 +1,12 @@
 import io
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 
 import pytest
 import torch
@@ -168,3 +174,26 @@ def test_wrong_input_is_one_message(index, arguments, code, message, capsys):
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
+
+
+def test_the_page_listens_until_it_is_interrupted(index):
+    """In a process of its own, which Ctrl-C ends."""
+    command = [sys.executable, "-m", "farreach", "search", index, "--page"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert f"http://127.0.0.1:{port}" in line
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+            assert b"<title>" in page.read()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.stdout.close()
+    assert process.wait(30) in (0, 130)

@@ -23,7 +23,7 @@ from farreach.index.vectors import Piece, Rows
 
 # Rows of a product that a core computes in about a millisecond.
 BLOCK = 4096
-# Rows of which the largest score is kept.
+# Rows of which the largest score is kept, where few hits are wanted.
 GROUP = 16
 QUERIES_TOGETHER = 256
 # Scores kept at once, 128 MiB, whatever the number of rows.
@@ -64,11 +64,12 @@ def search_flat(
     ]
     if not blocks or not len(queries):
         return Hits.none(len(queries), k)
-    groups = sum(-(-len(array) // GROUP) for _, array in blocks)
-    together = max(1, min(QUERIES_TOGETHER, _MOST_KEPT // groups))
+    # Of few hits a large group costs less; of many, all of their groups are scored again.
+    group = GROUP if k <= 2 * GROUP else GROUP // 4
+    together = max(1, min(QUERIES_TOGETHER, _MOST_KEPT // sum(_groups(blocks, group))))
     many = threads or torch.get_num_threads()
     found = [
-        _Search(blocks, queries[i : i + together], allowed, longest, many).best(k)
+        _Search(blocks, queries[i : i + together], allowed, longest, group, many).best(k)
         for i in range(0, len(queries), together)
     ]
     return Hits(
@@ -137,6 +138,11 @@ def products(vectors: NDArray[Any], queries: Floats) -> Floats:
     return (vectors.astype(np.float64) * queries.astype(np.float64)).sum(axis=1).astype(np.float32)
 
 
+def _groups(blocks: Sequence[Block], group: int) -> list[int]:
+    """Number of groups of each block; the last one may be shorter."""
+    return [-(-len(array) // group) for _, array in blocks]
+
+
 def _slack(queries: Floats, longest: float) -> NDArray[np.float64]:
     """(n,) how far below the best a score in single precision may be that is as good in truth.
 
@@ -178,10 +184,14 @@ class _Search:
         queries: Floats,
         allowed: NDArray[np.bool_] | None,
         longest: float,
+        group: int,
         threads: int,
     ) -> None:
-        self.blocks, self.queries, self.allowed, self.threads = blocks, queries, allowed, threads
-        self.offsets = np.cumsum([0, *(-(-len(array) // GROUP) for _, array in blocks)])
+        self.blocks, self.queries, self.allowed = blocks, queries, allowed
+        self.group, self.threads = group, threads
+        self.firsts = np.array([first for first, _ in blocks])
+        self.ends = np.array([first + len(array) for first, array in blocks])
+        self.offsets = np.cumsum([0, *_groups(blocks, group)])
         self.slack = _slack(queries, longest)
 
     def best(self, k: int) -> Hits:
@@ -221,10 +231,11 @@ class _Search:
                 barred = torch.from_numpy(~self.allowed[first : first + len(array)])
                 scores.masked_fill_(barred[:, None], -torch.inf)
             out = maxima[self.offsets[number] : self.offsets[number + 1]]
-            whole = len(array) // GROUP
-            torch.amax(scores[: whole * GROUP].view(whole, GROUP, len(queries)), 1, out=out[:whole])
+            whole = len(array) // self.group
+            full = scores[: whole * self.group].view(whole, self.group, len(queries))
+            torch.amax(full, 1, out=out[:whole])
             if whole < len(out):
-                torch.amax(scores[whole * GROUP :], 0, out=out[whole])
+                torch.amax(scores[whole * self.group :], 0, out=out[whole])
 
         _side_by_side(score, range(len(self.blocks)), self.threads)
         return maxima[:, : len(self.queries)].T.contiguous()
@@ -241,15 +252,18 @@ class _Search:
         return rows[kept], products(vectors[kept], self.queries[query])
 
     def _members(self, groups: Rows) -> tuple[Rows, Floats]:
-        """(m,) rows of the groups and their (m, d) vectors."""
-        rows, vectors = [np.empty(0, np.int64)], [self.queries[:0]]
+        """(m,) rows of the groups, in rising order, and their (m, d) vectors."""
         owners = np.searchsorted(self.offsets, groups, "right") - 1
-        for group, owner in zip(groups.tolist(), owners.tolist(), strict=True):
+        begins = self.firsts[owners] + self.group * (groups - self.offsets[owners])
+        rows = begins[:, None] + np.arange(self.group)
+        rows = rows[rows < self.ends[owners, None]]
+        vectors = np.empty((len(rows), self.queries.shape[1]), np.float32)
+        present = np.unique(owners)
+        cuts = np.searchsorted(rows, [self.firsts[present], self.ends[present]]).T
+        for owner, (begin, end) in zip(present.tolist(), cuts.tolist(), strict=True):
             first, array = self.blocks[owner]
-            begin = GROUP * (group - int(self.offsets[owner]))
-            vectors.append(array[begin : begin + GROUP])
-            rows.append(np.arange(first + begin, first + begin + len(vectors[-1])))
-        return np.concatenate(rows), np.concatenate(vectors, dtype=np.float32)
+            vectors[begin:end] = array[rows[begin:end] - first]
+        return rows, vectors
 
 
 def _side_by_side(work: Callable[[int], None], numbers: Sequence[int], threads: int) -> None:

@@ -43,7 +43,7 @@ class IndexConfig(Config):
     kind: Kind = "flat"
     """`flat` is exact; `ivf_flat`, `ivf_pq` and `hnsw` are faster, `ivf_pq` and `sq8` smaller."""
     lists: int | None = Field(default=None, ge=1)
-    """Lists of ivf_*; null: four times the square root of the number of vectors."""
+    """Lists of ivf_*, at most one for 39 vectors; null: four times the square root of those."""
     probes: int = Field(default=32, ge=1)
     """Lists of ivf_* that a search looks at."""
     subquantizers: int | None = Field(default=None, ge=1)

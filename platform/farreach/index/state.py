@@ -32,7 +32,8 @@ from farreach.index.vectors import MANIFEST, Rows
 from farreach.rundir import atomic_write
 
 SCHEMA = 1
-_OURS = re.compile(r"\.?(part|shard|trained|deleted)-.*")
+# Not the parts of a folder of vectors, whose numbers are shorter.
+_OURS = re.compile(r"\.?(part-[0-9a-f]{16}\.|shard-|trained-|deleted-).*")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ def made(folder):
     return Searcher.open(folder / "small <index>")
 
 
+def without_words(searcher):
+    """The same index, as if its words had not been counted."""
+    return Searcher(
+        searcher.index, None, searcher._encoder, searcher._words, searcher._texts, searcher.fusion
+    )
+
+
 def ask(address, path, method="GET", **headers):
     """Status, headers and body."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)

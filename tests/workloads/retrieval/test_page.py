@@ -15,11 +15,10 @@ from urllib.parse import urlsplit
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from page_index import ask, found, made
+from page_index import ask, found, made, without_words
 
 from farreach.errors import ConfigError
 from farreach_workloads.retrieval import page
-from farreach_workloads.retrieval.searcher import Searcher
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +166,7 @@ def test_only_a_name_of_this_machine_is_answered(address):
 
 
 def test_an_index_without_words_has_one_column(searcher):
-    dense = Searcher(
-        searcher.index, None, searcher._encoder, searcher._words, searcher._texts, searcher.fusion
-    )
-    columns = page.answer(dense, page.Request("disk"))["columns"]
+    columns = page.answer(without_words(searcher), page.Request("disk"))["columns"]
     assert len(columns[0]["hits"]) == 6
     assert columns[1]["hits"] is None
     assert columns[2]["hits"] is None

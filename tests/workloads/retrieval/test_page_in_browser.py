@@ -10,7 +10,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import started
-from page_index import TEXTS, found, made
+from page_index import TEXTS, found, made, without_words
 
 from farreach_workloads.retrieval import page
 
@@ -47,7 +47,7 @@ def test_what_is_typed_is_found_in_three_columns(browser, searcher, tmp_path):
     assert "press Enter" in browser.note()
     browser.type("disk folder")
     browser.press("Return")
-    browser.has("found in 6 documents")
+    browser.has("of 6 documents found")
     assert browser.ask("location.search") == "?q=disk+folder"
     assert browser.ask("document.title").startswith("disk folder – small <index>")
     columns = browser.texts("section h2")
@@ -96,7 +96,7 @@ def test_hostile_texts_are_shown_and_not_run(browser, address):
     evil = "<b id=mine>hostile</b><script>document.title='taken'</script>"
     query = urlencode({"q": evil, "where": "id = 'evil'"})
     browser.open(f"{address}?{query}")
-    browser.has("1 found")
+    browser.has("1 of 6 documents found")
     assert browser.text("section:nth-child(2) .title") == TEXTS["evil"][0]
     assert browser.text("section:nth-child(2) .snippet") == TEXTS["evil"][1]
     assert browser.ask("document.querySelectorAll('main img, main script, #mine').length") == 0
@@ -129,6 +129,17 @@ def test_errors_and_empty_results_say_what_to_do(browser, address):
     assert browser.texts("section p") == ["Nothing fits query and filter."] * 3
 
 
+def test_an_index_without_words_says_how_to_get_them(the_browser, searcher):
+    with page.served(without_words(searcher)) as address:
+        the_browser.open(f"{address}?q=disk")
+        the_browser.has("6 of 6 documents found")
+    assert len(the_browser.texts("section:first-child .hit")) == 6
+    messages = the_browser.texts("section:not(:first-child) p")
+    assert len(messages) == 2
+    assert all("lexical=true" in message for message in messages)
+    assert "only here" not in the_browser.text("main")
+
+
 def test_a_server_that_is_gone_is_told_of_until_it_is_back(the_browser, searcher):
     browser = the_browser
     with page.served(searcher) as address:
@@ -140,7 +151,7 @@ def test_a_server_that_is_gone_is_told_of_until_it_is_back(the_browser, searcher
     with page.served(searcher, urlsplit(address).port):
         browser.ask("document.querySelector('#note button').focus()")
         browser.press("Space")
-        browser.has("found in 6 documents")
+        browser.has("of 6 documents found")
 
 
 def test_a_late_answer_does_not_replace_a_newer_one(browser, searcher, monkeypatch):

@@ -116,12 +116,16 @@ def parted(queries: Iterable[Query], shares: Shares) -> dict[str, list[Query]]:
     """
     parts: dict[str, list[Query]] = {TRAIN: [], DEV: [], TEST: []}
     for query in sorted(queries, key=lambda query: _fraction(query.id)):
-        at = _fraction(query.family)
-        name = TEST if at < shares.test else DEV if at < shares.test + shares.dev else TRAIN
-        parts[name].append(query)
+        parts[part_of(query.family, shares)].append(query)
     parts[TEST] = parts[TEST][: shares.most_test]
     parts[DEV] = parts[DEV][: shares.most_dev]
     return parts
+
+
+def part_of(family: str, shares: Shares) -> str:
+    """The part that a family is in."""
+    at = _fraction(family)
+    return TEST if at < shares.test else DEV if at < shares.test + shares.dev else TRAIN
 
 
 def write(out: Path, corpus: Corpus, facts: Facts, shares: Shares) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from farreach.errors import ConfigError, DataError
 from farreach.progress import Progress
 from farreach.registry import near_match
 from farreach_workloads.retrieval.corpora import questions
+from farreach_workloads.retrieval.corpora.aligned import ALIGNED, write_aligned
 from farreach_workloads.retrieval.corpora.apt import Apt, NoPackageError, Package
 from farreach_workloads.retrieval.corpora.descriptions import LICENCE, MADE, Descriptions, release
 from farreach_workloads.retrieval.corpora.layout import Facts, Shares, is_done, write
@@ -65,7 +66,10 @@ def debian(out: Path, cache: Path, progress: Progress) -> list[Path]:
 
 
 def debian_languages(out: Path, cache: Path, progress: Progress) -> list[Path]:
-    """Package descriptions in other languages, each to search in itself and in English."""
+    """Package descriptions in other languages, to search in themselves and in English.
+
+    Beside them a file of translated pairs, to train on.
+    """
     index = Apt(cache).index(LANGUAGES)
     _say(progress, 1, "reading the package index")
     texts = Descriptions.open(index)
@@ -86,6 +90,8 @@ def debian_languages(out: Path, cache: Path, progress: Progress) -> list[Path]:
             f"the package index in {cache} has no language with {LEAST_DOCUMENTS:,} translated "
             "descriptions. Use an archive of Debian in /etc/apt, and another cache."
         )
+    if not (out / ALIGNED).is_file():
+        write_aligned(out, list(zip(made[::2], made[1::2], strict=True)), Shares())
     return made
 
 
