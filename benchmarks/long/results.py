@@ -58,6 +58,16 @@ PRETRAIN_COLUMNS = {
     "minutes": "training/minutes",
 }
 
+# On the pool of the probe; `farreach evaluate RUN search path=…` measures on the whole.
+RETRIEVAL_COLUMNS = {
+    "nDCG@10": "evaluation/ndcg@10",
+    "R@100": "evaluation/recall@100",
+    "documents": "evaluation/documents",
+    "updates": "training/updates",
+    "minutes": "training/minutes",
+}
+DEBIAN, LANGUAGES = "data/debian", "data/debian_languages"
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -175,6 +185,15 @@ EXPERIMENTS = {
         "vision/simclr_clipart", ("backbone=regnety_tiny", "training.epochs=40")
     ),
     "swav_clipart": Experiment("vision/swav_clipart"),
+    # After `farreach data prepare debian data/debian`, and so for debian_languages.
+    "debian": Experiment("retrieval/debian", (f"data.path={DEBIAN}",)),
+    "debian_mini": Experiment("retrieval/debian_mini", (f"data.path={DEBIAN}",)),
+    "debian_languages": Experiment(
+        "retrieval/debian_languages", (f"probe.path={LANGUAGES}/de/english",)
+    ),
+    "debian_aligned": Experiment(
+        "retrieval/debian_aligned", (f"probe.path={LANGUAGES}/de/english",)
+    ),
 }
 
 
@@ -217,6 +236,7 @@ def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:
     base = OFFLINE_COLUMNS if "training/foundation_minutes" in first else COLUMNS
     base = VISION_COLUMNS if "evaluation/top1" in first else base
     base = PRETRAIN_COLUMNS if "evaluation/knn_top1" in first else base
+    base = RETRIEVAL_COLUMNS if "evaluation/ndcg@10" in first else base
     columns = base | {key.removeprefix(prefix): key for key in categories}
     lines = [
         f"### {name}: " + " ".join((EXPERIMENTS[name].config, *EXPERIMENTS[name].overrides)),

@@ -2,14 +2,14 @@
 
 Scores are inner products. `flat` keeps no file of its own, for vectors are searched as they lie.
 The others are FAISS's: `ivf_flat` and `ivf_pq` divide the space into lists and look at the lists
-nearest to a query, `ivf_pq` at codes of a few bytes per vector (Jégou et al., PAMI 2011); `hnsw`
-walks a graph of neighbours (Malkov and Yashunin, PAMI 2020); `sq8` scans a byte per number.
+nearest to a query, `ivf_flat` at vectors in half precision, for memory is what it waits for, and
+`ivf_pq` at codes of a few bytes per vector (Jégou et al., PAMI 2011); `hnsw` walks a graph of
+neighbours (Malkov and Yashunin, PAMI 2020); `sq8` scans a byte per number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,8 @@ Coarse = tuple[NDArray[np.int64], Floats]
 LEAST_PER_CENTRE = 39
 CODES = 256
 ROUNDS = 10
-BLOCK = 8192
+# Hits beyond those wanted, some of which half precision may have put in the wrong order.
+SPARE = 8
 
 
 class IndexConfig(Config):
@@ -68,10 +69,16 @@ class IndexConfig(Config):
         """Whether vectors must be seen before any can be added."""
         return self.kind in ("ivf_flat", "ivf_pq", "sq8")
 
+    def candidates(self, k: int) -> int:
+        """How many hits to look for where k are wanted, since their scores are approximate."""
+        if self.kind in ("ivf_pq", "sq8"):
+            return k * max(1, self.rerank)
+        return k + SPARE if self.kind == "ivf_flat" else k
+
     @property
-    def candidates(self) -> int:
-        """How many candidates a search asks for each hit it wants."""
-        return max(1, self.rerank) if self.kind in ("ivf_pq", "sq8") else 1
+    def rescores(self) -> bool:
+        """Whether what is found is scored again from the vectors themselves."""
+        return self.kind == "ivf_flat" or (self.kind in ("ivf_pq", "sq8") and self.rerank > 0)
 
     def lists_for(self, count: int) -> int:
         """Number of lists for so many vectors."""
@@ -104,11 +111,11 @@ def trained(config: IndexConfig, sample: Floats, count: int) -> Any:
         index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, inner)
         index.train(sample)
         return index
-    centres = _centres(sample, config.lists_for(count), config.seed)
+    lists = config.lists_for(count)
     quantizer = faiss.IndexFlatIP(width)
-    quantizer.add(centres)
     if config.kind == "ivf_flat":
-        index = faiss.IndexIVFFlat(quantizer, width, len(centres), inner)
+        half = faiss.ScalarQuantizer.QT_fp16
+        index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, half, inner, False)
     else:
         if len(sample) < LEAST_PER_CENTRE * CODES:
             raise DataError(
@@ -116,51 +123,27 @@ def trained(config: IndexConfig, sample: Floats, count: int) -> Any:
                 f"there are {len(sample)}. Take kind flat, which is fast for so few."
             )
         bytes_each = _subquantizers(config, width)
-        index = faiss.IndexIVFPQ(quantizer, width, len(centres), bytes_each, 8, inner)
-        index.pq.cp.niter = ROUNDS
-        index.pq.cp.max_points_per_centroid = config.samples_per_list
+        index = faiss.IndexIVFPQ(quantizer, width, lists, bytes_each, 8, inner)
+        _set(index.pq.cp, config)
+    _set(index.cp, config)
+    if faiss.get_num_gpus():
+        index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(width))
     index.train(sample)
     return index
 
 
-def fill(index: Any, blocks: Iterable[Floats]) -> None:
-    """Add vectors, (m, d) at a time, to an index; their ids count on from what it has."""
-    centres = centres_of(index)
-    for block in blocks:
-        vectors = np.ascontiguousarray(block)
-        if centres is None:
-            index.add(vectors)
-            continue
-        lists = nearest(vectors, centres)
-        index.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))
-
-
 def centres_of(index: Any) -> Tensor | None:
-    """(lists, d) centres of an index of lists, on the device that does large products."""
+    """(lists, d) centres of an index of lists."""
     if not isinstance(index, faiss.IndexIVF):
         return None
-    centres = index.quantizer.reconstruct_n(0, index.nlist)
-    return torch.from_numpy(centres).to(_device())
-
-
-def nearest(vectors: Floats, centres: Tensor) -> NDArray[np.int64]:
-    """(m,) the centre with the largest inner product for each of (m, d) vectors.
-
-    torch's products are several times faster than those of FAISS's wheel on recent CPUs, and run
-    on a GPU where there is one.
-    """
-    found = [
-        torch.mm(torch.from_numpy(vectors[i : i + BLOCK]).to(centres.device), centres.T).argmax(1)
-        for i in range(0, len(vectors), BLOCK)
-    ]
-    return torch.cat(found).cpu().numpy()
+    return torch.from_numpy(index.quantizer.reconstruct_n(0, index.nlist))
 
 
 def coarse(queries: Floats, centres: Tensor, probes: int) -> Coarse:
     """The lists to look at for (n, d) queries."""
-    products = torch.mm(torch.from_numpy(queries.copy()).to(centres.device), centres.T)
+    products = torch.mm(torch.from_numpy(queries.copy()), centres.T)
     values, lists = torch.topk(products, min(probes, len(centres)))
-    return lists.cpu().numpy(), values.cpu().numpy()
+    return lists.numpy(), values.numpy()
 
 
 def search(
@@ -243,23 +226,9 @@ def _search_lists(
     return scores, ids
 
 
-def _centres(sample: Floats, lists: int, seed: int) -> Floats:
-    """(lists, d) centres of norm 1 by spherical k-means (Dhillon and Modha, 2001)."""
-    rng = np.random.default_rng(seed)
-    vectors = torch.from_numpy(sample).to(_device())
-    centres = _normalised(vectors[rng.choice(len(sample), lists, replace=False)])
-    for _ in range(ROUNDS):
-        owners = torch.from_numpy(nearest(sample, centres)).to(vectors.device)
-        sums = torch.zeros_like(centres).index_add_(0, owners, vectors)
-        empty = torch.bincount(owners, minlength=lists) == 0
-        again = rng.choice(len(sample), int(empty.sum()), replace=False)
-        sums[empty] = vectors[again]
-        centres = _normalised(sums)
-    return centres.cpu().numpy()
-
-
-def _normalised(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+def _set(clustering: Any, config: IndexConfig) -> None:
+    clustering.niter, clustering.seed = ROUNDS, config.seed
+    clustering.max_points_per_centroid = config.samples_per_list
 
 
 def _subquantizers(config: IndexConfig, width: int) -> int:
@@ -271,7 +240,3 @@ def _subquantizers(config: IndexConfig, width: int) -> int:
             "Choose a divisor, or leave it out."
         )
     return config.subquantizers
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -168,16 +168,16 @@ class Reader:
 
     def _found(self, queries: Floats, k: int, allowed: Mask | None, config: IndexConfig) -> Hits:
         """The best k as the kind of index finds them, perhaps fewer."""
-        wanted = min(k * config.candidates, self.state.rows)
+        wanted = min(config.candidates(k), self.state.rows)
         parts = [
             self._shards.search(queries, wanted, config, allowed),
             self._added.search(queries, wanted, config, allowed),
         ]
         hits = merged(parts, wanted)
-        if config.kind in ("ivf_pq", "sq8") and config.rerank:
+        if config.rescores:
             longest = self.vectors.longest
             return rescored(hits, self.vectors.rows, queries, k, longest=longest)
-        return hits
+        return best(hits.scores, hits.rows, k)
 
     def _exact(self, queries: Floats, k: int, allowed: Mask | None) -> tuple[Floats, Rows]:
         """Scores and rows of the best k, whatever the kind."""

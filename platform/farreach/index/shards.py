@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from farreach import runtime
 from farreach.actors.services import ActorService, death_cause, fetch
 from farreach.actors.tasks import done_in_any_order
-from farreach.errors import ActorError
+from farreach.errors import ActorError, DataError
 from farreach.index import kinds
 from farreach.index.flat import search_flat
 from farreach.index.hits import NO_ROW, Hits, merged
@@ -28,6 +28,7 @@ from farreach.progress import Progress
 
 BLOCK = 8192  # vectors read at once
 RESTARTS = 2
+_LARGEST_HALF = 65504.0
 # Settings that matter to a search alone.
 _OF_SEARCH = {"probes", "ef", "rerank"}
 
@@ -186,6 +187,11 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
     ranges = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     if config.kind == "flat":
         return tuple(Shard(begin, end, None, None) for begin, end in ranges)
+    if config.kind == "ivf_flat" and vectors.longest > _LARGEST_HALF:
+        raise DataError(
+            f"{folder}: the longest vector has the norm {vectors.longest:.3g}, which half "
+            "precision does not hold. Normalise the vectors, or take another kind than ivf_flat."
+        )
     key = _key(vectors, config)
     trained = f"trained-{key}.faiss"
     if not (folder / trained).exists():
@@ -214,7 +220,8 @@ def build_shard(folder: Path, vectors: Vectors, shard: Shard) -> None:
     """Build one shard from the trained index that lies beside it."""
     index = kinds.read(folder / str(shard.trained))
     blocks = vectors.blocks(BLOCK, shard.begin, shard.end)
-    kinds.fill(index, (block for _, block in blocks))
+    for _, block in blocks:
+        index.add(block)
     kinds.save(index, folder / str(shard.file))
 
 

@@ -58,10 +58,10 @@ def tuned(
             config, reached = _least(measured, config, least, most, target)
         else:
             reached = measured(config)
-        again = config.kind in ("ivf_pq", "sq8") and 2 * config.candidates <= MOST_RERANKED
-        if reached >= target or not again:
+        rerank = 2 * max(1, config.rerank)
+        if reached >= target or config.kind not in ("ivf_pq", "sq8") or rerank > MOST_RERANKED:
             return config, reached
-        config = config.model_copy(update={"rerank": 2 * config.candidates})
+        config = config.model_copy(update={"rerank": rerank})
 
 
 def _least(

@@ -82,6 +82,11 @@ def test_vectors_in_half_precision_are_kept_and_searched_as_such(embedded, clust
     np.testing.assert_array_equal(index.search(queries, 5).rows, rows)
 
 
+def test_numbers_that_half_precision_does_not_hold_are_refused(built, clustered):
+    with pytest.raises(DataError, match=r"norm 1e\+05, which half precision does not hold"):
+        built("a", 1e5 * clustered(100), "ivf_flat")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_hits_than_documents_give_each_document_once(built, clustered, kind):
     hits = built("a", clustered(70), kind, lists=1).search(clustered(3, seed=1), 100)
@@ -408,10 +413,12 @@ def test_the_folder_of_the_vectors_stays_as_it_was(embedded, clustered, tmp_path
         Index.build(tmp_path / "v", embedded("w", clustered(5)), config())
 
 
-def test_tuning_keeps_the_least_effort_that_finds_enough(built, clustered):
-    queries = clustered(200, seed=1)
+def test_tuning_keeps_the_least_effort_that_finds_enough(built):
+    vectors = np.random.default_rng(0).standard_normal((2200, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[2000:]
     for kind, setting, most in (("ivf_flat", "probes", 40), ("hnsw", "ef", 2000)):
-        index = built(kind, clustered(2000), kind, lists=40, probes=40, ef=2000)
+        index = built(kind, vectors[:2000], kind, lists=40, probes=40, ef=2000)
         reached = index.tune(queries, recall=0.97)
         effort = getattr(Index.open(index.path).config, setting)
         assert reached >= 0.97
