@@ -38,6 +38,8 @@ from numpy.typing import NDArray
 COUNT, WIDTH, TOPICS = 200_000, 384, 2000
 HELD_OUT = 2048
 BATCH, K, RECALL = 256, 10, 0.95
+# Above it when tuning, for one batch may be harder than the queries that were tuned on.
+MARGIN = 0.01
 ROUNDS_FEW, ROUNDS_BATCH = 21, 5
 # Of the build, which must be large beside what Python and torch take.
 BUILD_COUNT, BUILD_LISTS, SHARDS = 600_000, 1024, 4
@@ -157,7 +159,7 @@ def batch_r95(
     for kind in kinds:
         config = IndexConfig.model_validate({"kind": kind})
         ours = Index.build(folder / "vectors", folder / kind, config)
-        ours.tune(others, k=K, recall=RECALL)
+        ours.tune(others, k=K, recall=RECALL + MARGIN)
         works = [
             partial(ours.search, batch, K),
             partial(peer.search, batch, K),
