@@ -240,7 +240,7 @@ def hard_file(config: FinetuneConfig) -> Path | None:
     if not file.is_file():
         raise DataError(
             f"{file}: is not there, with the negatives of {config.second.first}. Go on with the "
-            "run; with several machines put data.cache on storage that all of them share."
+            "run; workers need data.cache as a whole path, on storage that all of them share."
         )
     return file
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from farreach.linear import gelu_linear, linear
 
 # A group ends where a text is shorter than this share of the group's longest, if the group is large
-# enough to be worth a product of its own.
+# enough to be worth a product of its own. That is soon on a CPU where there are no gradients.
 LEAST_FILLED, LEAST_TOKENS = 0.85, 256
+LEAST_FILLED_CPU, LEAST_TOKENS_CPU = 1.0, 64
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ def layout_of(lengths: Tensor, width: int) -> Layout:
     texts = np.repeat(np.arange(len(ordered)), ordered)
     positions = np.arange(begins[-1]) - begins[texts]
     groups = []
-    for first, last in _cuts(ordered):
+    filled, tokens = LEAST_FILLED, LEAST_TOKENS
+    if device.type == "cpu" and not torch.is_grad_enabled():
+        filled, tokens = LEAST_FILLED_CPU, LEAST_TOKENS_CPU
+    for first, last in _cuts(ordered, filled, tokens):
         longest = int(ordered[first])
         begin, end = int(begins[first]), int(begins[last])
         slots = empty = None
@@ -96,11 +100,13 @@ def layout_of(lengths: Tensor, width: int) -> Layout:
     return Layout(order_, lengths_, places, positions_, texts_, tuple(groups))
 
 
-def _cuts(ordered: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+def _cuts(
+    ordered: np.ndarray[Any, Any], least_filled: float, least_tokens: int
+) -> list[tuple[int, int]]:
     """First and last (exclusive) text of each group."""
     cuts, first, tokens = [], 0, 0
     for text, length in enumerate(ordered.tolist()):
-        if length < LEAST_FILLED * ordered[first] and tokens >= LEAST_TOKENS:
+        if length < least_filled * ordered[first] and tokens >= least_tokens:
             cuts.append((first, text))
             first, tokens = text, 0
         tokens += length
@@ -121,12 +127,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(tokens, width) → the same."""
-        mixed = [
-            self._of_group(part[group.begin : group.end], group)
-            for part in [linear(x, self.qkv.weight, self.qkv.bias)]
-            for group in layout.groups
-        ]
-        return linear(torch.cat(mixed), self.out.weight, self.out.bias)
+        return linear(self.mixed(x, layout), self.out.weight, self.out.bias)
+
+    def mixed(self, x: Tensor, layout: Layout) -> Tensor:
+        """Values of each head as each token weights them, (tokens, width) → the same."""
+        qkv = linear(x, self.qkv.weight, self.qkv.bias)
+        mixed = [self._of_group(qkv[group.begin : group.end], group) for group in layout.groups]
+        return torch.cat(mixed)
 
     def _of_group(self, qkv: Tensor, group: Group) -> Tensor:
         """(tokens of the group, 3 width) → (tokens of the group, width)."""
