@@ -189,6 +189,15 @@ def test_rows_without_negatives_draw_from_the_corpus_what_does_not_answer(tmp_pa
             assert sorted(found) == others
 
 
+def test_negatives_can_be_what_answers_other_questions(tmp_path):
+    rows = [Row("red", documents("red hat")), Row("blue", documents("cup")), *[
+        Row("pink", documents(text)) for text in ("tree", "door", "Red hat")]]  # fmt: skip
+    store = made(tmp_path, rows, documents("fish", "bird", "cup"))
+    data = data_of(tmp_path, store, negatives=9, pool="answers")
+    drawn = [texts_of(tmp_path, store, data.draw(0, position).negatives) for position in range(50)]
+    assert {text for texts in drawn for text in texts} == {"cup", "tree", "door"}
+
+
 def test_a_batch_has_right_texts_first_and_depends_on_positions_alone(tmp_path):
     rows = [
         Row("red", documents("red hat", "hat")),

@@ -16,6 +16,8 @@ Ids = NDArray[np.int32]
 Vectors = NDArray[np.float32]
 
 BUDGET = 8192
+# On a CPU so many tokens fit its cache: BERTs are about a quarter faster than with more.
+MOST_ON_CPU = 2048
 
 
 def framed(text: Ids, words: WordPieces, longest: int) -> Ids:
@@ -57,7 +59,7 @@ def embedded(
         texts: see `framed`.
         device: where it is computed.
         autocast: compute in bfloat16.
-        budget: tokens at a time.
+        budget: tokens at a time; on a CPU never more than `MOST_ON_CPU`.
         done: told how many more texts are ready, from time to time.
 
     Returns:
@@ -66,6 +68,8 @@ def embedded(
     result = np.empty((len(texts), encoder.width), np.float32)
     device = torch.device(device)
     lengths = np.array([len(text) for text in texts], np.int64)
+    if device.type == "cpu":
+        budget = min(budget, MOST_ON_CPU)
     cast = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
     with cast:
         for some in bundles(lengths, budget):

@@ -1,11 +1,11 @@
 """Text encoders on CPUs with weights and activations of 8 bits, for inference.
 
-Of each layer, the products before the GELU are of bytes: activations are quantised with one step
-and zero per column, which the norm before them and the weights take over (SmoothQuant, Xiao et al.,
-arXiv:2211.10438 §4), weights with one step per output. What comes out of the GELU has single columns
-that are far larger than the rest, which 8 bits cannot hold: the product after it, and attention, are
-in bfloat16 where the CPU multiplies that, else in float32. Steps are found once, on texts of random
-tokens, so that a text's vector does not depend on the texts that are encoded with it.
+In each layer the products before the GELU are of bytes. Activations are quantised with one step and
+one zero for each column, which the norm before them and the weights take over (SmoothQuant, Xiao et
+al., arXiv:2211.10438 §4); weights with one step for each output. After the GELU single columns are
+far larger than all others, which 8 bits cannot hold: the product there, and attention, are in
+bfloat16 if the CPU multiplies that, else in float32. Steps are found once, on texts of random
+tokens, so that a text's vector does not depend on what is encoded with it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from farreach_workloads.retrieval.packed import (
     pooled,
 )
 
-# Random texts by which steps are found: each begins and ends with another of the first ids, among
-# which vocabularies have [CLS] and [SEP]; some are as long as can be.
-TEXTS, SHORTEST, SHORT, LONGEST, EVERY_LONG = 128, 4, 64, 512, 32
-# How much wider than what was found there the range of bytes is, and how much of the unevenness of
-# columns weights take over.
-MARGIN, SMOOTHING = 1.1, 0.8
+# Random texts by which steps are found. They begin and end with the first so many ids, among which
+# vocabularies have [CLS] and [SEP].
+TEXTS, SHORTEST, LONGEST = 128, 4, 256
+# How much wider the range of bytes is than what was found, and how much of the unevenness of columns
+# weights take over: measured with MiniLM on package descriptions.
+MARGIN, SMOOTHING = 1.1, 0.75
 # Scores of attention that are computed at a time: they fit the cache.
 SCORES = 1 << 18
 # Between these a sum of exponentials is neither too large nor too small for its parts.
@@ -224,10 +224,12 @@ class _Scales:
     Attributes:
         step: (columns,).
         zero: (columns,), no whole numbers.
+        mean: of the numbers, for which the rounding of weights shall make no difference, (columns,).
     """
 
     step: Tensor
     zero: Tensor
+    mean: Tensor
 
     @classmethod
     def of(cls, seen: _Range, weight: Tensor) -> _Scales:
@@ -236,7 +238,7 @@ class _Scales:
         weights = weight.abs().amax(0).clamp(min=1e-6)
         share = half**SMOOTHING / weights ** (1 - SMOOTHING)
         step = share * (half / share).max() * MARGIN * 2 / LEVELS
-        return cls(step, LEVELS / 2 - middle / step)
+        return cls(step, LEVELS / 2 - middle / step, seen.mean)
 
 
 class _Bytes:
@@ -265,7 +267,8 @@ class _Linear:
         weight = weight * scales.step
         self.step = weight.abs().amax(1).clamp(min=1e-12) / 127
         whole = (weight / self.step[:, None]).round().to(torch.int8)
-        self.bias = bias - (whole * self.step[:, None]) @ scales.zero
+        rounded = whole * self.step[:, None]
+        self.bias = bias - rounded @ scales.zero + (weight - rounded) @ (scales.mean / scales.step)
         self.zero = torch.zeros(len(bias), dtype=torch.int64)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
 
@@ -280,20 +283,28 @@ class _Linear:
 
 @dataclass(frozen=True)
 class _Range:
-    """Least and largest of each column, (columns,)."""
+    """Least, largest and mean of each column, (columns,)."""
 
     least: Tensor
     most: Tensor
+    mean: Tensor
 
     @classmethod
     def of(cls, x: Tensor) -> _Range:
-        """Of (n, columns); zero is always in it."""
-        return cls(x.amin(0).clamp(max=0), x.amax(0).clamp(min=0))
+        """Of (n, columns)."""
+        return cls(x.amin(0), x.amax(0), x.mean(0))
+
+    def widest(self) -> _Range:
+        """That of all columns together, of each."""
+        least, most = self.least.min(), self.most.max()
+        return _Range(least.expand_as(self.least), most.expand_as(self.most), self.mean)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Of what is quantised in a layer: before attention, after it, and before the GELU's layer."""
+    """Of what is quantised in a layer: before attention, after it (where columns differ too much
+    from text to text to have ranges of their own), and before the layer of the GELU.
+    """
 
     inputs: _Range
     mixed: _Range
@@ -302,7 +313,7 @@ class _Seen:
 
 def _ranges(encoder: Bert) -> list[_Seen]:
     """What random texts show in each layer."""
-    ids, lengths = _texts(len(encoder.words.weight), min(encoder.longest, LONGEST))
+    ids, lengths = _texts(len(encoder.words.weight), encoder.longest)
     layout = layout_of(lengths, ids.shape[1])
     x = encoder.norm(_embedded(ids, layout, encoder.word.weight, _positions(encoder)))
     seen = []
@@ -310,7 +321,7 @@ def _ranges(encoder: Bert) -> list[_Seen]:
         inputs, out = _Range.of(x), block.attention.out
         mixed = block.attention.mixed(x, layout)
         x = block.norm1(x + linear(mixed, out.weight, out.bias))
-        seen.append(_Seen(inputs, _Range.of(mixed), _Range.of(x)))
+        seen.append(_Seen(inputs, _Range.of(mixed).widest(), _Range.of(x)))
         raised = activated_linear(x, block.rise.weight, block.rise.bias, "gelu")
         x = block.norm2(x + linear(raised, block.fall.weight, block.fall.bias))
     return seen
@@ -333,9 +344,7 @@ def _embedded(ids: Tensor, layout: Layout, words: Tensor, positions: Tensor) -> 
 
 def _texts(vocabulary: int, longest: int) -> tuple[Tensor, Tensor]:
     """Random texts, (n, l) int64, and their lengths, (n,)."""
-    lengths = torch.linspace(SHORTEST, SHORT, TEXTS).long()
-    lengths[::EVERY_LONG] = longest
-    lengths = lengths.clamp(max=longest)
+    lengths = torch.linspace(SHORTEST, LONGEST, TEXTS).long().clamp(max=longest)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (TEXTS, int(lengths.max())), generator=generator)
     numbers = torch.arange(TEXTS)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -67,6 +67,10 @@ class NegativesConfig(Config):
     """Probability of each to be a hard one, if there are any."""
     hard_from: int = Field(0, ge=0)
     """Hard ones that are passed over in each row's list, which has the hardest first."""
+    pool: Literal["corpus", "answers"] = "corpus"
+    """Where rows without negatives of their own have theirs from: any text of the corpus; or what
+    answers another question. Where a corpus is small, texts that are drawn again and again and
+    never answer come to be disliked, and what held-out questions ask for is among them."""
 
 
 def is_beir(path: Path) -> bool:
@@ -218,6 +222,10 @@ class LabelledData:
         """
         self.store, self._rows, self._config = store, rows, config
         self._words, self._longest, self._seed = words, longest, seed
+        self._pool = store.corpus
+        if config.pool == "answers":
+            answers = [store.positives.of(self.number(row)) for row in range(len(rows))]
+            self._pool = np.unique(np.concatenate([np.empty(0, np.int64), *answers]))
 
     def __len__(self) -> int:
         """How many questions an epoch has."""
@@ -232,7 +240,7 @@ class LabelledData:
 
         One of the texts that answer it; of each negative it is decided by lot whether it is a hard
         one; those that the row has too few of are replaced by others, or missing. Rows without
-        negatives take texts of the corpus, if there is one.
+        negatives take texts of the pool, if there are any.
         """
         store, config = self.store, self._config
         rng = seeding.generator(self._seed, "labelled", position)
@@ -245,15 +253,15 @@ class LabelledData:
         if len(easy):
             drawn = rng.choice(easy, min(others, len(easy)), replace=False)
         else:
-            drawn = self._of_corpus(rng, others, positives)
+            drawn = self._of_pool(rng, others, positives)
         chosen = rng.choice(hard, hard_ones, replace=False)
         return Drawn(int(store.questions[number]), gold, np.concatenate([drawn, chosen]))
 
-    def _of_corpus(self, rng: np.random.Generator, count: int, positives: Rows) -> Rows:
+    def _of_pool(self, rng: np.random.Generator, count: int, positives: Rows) -> Rows:
         """So many texts that do not read as one of the right ones; fewer if there are no more."""
-        corpus, keys = self.store.corpus, self.store.keys
-        some = rng.choice(len(corpus), min(len(corpus), count + len(positives)), replace=False)
-        texts = np.asarray(corpus[some])
+        pool, keys = self._pool, self.store.keys
+        some = rng.choice(len(pool), min(len(pool), count + len(positives)), replace=False)
+        texts = np.asarray(pool[some])
         return texts[~np.isin(keys[texts], keys[positives])][:count]
 
     def batch(self, rows: Rows, positions: Rows) -> Batch:
