@@ -216,6 +216,13 @@ COMMANDS: tuple[Command, ...] = (
         cli_index.index_argument,
     ),
     Command(
+        "index compare",
+        cli_index.compare,
+        "measure and draw what each kind of index finds, and how fast",
+        "  farreach index compare vectors/debian data/debian --out recall_speed.png",
+        cli_index.compare_arguments,
+    ),
+    Command(
         "index tune",
         cli_index.tune,
         "choose how much words count beside vectors, by judged queries",

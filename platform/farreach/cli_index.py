@@ -157,6 +157,30 @@ def tune(options: argparse.Namespace) -> None:
         say(f"recall of the truly best ten: {tuned.recall:.3f}")
 
 
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `index compare`."""
+    parser.add_argument("vectors", type=Path, metavar="VECTORS", help="what `embed` has written")
+    parser.add_argument("queries", type=Path, metavar="FOLDER", help="with queries.jsonl")
+    parser.add_argument(
+        "--out", type=Path, default=Path("recall_speed.png"), help="picture to draw"
+    )
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Say and draw how much each kind of index finds, and how fast."""
+    from farreach.figures import save
+    from farreach.index.compare import drawn
+
+    points = []
+    for point in importlib.import_module(TUNING_MODULE).compared(options.vectors, options.queries):
+        points.append(point)
+        say(
+            f"{point.kind:<9} {point.effort:<11} recall {point.recall:.3f}  "
+            f"{point.rate:>9,.0f} queries/s  {point.megabytes:>8,.1f} MB"
+        )
+    say(str(save(drawn(points, str(options.vectors)), options.out)))
+
+
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `search`."""
     index_argument(parser)

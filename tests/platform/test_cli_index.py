@@ -24,7 +24,7 @@ TEXTS = {
     "gnuchess": ("", "plays chess against you", "games"),
 }
 COMMANDS = ["embed", "search", "index build", "index add", "index delete", "index merge"]
-COMMANDS += ["index compact", "index show", "index tune", "data prepare"]
+COMMANDS += ["index compact", "index show", "index tune", "index compare", "data prepare"]
 
 
 def write(file, names):
@@ -197,3 +197,14 @@ def test_the_page_listens_until_it_is_interrupted(index):
         process.send_signal(signal.SIGINT)
         process.stdout.close()
     assert process.wait(30) in (0, 130)
+
+
+def test_kinds_of_index_are_compared_and_drawn(index, tmp_path, capsys):
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "queries.jsonl").write_text('{"_id": "q", "text": "reads mail"}\n')
+    assert main(["index", "compare", "vectors", "asked", "--out", "speed.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("flat") and "recall 1.000" in line for line in lines)
+    # Lists and codes want more than four vectors.
+    assert {line.split()[0] for line in lines[:-1]} == {"flat", "hnsw", "sq8"}
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")

@@ -1,19 +1,28 @@
-"""Settings of an index that judged queries decide: the weight of words, and how far to look."""
+"""What queries decide: the weight of words, how far to look, and which kind of index suits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
 from farreach.config import Config
+from farreach.data.text import documents
 from farreach.errors import ConfigError
+from farreach.index.compare import Point, compare
 from farreach.index.fusion import Kind
+from farreach_workloads.retrieval import models
+from farreach_workloads.retrieval.embedding import embedded
 from farreach_workloads.retrieval.evaluation.asked import Asked, curve
-from farreach_workloads.retrieval.evaluation.beir import open_beir
+from farreach_workloads.retrieval.evaluation.beir import QUERIES_FILE, open_beir
 from farreach_workloads.retrieval.indexes import FusionConfig, keep_fusion
+from farreach_workloads.retrieval.jobs import MODEL, texts_config
 from farreach_workloads.retrieval.searcher import Searcher
+
+# Queries by which kinds of index are compared.
+COMPARED = 1000
 
 
 class TuneConfig(Config):
@@ -40,6 +49,22 @@ class Tuned:
     weight: float
     curve: dict[float, float]
     recall: float | None
+
+
+def compared(vectors: Path, queries: Path) -> Iterator[Point]:
+    """Each kind of index of embedded documents, searched for a folder's queries.
+
+    Args:
+        vectors: a folder that `embed` has written.
+        queries: a folder in the layout of BEIR; judgements do not count.
+
+    Raises:
+        DataError: one of the folders is not that.
+    """
+    encoder, vocabulary = models.open_model(vectors / MODEL)
+    texts = [query.text for query in documents(queries / QUERIES_FILE)]
+    ids = models.ids_of(texts[:COMPARED], vocabulary, texts_config(vectors), encoder.longest)
+    yield from compare(vectors, embedded(encoder, ids))
 
 
 def tune(folder: Path, queries: Path, config: TuneConfig) -> Tuned:
