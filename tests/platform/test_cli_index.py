@@ -187,6 +187,8 @@ def test_the_page_listens_until_it_is_interrupted(index):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
+        # A shell in the background would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         line = process.stdout.readline()
@@ -196,7 +198,11 @@ def test_the_page_listens_until_it_is_interrupted(index):
     finally:
         process.send_signal(signal.SIGINT)
         process.stdout.close()
-    assert process.wait(30) in (0, 130)
+        try:
+            code = process.wait(30)
+        finally:
+            process.kill()
+    assert code in (0, 130)
 
 
 def test_kinds_of_index_are_compared_and_drawn(index, tmp_path, capsys):

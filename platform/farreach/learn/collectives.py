@@ -49,7 +49,7 @@ def gathered_unequal(x: Tensor) -> tuple[Tensor, list[int]]:
     if workers() == 1:
         return x, [len(x)]
     counts = _counts(x)
-    longest = max(counts)
+    longest = max(1, *counts)  # of no rows at all there is one, which counts for nobody
     padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
     parts = gathered(padded).split(longest)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]), counts

@@ -259,4 +259,4 @@ def test_a_preset_says_where_a_run_differs(given):
     assert not any("negatives" in note for note in notes if note.startswith("differs"))
     notes = launch.check(DEBUG, [*given, "preset=msmarco"])
     assert "differs from msmarco: updates: 20,000 -> 3" in notes
-    assert "differs from msmarco: optimizer.kind: 'asam' -> 'adamw'" in notes
+    assert 'differs from msmarco: optimizer.kind: "asam" -> "adamw"' in notes

@@ -160,11 +160,11 @@ def test_negatives_are_drawn_by_lot(tmp_path):
     data = data_of(tmp_path, store, negatives=2, hard_ratio=0.5, hard_from=1)
     drawn = [
         tuple(texts_of(tmp_path, store, data.draw(0, position).negatives))
-        for position in range(2000)
+        for position in range(1000)
     ]
     counts = Counter(drawn)
     assert set(counts) == {("cup",), ("cup", "fish")}
-    assert counts["cup",] / 2000 == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
+    assert counts["cup",] / 1000 == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 1000) ** 0.5)
 
 
 def test_each_answer_is_drawn_as_often_and_negatives_never_twice(tmp_path):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from farreach.config import Config
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.retrieval.contrast import ContrastConfig, MocoConfig
-from farreach_workloads.retrieval.encoder import EncoderConfig
+from farreach_workloads.retrieval.encoder import EncoderConfig, whole_path
 from farreach_workloads.retrieval.sampler import MixConfig
 from farreach_workloads.retrieval.spans import SpansConfig
 
@@ -35,6 +36,15 @@ class TextConfig(Config):
     """Where tokens and trained word pieces are kept; every worker must see it."""
     workers: int = Field(0, ge=0)
     """Ray tasks that tokenise side by side; 0: this process does it."""
+
+    _whole = field_validator("words", "cache")(whole_path)
+
+    @field_validator("path")
+    @classmethod
+    def _whole_paths(cls, path: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        if isinstance(path, dict):
+            return {name: str(Path(one).absolute()) for name, one in path.items()}
+        return whole_path(path)
 
 
 class RetrievalOptimizerConfig(Config):
@@ -82,6 +92,8 @@ class ProbeConfig(Config):
     """Questions, at most."""
     longest: int = Field(512, ge=3)
     """Tokens of a text, at most."""
+
+    _whole = field_validator("path")(whole_path)
 
 
 class RetrievalConfig(Config):

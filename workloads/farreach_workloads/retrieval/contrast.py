@@ -51,7 +51,6 @@ class InBatchConfig(Config):
     chunk: int | None = Field(None, ge=1)
     """Pairs that are encoded at a time, for batches that memory could not hold: each pair is
     encoded twice (GradCache, arXiv:2101.06983). None: all at once."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 ContrastConfig = Annotated[MocoConfig | InBatchConfig, Field(discriminator="kind")]
@@ -193,7 +192,6 @@ def batch_loss(
     keys: Tensor,
     targets: Tensor,
     temperature: float,
-    label_smoothing: float = 0.0,
     excluded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each query's scores with all keys, of which one is its own.
@@ -203,7 +201,6 @@ def batch_loss(
         keys: (m, width).
         targets: number of each query's key, (n,) int64.
         temperature: by which scores are divided.
-        label_smoothing: of the cross-entropy.
         excluded: keys that are no negatives of a query, such as another part of the same text,
             (n, m) bool.
 
@@ -213,7 +210,7 @@ def batch_loss(
     logits = linear(queries / temperature, keys)
     if excluded is not None:
         logits = logits.masked_fill(excluded, float("-inf"))
-    loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    loss = F.cross_entropy(logits, targets)
     return loss, (logits.argmax(1) == targets).float().mean()
 
 
@@ -306,7 +303,6 @@ class InBatch:
                 everyones,
                 own,
                 config.temperature,
-                config.label_smoothing,
                 excluded,
             )
         return loss, {"learner/accuracy": accuracy, **spreads(queries, keys)}

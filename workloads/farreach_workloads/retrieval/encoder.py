@@ -6,10 +6,11 @@ Hugging Face.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +19,11 @@ from farreach.errors import ConfigError
 from farreach_workloads.retrieval.packed import Block, exact, first_tokens, layout_of, pooled
 
 Pooling = Literal["average", "cls"]
+
+
+def whole_path(path: str | None) -> str | None:
+    """A path from the root on, since workers begin in other folders; `latest` is none."""
+    return path if path in (None, "latest") else str(Path(path or "").absolute())
 
 
 class EncoderConfig(Config):
@@ -42,6 +48,8 @@ class EncoderConfig(Config):
     """All tokens, [CLS] and [SEP] among them; the first alone."""
     normalised: bool = False
     """Divide vectors by their lengths."""
+
+    _whole = field_validator("path", "embeddings")(whole_path)
 
 
 class TextEncoder(nn.Module):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from farreach.config import Config
 from farreach.config import differences as all_differences
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.retrieval.config import ProbeConfig, RetrievalOptimizerConfig
-from farreach_workloads.retrieval.encoder import EncoderConfig
+from farreach_workloads.retrieval.encoder import EncoderConfig, whole_path
 from farreach_workloads.retrieval.mining import MiningConfig
 from farreach_workloads.retrieval.supervision import LabelledConfig
 
@@ -71,6 +71,8 @@ class FinetuneConfig(Config):
     probe: ProbeConfig = ProbeConfig()
     training: FinetuneLoopConfig = FinetuneLoopConfig()
     runtime: WorkersConfig = WorkersConfig()
+
+    _whole = field_validator("start")(whole_path)
 
     @model_validator(mode="after")
     def _is_whole(self) -> FinetuneConfig:

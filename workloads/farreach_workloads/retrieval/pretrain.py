@@ -18,7 +18,7 @@ from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
-from farreach_workloads.retrieval import figures, stores
+from farreach_workloads.retrieval import figures, mining, stores
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import Bag, TextEncoder
@@ -30,9 +30,22 @@ from farreach_workloads.retrieval.task import PretrainTask, probe_folder
 
 Config = RetrievalConfig
 
+
+def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
+    """The encoder of a checkpoint of a run and its vocabulary, for workers that embed."""
+    config = configs.load(RunDirectory.open(run).config_path).config
+    assert isinstance(config, RetrievalConfig)
+    words = stores.words_of(config)
+    encoder = make_encoder(config.encoder, words)
+    state = CheckpointStore.load(checkpoint).part("learner")["model"]
+    Pair(encoder).load_state_dict(as_tensors(state))
+    return encoder.eval(), words
+
+
 EVALUATIONS = {
     "search": Evaluation(evaluate_.search, evaluate_.SearchConfig),
     "answers": Evaluation(open_questions.answers, open_questions.AnswersConfig),
+    "mine": mining.evaluation(encoder_of),
 }
 
 
@@ -101,14 +114,3 @@ def export(
     task = restored(PretrainTask(config), checkpoint)
     save_encoder(task.encoder.eval(), task.words, out)
     return out
-
-
-def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
-    """The encoder of a checkpoint of a run and its vocabulary, for workers that embed."""
-    config = configs.load(RunDirectory.open(run).config_path).config
-    assert isinstance(config, RetrievalConfig)
-    words = stores.words_of(config)
-    encoder = make_encoder(config.encoder, words)
-    state = CheckpointStore.load(checkpoint).part("learner")["model"]
-    Pair(encoder).load_state_dict(as_tensors(state))
-    return encoder.eval(), words

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from farreach import seeding
 from farreach.data import text
@@ -22,7 +22,7 @@ from farreach.learn.order import Rows
 from farreach_workloads.retrieval import stores
 from farreach_workloads.retrieval.config import RetrievalConfig, TextConfig
 from farreach_workloads.retrieval.corpora import extract
-from farreach_workloads.retrieval.encoder import Bert, EncoderConfig, TextEncoder
+from farreach_workloads.retrieval.encoder import Bert, EncoderConfig, TextEncoder, whole_path
 from farreach_workloads.retrieval.evaluation.beir import QRELS_FOLDER
 from farreach_workloads.retrieval.hub import make_encoder
 from farreach_workloads.retrieval.labelled import NegativesConfig, is_beir, rows_of
@@ -62,6 +62,8 @@ class LabelledConfig(NegativesConfig):
     lower: bool = True
     cache: str = "runs/cache"
     """Where what is made is kept; every worker must see it."""
+
+    _whole = field_validator("path", "corpus", "words", "cache")(whole_path)
 
 
 @dataclass(frozen=True)
