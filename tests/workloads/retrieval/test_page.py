@@ -3,6 +3,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import signal
 import socket
 import sys
 import threading
@@ -209,6 +210,15 @@ def free_port():
         return taken.getsockname()[1]
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: a shell in the background has Ctrl-C ignored, and so has what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_it_serves_until_ctrl_c(searcher, capsys):
     port, seen = free_port(), []
 

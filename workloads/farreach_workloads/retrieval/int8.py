@@ -31,9 +31,9 @@ from farreach_workloads.retrieval.packed import (
 
 # Random texts by which steps are found. They begin and end with the first so many ids, among which
 # vocabularies have [CLS] and [SEP].
-TEXTS, SHORTEST, LONGEST = 128, 4, 256
-# How much wider the range of bytes is than what was found, and how much of the unevenness of columns
-# weights take over: measured with MiniLM on package descriptions.
+TEXTS, TOGETHER, SHORTEST, LONGEST = 128, 8, 2, 256
+# How much wider the range of bytes is than what was found, and how much of the unevenness of the
+# columns weights take over: measured with MiniLM on package descriptions.
 MARGIN, SMOOTHING = 1.1, 0.75
 # Scores of attention that are computed at a time: they fit the cache.
 SCORES = 1 << 18
@@ -72,10 +72,12 @@ def quantised(encoder: TextEncoder) -> TextEncoder:
             f"int8: is for CPUs, and the encoder is on {encoder.words.weight.device}. Move it to "
             "the CPU, or leave int8 out."
         )
-    if not hasattr(torch.ops.onednn, "qlinear_pointwise") or not torch.backends.mkldnn.enabled:
+    if not torch.backends.mkldnn.is_available() or not hasattr(
+        torch.ops.onednn, "qlinear_pointwise"
+    ):
         raise ConfigError(
-            "int8: this PyTorch was built without oneDNN, or it is switched off. Install an "
-            "ordinary PyTorch for x86, or leave int8 out."
+            "int8: this PyTorch was built without oneDNN. Install an ordinary one for x86, or "
+            "leave int8 out."
         )
     with torch.no_grad():
         return QuantisedBert(copy.deepcopy(encoder).float().eval()).eval()
@@ -118,19 +120,22 @@ class QuantisedBert(TextEncoder):
 class _QuantisedBlock:
     """A `Block`; what it takes and gives is before the norm, so that this can quantise it too."""
 
-    def __init__(self, block: Block, before: nn.LayerNorm, seen: _Seen) -> None:
+    def __init__(self, block: Block, before: nn.LayerNorm, seen: Tensor) -> None:
+        """Of a layer, the norm before it, and its `_ranges`."""
         attention = block.attention
         width = attention.out.in_features
         self.heads = attention.heads
         self.norm1, self.norm2 = block.norm1, block.norm2
-        scales = _Scales.of(seen.mixed, attention.out.weight)
+        inputs, mixed, between = seen
+        # Its columns differ too much from text to text to have ranges of their own.
+        scales = _Scales.of(_widest(mixed), attention.out.weight)
         self.out = _Linear(attention.out.weight, attention.out.bias, scales)
         self.shift = (scales.zero + 0.5).view(self.heads, -1)
         weight, bias = _attending(attention.qkv, self.heads, scales.step)
-        scales = _Scales.of(seen.inputs, weight)
+        scales = _Scales.of(inputs, weight)
         self.qkv = _Linear(weight, bias, scales)
         self.inputs = _Bytes(before, scales)
-        scales = _Scales.of(seen.between, block.rise.weight)
+        scales = _Scales.of(between, block.rise.weight)
         self.rise = _Linear(block.rise.weight, block.rise.bias, scales)
         self.between = _Bytes(block.norm1, scales)
         self.width = width
@@ -224,21 +229,19 @@ class _Scales:
     Attributes:
         step: (columns,).
         zero: (columns,), no whole numbers.
-        mean: of the numbers, for which the rounding of weights shall make no difference, (columns,).
     """
 
     step: Tensor
     zero: Tensor
-    mean: Tensor
 
     @classmethod
-    def of(cls, seen: _Range, weight: Tensor) -> _Scales:
-        """For columns in a range, which are multiplied with a weight, (after, columns)."""
-        middle, half = (seen.most + seen.least) / 2, (seen.most - seen.least).clamp(min=1e-6) / 2
+    def of(cls, seen: Tensor, weight: Tensor) -> _Scales:
+        """For columns in ranges, (2, columns), that a weight multiplies, (after, columns)."""
+        middle, half = seen.mean(0), (seen[1] - seen[0]).clamp(min=1e-6) / 2
         weights = weight.abs().amax(0).clamp(min=1e-6)
         share = half**SMOOTHING / weights ** (1 - SMOOTHING)
         step = share * (half / share).max() * MARGIN * 2 / LEVELS
-        return cls(step, LEVELS / 2 - middle / step, seen.mean)
+        return cls(step, LEVELS / 2 - middle / step)
 
 
 class _Bytes:
@@ -267,8 +270,7 @@ class _Linear:
         weight = weight * scales.step
         self.step = weight.abs().amax(1).clamp(min=1e-12) / 127
         whole = (weight / self.step[:, None]).round().to(torch.int8)
-        rounded = whole * self.step[:, None]
-        self.bias = bias - rounded @ scales.zero + (weight - rounded) @ (scales.mean / scales.step)
+        self.bias = bias - (whole * self.step[:, None]) @ scales.zero
         self.zero = torch.zeros(len(bias), dtype=torch.int64)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
 
@@ -281,50 +283,41 @@ class _Linear:
         return result
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Least, largest and mean of each column, (columns,)."""
+def _ranges(encoder: Bert) -> Tensor:
+    """What random texts show in each layer: (layers, 3, 2, width).
 
-    least: Tensor
-    most: Tensor
-    mean: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor) -> _Range:
-        """Of (n, columns)."""
-        return cls(x.amin(0), x.amax(0), x.mean(0))
-
-    def widest(self) -> _Range:
-        """That of all columns together, of each."""
-        least, most = self.least.min(), self.most.max()
-        return _Range(least.expand_as(self.least), most.expand_as(self.most), self.mean)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Of what is quantised in a layer: before attention, after it (where columns differ too much
-    from text to text to have ranges of their own), and before the layer of the GELU.
+    The three are the inputs of attention, what it gives and the inputs of the layer of the GELU;
+    the two are the least and the most of each column, or zero.
     """
-
-    inputs: _Range
-    mixed: _Range
-    between: _Range
-
-
-def _ranges(encoder: Bert) -> list[_Seen]:
-    """What random texts show in each layer."""
     ids, lengths = _texts(len(encoder.words.weight), encoder.longest)
+    some = zip(ids.split(TOGETHER), lengths.split(TOGETHER), strict=True)
+    parts = torch.stack([_ranges_in(encoder, *texts) for texts in some])
+    return torch.stack([parts[..., 0, :].amin(0), parts[..., 1, :].amax(0)], -2)
+
+
+def _ranges_in(encoder: Bert, ids: Tensor, lengths: Tensor) -> Tensor:
+    """`_ranges` of some texts."""
     layout = layout_of(lengths, ids.shape[1])
     x = encoder.norm(_embedded(ids, layout, encoder.word.weight, _positions(encoder)))
-    seen = []
+    found = []
     for block in _blocks(encoder):
-        inputs, out = _Range.of(x), block.attention.out
+        inputs, out = x, block.attention.out
         mixed = block.attention.mixed(x, layout)
         x = block.norm1(x + linear(mixed, out.weight, out.bias))
-        seen.append(_Seen(inputs, _Range.of(mixed).widest(), _Range.of(x)))
+        found.append(torch.stack([_range(inputs), _range(mixed), _range(x)]))
         raised = activated_linear(x, block.rise.weight, block.rise.bias, "gelu")
         x = block.norm2(x + linear(raised, block.fall.weight, block.fall.bias))
-    return seen
+    return torch.stack(found)
+
+
+def _range(x: Tensor) -> Tensor:
+    """Least and most of each column, or zero: (n, columns) → (2, columns)."""
+    return torch.stack([x.amin(0).clamp(max=0), x.amax(0).clamp(min=0)])
+
+
+def _widest(seen: Tensor) -> Tensor:
+    """The range of all columns together for each, (2, columns)."""
+    return torch.stack([seen[0].min(), seen[1].max()])[:, None].expand_as(seen)
 
 
 def _blocks(encoder: Bert) -> list[Block]:
