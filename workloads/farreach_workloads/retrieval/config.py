@@ -134,12 +134,10 @@ class RetrievalConfig(Config):
                 "training.part: the pairs of a batch are compared with one another. Set "
                 "contrast.chunk, which gives the whole batch's gradient"
             )
-        chunk = getattr(self.contrast, "chunk", None)
-        if chunk is not None and self.runtime.sharded:
+        if self.contrast.kind == "in_batch" and self.runtime.sharded:
             raise ValueError(
-                "contrast.chunk: parameters that are split over workers (runtime.sharded) cannot "
-                "be used twice in an update. Take one of the two, or contrast.kind=moco with "
-                "training.part"
+                "runtime.sharded: negatives of the batch have been seen to wait for one another "
+                "for ever where parameters are split. Leave it out, or take contrast.kind=moco"
             )
         if self.optimizer.kind == "asam" and self.contrast.kind == "moco":
             raise ValueError(
