@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -32,31 +31,34 @@ from pathlib import Path
 from typing import Any
 
 from farreach import messages
+from farreach.checkpoint_files import (
+    FALL_BACK,
+    SCHEMA,
+    FileRecord,
+    check,
+    manifest,
+    measure,
+    number,
+    read_bytes,
+    seal_of,
+    sealed,
+    write_file,
+    write_part,
+)
 from farreach.errors import CheckpointError
 from farreach.rundir import atomic_write, sync
 
 MANIFEST = "manifest.json"
 SCORE = "score.json"
 HELD = "held"
-SCHEMA = 1
 
 _FOLDER = re.compile(r"step_(\d{12,})(\.old)?")
-_PART_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-_FALL_BACK = "Delete that folder to fall back to the older checkpoint."
 _MENDS = {
     errno.ENOSPC: "Free space on that file system, then resume.",
     errno.EDQUOT: "Free space within your quota, then resume.",
     errno.EROFS: "Choose a folder on a writable file system.",
     errno.EACCES: "Make that folder writable.",
 }
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file must look like: `size` in bytes and `sha256` in hex."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ class Checkpoint:
     def verify(self) -> None:
         """Raise CheckpointError unless every file has the size and checksum of the manifest."""
         for name, record in self.files.items():
-            _check(self.path / name, record, _measure(self.path / name))
+            check(self.path / name, record, measure(self.path / name))
 
     def _read(self, name: str) -> Any:
         path = self.path / name
-        data = _read_bytes(path)
-        _check(path, self.files[name], FileRecord(len(data), hashlib.sha256(data).hexdigest()))
+        data = read_bytes(path)
+        check(path, self.files[name], FileRecord(len(data), hashlib.sha256(data).hexdigest()))
         try:
             return messages.unpack(data)
         except CheckpointError as error:
@@ -171,10 +173,10 @@ class CheckpointStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clear_leftovers()
             working.mkdir()
-            files = {f"{name}.msgpack": _write_part(working, name, parts[name]) for name in parts}
+            files = {f"{name}.msgpack": write_part(working, name, parts[name]) for name in parts}
             if held:
-                _write_file(working / HELD, b"")
-            _write_file(working / MANIFEST, _manifest(step, score, info, files))
+                write_file(working / HELD, b"")
+            write_file(working / MANIFEST, manifest(step, score, info, files))
             sync(working)
             self._put(working, target)
             self._sound.add(target)
@@ -235,8 +237,8 @@ class CheckpointStore:
         except CheckpointError:
             return
         if found.seal == checkpoint.seal:
-            content = {"of": found.seal, "score": _number(score), "info": dict(info)}
-            atomic_write(checkpoint.path / SCORE, _sealed(content))
+            content = {"of": found.seal, "score": number(score), "info": dict(info)}
+            atomic_write(checkpoint.path / SCORE, sealed(content))
             self.release(checkpoint.path)
 
     def tidy(self) -> None:
@@ -353,67 +355,25 @@ class CheckpointStore:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_part(folder: Path, name: str, tree: Any) -> FileRecord:
-    if not _PART_NAME.fullmatch(name):
-        raise ValueError(f"part {name!r}: a name has letters, digits, '_', '-' and '.' only.")
-    data = messages.pack(tree)
-    _write_file(folder / f"{name}.msgpack", data)
-    return FileRecord(len(data), hashlib.sha256(data).hexdigest())
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _manifest(
-    step: int, score: float | None, info: Mapping[str, Any], files: Mapping[str, FileRecord]
-) -> bytes:
-    content = {
-        "schema": SCHEMA,
-        "step": step,
-        "score": _number(score),
-        "info": dict(info),
-        "files": {name: vars(record) for name, record in files.items()},
-    }
-    return _sealed(content)
-
-
-def _number(score: float | None) -> float | None:
-    return None if score is None or math.isnan(score) else float(score)
-
-
-def _sealed(content: Mapping[str, Any]) -> bytes:
-    # Through JSON and back, because the seal is over what a reader will see.
-    content = json.loads(json.dumps(content))
-    return json.dumps({**content, "sha256": _seal(content)}, indent=2).encode()
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _read_manifest(folder: Path) -> Checkpoint:
     """The checkpoint that a manifest describes; its files are not looked at."""
     path = folder / MANIFEST
     try:
-        content = json.loads(_read_bytes(path))
+        content = json.loads(read_bytes(path))
     except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON: {error}. {_FALL_BACK}") from error
+        raise CheckpointError(f"{path}: is not JSON: {error}. {FALL_BACK}") from error
     if not isinstance(content, dict) or not {"schema", "step", "sha256"} <= content.keys():
-        raise CheckpointError(f"{path}: was not written by farreach. {_FALL_BACK}")
+        raise CheckpointError(f"{path}: was not written by farreach. {FALL_BACK}")
     if content["schema"] != SCHEMA:
         raise CheckpointError(
             f"{path}: schema version {content['schema']}, but this farreach reads {SCHEMA}. "
-            f"Use the farreach that wrote it. {_FALL_BACK}"
+            f"Use the farreach that wrote it. {FALL_BACK}"
         )
-    found, expected = content.pop("sha256"), _seal(content)
+    found, expected = content.pop("sha256"), seal_of(content)
     if found != expected:
         raise CheckpointError(
             f"{path}: was altered: its own sha256 is {found}, its content gives {expected}. "
-            f"{_FALL_BACK}"
+            f"{FALL_BACK}"
         )
     # Written by this schema, as the seal shows, so its fields need no further checks.
     files = {name: FileRecord(**record) for name, record in content["files"].items()}
@@ -426,48 +386,10 @@ def _added(path: Path, seal: str) -> dict[str, Any]:
     """What `add_score` wrote for the manifest of that seal; nothing if it is not sound."""
     try:
         content = json.loads(path.read_bytes())
-        is_sound = content.pop("sha256") == _seal(content) and content["of"] == seal
+        is_sound = content.pop("sha256") == seal_of(content) and content["of"] == seal
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
     return content if is_sound else {}
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _measure(path: Path) -> FileRecord:
-    """Size and checksum of a file, read in blocks of 1 MiB."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return FileRecord(size, digest.hexdigest())
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    mend = _FALL_BACK if isinstance(error, FileNotFoundError) else "Make it readable."
-    return CheckpointError(f"{path}: cannot be read: {error.strerror or error}. {mend}")
-
-
-def _check(path: Path, expected: FileRecord, found: FileRecord) -> None:
-    if found.size != expected.size:
-        raise CheckpointError(
-            f"{path}: has {found.size} bytes instead of {expected.size} "
-            f"(sha256 {found.sha256} instead of {expected.sha256}). {_FALL_BACK}"
-        )
-    if found.sha256 != expected.sha256:
-        raise CheckpointError(
-            f"{path}: was altered: sha256 is {found.sha256} instead of {expected.sha256}. "
-            f"{_FALL_BACK}"
-        )
 
 
 def _identity(path: Path) -> int | None:

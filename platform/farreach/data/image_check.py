@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from farreach.data.images import ImageSet, idx_pair, is_image
+from farreach.data.image_files import idx_pair
+from farreach.data.images import ImageSet, is_image
 from farreach.errors import DataError
 
 

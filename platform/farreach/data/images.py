@@ -13,27 +13,24 @@ labels are not needed, all of these may lack them, and a folder may hold images 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from farreach.data.image_files import SUFFIXES, idx_pair, read_idx, read_table, read_tar
 from farreach.errors import DataError
 
 Labels = NDArray[np.int64]
 
 HELD_OUT_EVERY = 10
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EVALUATION_NAMES = ("val", "test", "eval")
 UNREADABLE = (
     OSError,
@@ -193,7 +190,7 @@ class ParquetImages(ImageSet):
     def __init__(self, files: Sequence[Path], *, labelled: bool = True) -> None:
         """All rows of all files; raises DataError if a column is missing or there are no rows."""
         self._files = list(files)
-        tables = [_read_table(file, labelled=labelled) for file in files]
+        tables = [read_table(file, labelled=labelled) for file in files]
         table = pa.concat_tables(tables)
         if not len(table):
             raise DataError(f"{files[0]}: has no rows.")
@@ -241,7 +238,7 @@ class TarImages(ImageSet):
         values: list[Any] = []
         parts: list[str] = []
         for number, file in enumerate(files):
-            for key, place, value in _read_tar(file, labelled=labelled):
+            for key, place, value in read_tar(file, labelled=labelled):
                 self._places.append((number, *place))
                 self._keys.append(key)
                 values.append(value)
@@ -271,8 +268,8 @@ class IdxImages(ImageSet):
 
     def __init__(self, path: Path, images: Path, labels: Path) -> None:
         """Raises DataError if a file is damaged or they do not belong together."""
-        self._pixels = _read_idx(images)
-        found = _read_idx(labels).astype(np.int64)
+        self._pixels = read_idx(images)
+        found = read_idx(labels).astype(np.int64)
         if self._pixels.ndim != 3 or found.shape != self._pixels.shape[:1]:
             raise DataError(
                 f"{images}: holds {self._pixels.shape}, {labels.name} {found.shape}; one label per "
@@ -370,50 +367,6 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
-def _read_table(file: Path, *, labelled: bool) -> Any:
-    try:
-        table = pq.read_table(file, memory_map=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file}: is no readable Parquet file: {error}.") from error
-    needed = ("image", "label") if labelled else ("image",)
-    missing = [name for name in needed if name not in table.column_names]
-    if missing:
-        raise DataError(
-            f"{file}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}. Rename "
-            "the columns to image (encoded bytes) and label."
-        )
-    kept = [name for name in ("image", "label", "split") if name in table.column_names]
-    return table.select(kept)
-
-
-def _read_tar(
-    file: Path, *, labelled: bool
-) -> Iterator[tuple[str, tuple[int, int], int | str | None]]:
-    """Key, place (first byte, bytes) and label of each image."""
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int | str] = {}
-    try:
-        with tarfile.open(file, "r:") as archive:
-            for member in archive:
-                stem, _, suffix = member.name.rpartition("/")[2].partition(".")
-                key = f"{member.name.rpartition('/')[0]}/{stem}".lstrip("/")
-                if not member.isfile() or not stem:
-                    continue
-                if f".{suffix.lower()}" in SUFFIXES:
-                    images[key] = (member.offset_data, member.size)
-                elif suffix == "cls":
-                    content = archive.extractfile(member)
-                    assert content is not None
-                    text = content.read().decode().strip()
-                    labels[key] = int(text) if text.isdecimal() else text
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: is no tar file that can be read: {error}.") from error
-    for key, place in images.items():
-        if labelled and key not in labels:
-            raise DataError(f"{file}: sample {key} has no label: {key}.cls is missing.")
-        yield key, place, labels.get(key)
-
-
 def _as_labels(file: Path, values: list[Any]) -> tuple[Labels, list[str]]:
     """Numbers as they are, names by their order in the alphabet."""
     if all(isinstance(value, int) for value in values):
@@ -423,32 +376,6 @@ def _as_labels(file: Path, values: list[Any]) -> tuple[Labels, list[str]]:
         return labels, [str(number) for number in range(int(labels.max()) + 1)]
     names, labels = np.unique([str(value) for value in values], return_inverse=True)
     return labels.astype(np.int64), names.tolist()
-
-
-def idx_pair(path: Path, name: str) -> tuple[Path, Path] | tuple[()]:
-    """The files of images and labels of a part, packed or not; () if they are not there."""
-    for suffix in (".gz", ""):
-        pair = tuple(
-            path / f"{name}-{kind}-ubyte{suffix}" for kind in ("images-idx3", "labels-idx1")
-        )
-        if all(file.is_file() for file in pair):
-            return pair[0], pair[1]
-    return ()
-
-
-def _read_idx(file: Path) -> NDArray[np.uint8]:
-    """The array in an IDX file: two zeros, a type (8: uint8), a number of dims, the dims, data."""
-    try:
-        data = file.read_bytes()
-        data = gzip.decompress(data) if file.suffix == ".gz" else data
-    except (OSError, EOFError) as error:
-        raise DataError(f"{file}: cannot be read: {error}. Download it again.") from error
-    dims = data[3] if len(data) > 3 else 0
-    shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
-    body = np.frombuffer(data, np.uint8)[4 + 4 * dims :]
-    if data[:3] != b"\x00\x00\x08" or body.size != int(np.prod(shape)):
-        raise DataError(f"{file}: is no IDX file of bytes, or is cut off. Download it again.")
-    return body.reshape(shape)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from farreach.data.images import SUFFIXES, as_rgb
+from farreach.data.image_files import SUFFIXES
+from farreach.data.images import as_rgb
 from farreach.errors import DataError
 
 LabelMap = NDArray[np.uint8]

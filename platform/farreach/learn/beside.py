@@ -26,9 +26,10 @@ from farreach.learn.restored import restored
 
 if TYPE_CHECKING:
     from farreach.actors.services import ActorService
+    from farreach.learn.report import LearnRunConfig
     from farreach.learn.settings import WorkersConfig
     from farreach.learn.task import Pixels, Task
-    from farreach.learn.trainer import LearnRunConfig, MakeTask
+    from farreach.learn.trainer import MakeTask
     from farreach.rundir import RunDirectory
 
 POLL_S = 0.1

@@ -16,7 +16,7 @@ from farreach import launch
 from farreach.data.text import Document
 from farreach.errors import ConfigError, DataError
 from farreach.learn.place import Place
-from farreach.learn.trainer import Report
+from farreach.learn.report import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped

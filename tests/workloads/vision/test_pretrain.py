@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from farreach import config as configs
 from farreach import launch
 from farreach.errors import DataError
+from farreach.learn.report import Report
 from farreach.learn.restored import restored
-from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped

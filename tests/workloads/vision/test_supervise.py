@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from farreach import config as configs
 from farreach import launch
 from farreach.errors import ConfigError, DataError, FarreachError
+from farreach.learn.report import Report
 from farreach.learn.restored import restored
-from farreach.learn.trainer import Report
 from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped

@@ -6,6 +6,7 @@ Hugging Face.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class EncoderConfig(Config):
     _whole = field_validator("path", "embeddings")(whole_path)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(nn.Module, ABC):
     """A vector per text.
 
     Attributes:
@@ -80,14 +81,14 @@ class TextEncoder(nn.Module):
         vectors = self.vectors(ids, lengths)
         return F.normalize(vectors, dim=-1) if self.normalised else vectors
 
+    @abstractmethod
     def vectors(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """As `forward`, of any length."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def words(self) -> nn.Embedding:
         """Vectors of the word pieces."""
-        raise NotImplementedError
 
 
 class Bert(TextEncoder):

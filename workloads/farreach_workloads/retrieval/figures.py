@@ -11,6 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from farreach.figures import save
+from farreach.learn.place import Place
+from farreach.rundir import RunDirectory
+from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.probe import Probe
 
 BINS = 80
@@ -32,6 +36,17 @@ def similarities(probe: Probe) -> Figure:
     axes.legend()
     axes.set_title(f"{len(probe.names)} questions, {probe.documents:,} documents", fontsize=9)
     return figure
+
+
+def draw(probe: Probe, encoder: TextEncoder, run: RunDirectory) -> list[Path]:
+    """Search with an encoder, and write how scores lie and the vectors for the projector."""
+    with torch.no_grad():
+        queries, documents = probe.vectors(encoder, Place())
+        probe.measured(queries, documents)
+    return [
+        save(similarities(probe), run.figures / "scores.png"),
+        project(documents, probe.titles, run.tensorboard / "projector"),
+    ]
 
 
 def project(vectors: torch.Tensor, labels: Sequence[str], folder: Path) -> Path:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from farreach import config as configs
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.data import text
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
-from farreach.figures import save
 from farreach.launch import Evaluation, Format
 from farreach.learn.loop import as_tensors
-from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
@@ -96,13 +92,7 @@ def evaluate(
 def plot(config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """How scores lie; and documents' vectors for the projector."""
     task = restored(PretrainTask(config), checkpoint)
-    with torch.no_grad():
-        queries, documents = task.probe.vectors(task.encoder, Place())
-        task.probe.measured(queries, documents)
-    return [
-        save(figures.similarities(task.probe), run.figures / "scores.png"),
-        figures.project(documents, task.probe.titles, run.tensorboard / "projector"),
-    ]
+    return figures.draw(task.probe, task.encoder, run)
 
 
 def export(
@@ -111,6 +101,5 @@ def export(
     """Write the encoder and its vocabulary in the layout of Hugging Face."""
     if fmt != "hub":
         raise ConfigError(f"--format {fmt}: a text encoder is exported as hub.")
-    task = restored(PretrainTask(config), checkpoint)
-    save_encoder(task.encoder.eval(), task.words, out)
+    save_encoder(*encoder_of(run.path, checkpoint.path), out)
     return out

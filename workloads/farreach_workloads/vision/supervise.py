@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from farreach import config as configs
 from farreach import seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
-from farreach.data.images import SUFFIXES, ImageSet, as_rgb
+from farreach.data.image_files import SUFFIXES
+from farreach.data.images import ImageSet, as_rgb
 from farreach.errors import ConfigError, DataError
 from farreach.figures import rendered, save
 from farreach.launch import Format

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from farreach import seeding
-from farreach.data.images import SUFFIXES, ImageSet, as_rgb, open_images
+from farreach.data.image_files import SUFFIXES
+from farreach.data.images import ImageSet, as_rgb, open_images
 from farreach.data.instances import Instances, InstanceSet
 from farreach.data.label_maps import LabelMap, LabelMapSet
 from farreach.errors import DataError

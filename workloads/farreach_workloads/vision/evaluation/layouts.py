@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from farreach.data.images import SUFFIXES, UNLABELLED, ImageSet, Labels
+from farreach.data.image_files import SUFFIXES
+from farreach.data.images import UNLABELLED, ImageSet, Labels
 from farreach.errors import DataError
 
 Boxes = NDArray[np.int64]
