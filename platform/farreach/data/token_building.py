@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,20 @@ def build_files(source: Path, out: Path, words: WordPieces, workers: int, normal
             )
         return
     out.mkdir(parents=True, exist_ok=True)
-    done = _done(out, words, normalise, made_from)
-    _build_missing(out, parts, words, normalise, workers, done)
-    _finish(source, out, words, normalise, [done[number] for number in range(len(parts))])
+    with _alone(out):
+        if read_manifest(out) is not None:
+            return  # another process has built it meanwhile
+        done = _done(out, words, normalise, made_from)
+        _build_missing(out, parts, words, normalise, workers, done)
+        _finish(source, out, words, normalise, [done[number] for number in range(len(parts))])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process builds in a folder; one that ends lets go of it."""
+    with open(folder / ".lock", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

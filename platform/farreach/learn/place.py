@@ -115,12 +115,18 @@ class Place:
 
     @contextmanager
     def in_one_piece(self, model: nn.Module) -> Iterator[None]:
-        """In here parts of a model whose parameters are split can be called by themselves."""
+        """In here parts of a model whose parameters are split can be called by themselves.
+
+        Each worker may call them as often as it likes: parameters stay whole from call to call.
+        """
         parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
         for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
         yield
         for part in parts:
+            # FSDP2 leaves the outermost one whole between the passes.
+            part.set_reshard_after_forward(part is not model, recurse=False)
             part.reshard()
 
     @contextmanager

@@ -5,6 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -337,3 +340,26 @@ def test_a_damaged_part_of_an_unfinished_build_is_made_again(corpus, words, stor
     cut_documents(out)
     assert build(corpus, out, words).fingerprint == store.fingerprint
     assert contents(out) == contents(store.path)
+
+
+def test_two_builds_at_once_are_as_one(corpus, words, store, tmp_path, monkeypatch):
+    """The second waits for the first, which takes its time, and takes its store."""
+    halfway, wrote = threading.Event(), []
+    written = token_building.write_part
+
+    def slowly(*arguments):
+        wrote.append(threading.get_ident())
+        halfway.set()
+        time.sleep(0.05)
+        return written(*arguments)
+
+    monkeypatch.setattr(token_building, "write_part", slowly)
+    out = tmp_path / "both"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(build, corpus, out, words)
+        assert halfway.wait(60)
+        second = pool.submit(build, corpus, out, words)
+        stores = [first.result(60), second.result(60)]
+    assert len(set(wrote)) == 1
+    for made in stores:
+        assert made.fingerprint == store.fingerprint

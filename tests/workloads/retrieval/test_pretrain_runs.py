@@ -73,7 +73,7 @@ def test_three_workers_with_unequal_shares_are_as_one(case, cache, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["moco"])
+@pytest.mark.parametrize("case", ["moco", "in batch", "in batch, in chunks"])
 def test_two_workers_with_a_half_of_the_parameters_each_are_as_one(case, cache, tmp_path):
     name, words = words_of(case, cache)
     one = trained(Place(), name, words)
@@ -197,13 +197,6 @@ def test_a_corpus_smaller_than_a_window_is_named(cache, tmp_path):
     config.write_text(config_text(cache, data=data | {"words": str(tmp_path / "words")}))
     with pytest.raises(DataError, match=r"corpus small: its .* tokens are fewer than the 256"):
         launch.train(str(config), run_dir=tmp_path / "run")
-
-
-def test_negatives_of_the_batch_are_refused_where_parameters_are_split():
-    words = ["runtime.workers=2", "runtime.sharded=true"]
-    with pytest.raises(ConfigError, match=r"runtime\.sharded: negatives of the batch"):
-        configs.load(configs.find(BAG), words)
-    configs.load(configs.find(MINI), words)
 
 
 def test_a_preset_says_in_what_a_run_differs_from_it():

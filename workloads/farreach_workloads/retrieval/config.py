@@ -134,11 +134,6 @@ class RetrievalConfig(Config):
                 "training.part: the pairs of a batch are compared with one another. Set "
                 "contrast.chunk, which gives the whole batch's gradient"
             )
-        if self.contrast.kind == "in_batch" and self.runtime.sharded:
-            raise ValueError(
-                "runtime.sharded: negatives of the batch have been seen to wait for one another "
-                "for ever where parameters are split. Leave it out, or take contrast.kind=moco"
-            )
         if self.optimizer.kind == "asam" and self.contrast.kind == "moco":
             raise ValueError(
                 "optimizer.kind: asam passes twice over a batch, whose keys would join the queue "

@@ -76,11 +76,6 @@ class FinetuneConfig(Config):
 
     @model_validator(mode="after")
     def _is_whole(self) -> FinetuneConfig:
-        if self.runtime.sharded:
-            raise ValueError(
-                "runtime.sharded: negatives of the batch have been seen to wait for one another "
-                "for ever where parameters are split. Leave it out"
-            )
         workers = max(1, self.runtime.workers)
         if self.training.part is not None and self.training.part * workers < self.training.batch:
             raise ValueError(
