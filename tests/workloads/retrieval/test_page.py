@@ -177,7 +177,7 @@ def test_a_search_that_breaks_is_told_of_and_the_next_one_works(
     address, searcher, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(searcher, "search", lambda *_, **__: 1 / 0)
+        patch.setattr(searcher, "compared", lambda *_, **__: 1 / 0)
         status, answer = found(address, q="disk")
     assert (status, answer["error"]) == (
         500,

@@ -192,6 +192,20 @@ def test_wrong_questions_are_answered_with_what_is_wrong(index):
         searcher.search(["chess"], 1, where="topik = 'x'")
 
 
+def test_modes_side_by_side_find_what_each_finds_alone(index, monkeypatch):
+    searcher, encoded = Searcher.open(index), []
+    encode = searcher.encode
+    monkeypatch.setattr(searcher, "encode", lambda queries: encoded.append(1) or encode(queries))
+    found = searcher.compared("king opponent mail", 7, "topic != 'sound'")
+    assert encoded == [1]
+    assert list(found) == ["dense", "lexical", "hybrid"]
+    for mode, hits in found.items():
+        alone = searcher.search(["king opponent mail"], 7, mode=mode, where="topic != 'sound'")[0]
+        assert [(hit.id, hit.score) for hit in hits] == [(hit.id, hit.score) for hit in alone]
+    with pytest.raises(ConfigError, match="Ask for 1 to so many"):
+        searcher.compared("king", 0)
+
+
 def test_without_words_vectors_alone_are_searched(model, tmp_path):
     index = make(model, tmp_path / "made", texts(), lexical=False)
     searcher = Searcher.open(index)

@@ -36,7 +36,7 @@ class EncoderConfig(Config):
     """Folder in the layout of Hugging Face to begin with: its sizes and weights count, and its
     vocabulary if `data.words` names none. None: random weights."""
     embeddings: str | None = None
-    """Folder or run whose vectors of word pieces to begin with, of as many pieces and as wide."""
+    """Exported encoder whose vectors of word pieces to begin with, of its vocabulary and width."""
     width: int = Field(768, ge=1)
     depth: int = Field(12, ge=1)
     heads: int = Field(12, ge=1)

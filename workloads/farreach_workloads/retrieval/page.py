@@ -132,17 +132,15 @@ def answer(searcher: Searcher, request: Request) -> dict[str, Any]:
         one, from the second on, is a word of the query.
 
     Raises:
-        ConfigError, DataError: see `Searcher.search`.
+        ConfigError, DataError: see `Searcher.compared`.
     """
     began = time.perf_counter()
     k = max(1, min(request.k, searcher.documents))
-    columns: list[dict[str, Any]] = []
-    for mode in MODES:
-        hits = None
-        if mode == "dense" or searcher.lexical is not None:
-            found = searcher.search([request.query], k, mode=mode, where=request.where)[0]
-            hits = [_row(hit) for hit in found]
-        columns.append({"mode": mode, "hits": hits})
+    found = searcher.compared(request.query, k, request.where)
+    columns: list[dict[str, Any]] = [
+        {"mode": mode, "hits": [_row(hit) for hit in found[mode]] if mode in found else None}
+        for mode in MODES
+    ]
     return {
         "query": request.query,
         "where": request.where,

@@ -207,15 +207,38 @@ class Searcher:
             ConfigError: k is below 1 or above the number of documents, or there are no words.
             DataError: a query is blank, or the filter is wrong.
         """
-        if not 1 <= k <= self.documents:
-            raise ConfigError(
-                f"k={k}: the index holds {self.documents:,} documents. Ask for 1 to so many."
-            )
+        self._check(k)
         mode = self.mode_for(mode)
         depth = max(k, self.fusion.depth) if mode == "hybrid" else k
         sides = self.sides(queries, depth, mode, where)
         hits = self.joined(sides, k)
         return [self._found(query, number, hits, sides) for number, query in enumerate(queries)]
+
+    def compared(self, query: str, k: int, where: str | None = None) -> dict[Mode, list[Found]]:
+        """What each mode finds that the index has, each side asked once.
+
+        Args:
+            query: a text.
+            k: how many documents of each mode.
+            where: see `search`.
+
+        Raises:
+            ConfigError, DataError: see `search`.
+        """
+        self._check(k)
+        sides = self.sides([query], max(k, self.fusion.depth), self.mode_for(None), where)
+        asked: dict[Mode, Sides] = {"dense": Sides(sides.dense, None)}
+        if sides.lexical is not None:
+            asked |= {"lexical": Sides(None, sides.lexical), "hybrid": sides}
+        return {
+            mode: self._found(query, 0, self.joined(own, k), own) for mode, own in asked.items()
+        }
+
+    def _check(self, k: int) -> None:
+        if not 1 <= k <= self.documents:
+            raise ConfigError(
+                f"k={k}: the index holds {self.documents:,} documents. Ask for 1 to so many."
+            )
 
     def _found(self, query: str, number: int, hits: Hits, sides: Sides) -> list[Found]:
         scores, rows = hits.of(number)
