@@ -1,1 +1,1 @@
-"""Conformance suites that users can run on what they add."""
+"""What users can test their own additions with: conformance suites, several workers."""

@@ -1,8 +1,5 @@
 """A task that fits made-up numbers, and a program that trains it as one of several ranks."""
 
-import datetime
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from farreach.checkpoint import CheckpointStore
 from farreach.learn.loop import Loop
 from farreach.learn.place import Place
 from farreach.learn.settings import LoopConfig, WorkersConfig
+from farreach.testing.ranks import as_rank
 
 SAMPLES = 50
 
@@ -138,18 +136,11 @@ def trained(folder, place=None, **settings):
     return task
 
 
-if __name__ == "__main__":
-    rank, world, port, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    place = Place(rank, world, sharded="sharded" in sys.argv)
-    settings = {"part": 2} if "part" in sys.argv else {}
-    if "twice" in sys.argv:  # stopped after seven updates, and then by another object to the end
+def as_worker(rank, world, words):
+    """Weights and rows of a run; words: folder, and `sharded`, `part` or `twice`."""
+    out, place = words[0], Place(rank, world, sharded="sharded" in words)
+    settings = {"part": 2} if "part" in words else {}
+    if "twice" in words:  # stopped after seven updates, and then by another object to the end
         torch.manual_seed(0)
         first = Regression()
         loop_of(f"{out}/checkpoints", first, Notes(7), place).run()
@@ -163,9 +154,8 @@ if __name__ == "__main__":
         task = trained(f"{out}/checkpoints", place, max_grad_norm=1e3, **settings)
     state = task.model.state_dict()
     whole = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in state.items()}
-    torch.save({"model": whole, "seen": task.seen}, f"{out}/rank{rank}.pt")
-    dist.barrier()  # the first rank keeps the store that the others leave by
-    dist.destroy_process_group()
-    # A thread of gloo's may still be ending, and would abort a process that leaves in order.
-    sys.stdout.flush()
-    os._exit(0)
+    return {"model": whole, "seen": task.seen}
+
+
+if __name__ == "__main__":
+    as_rank(as_worker)

@@ -1,15 +1,10 @@
-import datetime
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from farreach.learn.collectives import BatchNorm1d, gathered, summed, total, workers
+from farreach.testing.ranks import as_rank, several
 
 ROWS = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
 
@@ -48,14 +43,8 @@ def test_alone_they_are_nothing_and_pytorchs_own():
 
 
 def test_several_workers_are_as_one_with_all_rows(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    program = [sys.executable, str(Path(__file__))]
-    ranks = [subprocess.Popen([*program, str(rank), port, str(tmp_path)]) for rank in range(3)]
-    assert [rank.wait(60) for rank in ranks] == [0, 0, 0]
     one = results(ROWS, len(ROWS))
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    found = several(Path(__file__), 3, tmp_path)
     for name in ("x", "y", "eval"):
         torch.testing.assert_close(torch.cat([part[name] for part in found]), one[name])
     for part in found:
@@ -64,16 +53,4 @@ def test_several_workers_are_as_one_with_all_rows(tmp_path):
 
 
 if __name__ == "__main__":
-    rank, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=3,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    torch.save(results(ROWS[4 * rank : 4 * rank + 4], len(ROWS)), f"{out}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)
+    as_rank(lambda rank, world, words: results(ROWS[4 * rank : 4 * rank + 4], len(ROWS)))

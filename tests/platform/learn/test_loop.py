@@ -1,5 +1,3 @@
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from farreach.checkpoint import CheckpointStore
 from farreach.learn.loop import LearnError
 from farreach.learn.place import Place
 from farreach.learn.settings import WorkersConfig
+from farreach.testing.ranks import several
 
 PROGRAM = Path(__file__).with_name("regression.py")
 
@@ -68,16 +67,7 @@ def test_other_processes_prepare_the_same_batches(tmp_path):
 
 def together(folder, world, *words):
     """Train in so many processes; what each ended with."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(PROGRAM)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(world), port, str(folder), *words])
-        for rank in range(world)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0] * world
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+    return several(PROGRAM, world, folder, [folder, *words])
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])

@@ -1,15 +1,10 @@
-import datetime
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from farreach.learn.place import Place
+from farreach.testing.ranks import as_rank, several
 
 CALLS = (5, 1)  # of each worker, which may differ
 INPUTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -42,21 +37,9 @@ def results(place, calls):
 
 
 def test_in_one_piece_workers_may_call_as_often_as_each_likes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    program = [sys.executable, str(Path(__file__))]
-    ranks = [
-        subprocess.Popen(
-            [*program, str(rank), port, str(tmp_path)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for rank in range(2)
-    ]
-    assert [rank.wait(90) for rank in ranks] == [0, 0]
+    of_ranks = several(Path(__file__), 2, tmp_path)
     (expected, *_), gradients, _ = results(Place(), 1)
-    for rank, calls in enumerate(CALLS):
-        found, theirs, kinds = torch.load(tmp_path / f"{rank}.pt")
+    for calls, (found, theirs, kinds) in zip(CALLS, of_ranks, strict=True):
         assert len(found) == calls
         for one in found:
             torch.testing.assert_close(one, expected)
@@ -66,16 +49,4 @@ def test_in_one_piece_workers_may_call_as_often_as_each_likes(tmp_path):
 
 
 if __name__ == "__main__":
-    rank, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=30),
-    )
-    torch.save(results(Place(rank, 2, sharded=True), CALLS[rank]), f"{out}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)
+    as_rank(lambda rank, world, words: results(Place(rank, world, sharded=True), CALLS[rank]))

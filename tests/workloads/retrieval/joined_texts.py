@@ -1,17 +1,12 @@
 """Computes the loss of fine-tuning as one of several ranks, and saves it with its gradients."""
 
-import datetime
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from farreach.learn.order import share
 from farreach.learn.place import Place
+from farreach.testing.ranks import as_rank, several
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import Bert, EncoderConfig
 from farreach_workloads.retrieval.finetune_task import labelled_loss
@@ -70,32 +65,10 @@ def results(place, dtype, chunk=None):
     return found
 
 
-def several(world, folder):
+def as_joined(world, folder):
     """What each of several processes finds in double precision."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__))]
-    ranks = [
-        subprocess.Popen([*command, *map(str, (rank, world, port, folder))], env=environment)
-        for rank in range(world)
-    ]
-    assert [process.wait(240) for process in ranks] == [0] * world
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+    return several(Path(__file__), world, folder)
 
 
 if __name__ == "__main__":
-    rank, world, port, out = sys.argv[1:]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=int(rank),
-        world_size=int(world),
-        timeout=datetime.timedelta(seconds=120),
-    )
-    torch.save(results(Place(int(rank), int(world)), torch.float64), f"{out}/rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)
+    as_rank(lambda rank, world, words: results(Place(rank, world), torch.float64))

@@ -28,7 +28,7 @@ from farreach_workloads.retrieval.labelled_store import build
 from farreach_workloads.retrieval.supervision import reset_dropout
 
 sys.path.insert(0, str(Path(__file__).parent))
-from joined_texts import NEGATIVES, results, several
+from joined_texts import NEGATIVES, as_joined, results
 from labelled_sets import COLOURS, THINGS, beir, context, lines, words
 
 DEBUG = "retrieval/finetune_debian_debug"
@@ -72,7 +72,7 @@ def test_the_loss_by_hand():
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_workers_are_as_one_whatever_negatives_they_have(tmp_path, world):
     one = results(Place(), torch.float64)
-    for other in several(world, tmp_path):
+    for other in as_joined(world, tmp_path):
         for case in NEGATIVES:
             assert other[case]["loss"] == pytest.approx(one[case]["loss"], rel=1e-12)
             assert other[case]["left_out"] == pytest.approx(one[case]["left_out"])

@@ -21,7 +21,7 @@ from farreach_workloads.retrieval import pretrain, stores
 from farreach_workloads.retrieval.hub import open_encoder
 
 sys.path.insert(0, str(Path(__file__).parent))
-from joined_pairs import several, trained
+from joined_pairs import as_joined, trained
 
 MINI, BAG = "retrieval/debian_mini_debug", "retrieval/debian_debug"
 BERT = (
@@ -68,7 +68,7 @@ def check_that_they_agree(one, other):
 def test_three_workers_with_unequal_shares_are_as_one(case, cache, tmp_path):
     name, words = words_of(case, cache)
     one = trained(Place(), name, words)
-    for other in several(3, tmp_path, name, words, sharded=False):
+    for other in as_joined(3, tmp_path, name, words, sharded=False):
         check_that_they_agree(one, other)
 
 
@@ -77,7 +77,7 @@ def test_three_workers_with_unequal_shares_are_as_one(case, cache, tmp_path):
 def test_two_workers_with_a_half_of_the_parameters_each_are_as_one(case, cache, tmp_path):
     name, words = words_of(case, cache)
     one = trained(Place(), name, words)
-    others = several(2, tmp_path, name, words, sharded=True)
+    others = as_joined(2, tmp_path, name, words, sharded=True)
     assert others[0]["networks"][0].keys() == one["networks"][0].keys()
     for other in others:
         check_that_they_agree(one, other)

@@ -1,19 +1,14 @@
 """Trains some updates of a method as one of several ranks, and saves what became of it."""
 
-import datetime
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from farreach import config as configs
 from farreach.learn.order import share
 from farreach.learn.place import Place
+from farreach.testing.ranks import as_rank, several
 from farreach_workloads.vision.selfsup.task import PretrainTask
 
 UPDATES = 3
@@ -72,36 +67,15 @@ def whole(gradient):
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
 
 
-def several(world, folder, name, words, *, sharded):
+def as_joined(world, folder, name, words, *, sharded):
     """What each of several processes ends with."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__))]
-    ranks = [
-        subprocess.Popen(
-            [*command, *map(str, (rank, world, port, folder, int(sharded), name)), *words],
-            env=environment,
-        )
-        for rank in range(world)
-    ]
-    assert [process.wait(240) for process in ranks] == [0] * world
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+    return several(Path(__file__), world, folder, [int(sharded), name, *words])
+
+
+def as_worker(rank, world, words):
+    sharded, name, *changes = words
+    return trained(Place(rank, world, sharded=sharded == "1"), name, changes)
 
 
 if __name__ == "__main__":
-    rank, world, port, out, sharded, name = sys.argv[1:7]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=int(rank),
-        world_size=int(world),
-        timeout=datetime.timedelta(seconds=120),
-    )
-    place = Place(int(rank), int(world), sharded=sharded == "1")
-    torch.save(trained(place, name, sys.argv[7:]), f"{out}/rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)
+    as_rank(as_worker)

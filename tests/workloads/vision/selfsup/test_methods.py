@@ -7,7 +7,7 @@ import torch
 from farreach.learn.place import Place
 
 sys.path.insert(0, str(Path(__file__).parent))
-from joined import several, trained
+from joined import as_joined, trained
 
 CASES = {
     "msn": ("vision/msn_clipart_debug", []),
@@ -43,7 +43,7 @@ def test_two_workers_are_as_one(tmp_path, case):
     name, words = CASES[case]
     words = [*words, "training.batch=16"]
     one = trained(Place(), name, words)
-    for other in several(2, tmp_path, name, words, sharded=False):
+    for other in as_joined(2, tmp_path, name, words, sharded=False):
         check_that_they_agree(one, other)
 
 
@@ -53,7 +53,7 @@ def test_two_workers_with_split_weights_are_as_one(tmp_path, case):
     name, words = CASES[case]
     words = [*words, "training.batch=16"]
     one = trained(Place(), name, words)
-    for other in several(2, tmp_path, name, words, sharded=True):
+    for other in as_joined(2, tmp_path, name, words, sharded=True):
         check_that_they_agree(one, other)
 
 
@@ -63,5 +63,5 @@ def test_three_workers_with_unequal_shares_are_as_one(tmp_path, case):
     name, words = CASES[case]
     words = [*[word for word in words if "queue" not in word], "training.batch=16"]
     one = trained(Place(), name, words)
-    for other in several(3, tmp_path, name, words, sharded=False):
+    for other in as_joined(3, tmp_path, name, words, sharded=False):
         check_that_they_agree(one, other)
