@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        options = _parsed(arguments or ["--help"])
+        options = parsed(arguments or ["--help"])
         options.handler(options)
     except SystemExit as leave:  # argparse, after help or a usage error
         flush()
@@ -70,7 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parsed(arguments: list[str]) -> argparse.Namespace:
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The command of a command line, as `handler`, and its options.
+
+    Raises UsageError for a command that does not exist, SystemExit as argparse does.
+    """
     parser, commands = _parsers()
     if arguments[0].startswith("-"):
         return parser.parse_args(arguments)

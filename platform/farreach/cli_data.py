@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from farreach.cli_arguments import add_config
 from farreach.console import say, warn
 from farreach.errors import DataError
 
@@ -15,7 +16,8 @@ RECORDINGS_MODULE = "farreach_workloads.goals.data.recordings"
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `data generate`, after CONFIG and overrides."""
+    """Arguments of `data generate`."""
+    add_config(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the data set (default: data/NAME)"
     )

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 
 import farreach
 from farreach import config
-from farreach.cli import main
+from farreach.cli import main, parsed
+from farreach.cli_commands import COMMANDS
 from farreach.rundir import RunDirectory
 
 WORKLOAD = Path(__file__).with_name("counting_workload.py")
@@ -47,6 +49,13 @@ def test_help_has_examples_for_each_command(capsys):
         assert f"examples:\n  farreach {command}" in capsys.readouterr().out
     assert main([]) == 0
     assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_examples_of_help_can_be_typed(command):
+    lines = [line.strip() for line in command.examples.splitlines()]
+    typed = [shlex.split(line.partition(" > ")[0]) for line in lines if "farreach " in line]
+    assert command.run in [parsed(words[1:]).handler for words in typed]
 
 
 def test_help_is_quick_because_it_imports_nothing_large():
