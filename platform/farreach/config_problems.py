@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from farreach.registry import near_match
-from farreach.yaml_source import KeyPath, Sources, Tree, located
+from farreach.yaml_source import KeyPath, Sources, Tree, located, source_of
 
 # Keys of the file itself, which no model declares.
 FILE_KEYS = ("base", "workload")
@@ -40,9 +40,12 @@ def problems(
     # The members of a union fail one by one at the same key; they become one line.
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        grouped.setdefault(_key_path(details["loc"], raw, model), []).append(details)
+        path = _key_path(details["loc"], raw, model)
+        if details["type"] == "union_tag_invalid":  # the tag is wrong, not the section around it
+            path = (*path, *_tag_key(path, model))
+        grouped.setdefault(path, []).append(details)
     return [
-        located(_source(path, sources), path, _message(found, path, model))
+        located(source_of(path, sources), path, _message(found, path, model))
         for path, found in grouped.items()
     ]
 
@@ -75,6 +78,19 @@ def _key_path(location: tuple[int | str, ...], raw: Any, model: type[BaseModel])
     return tuple(path)
 
 
+def _tag_key(path: KeyPath, model: type[BaseModel]) -> tuple[str, ...]:
+    """The key that tells the members of a union apart: each has one value there, and its own."""
+    models = [model]
+    for key in path:
+        models = _below(models, key)
+    shared = set.intersection(*(set(member.model_fields) for member in models))
+    for name in sorted(shared):
+        values = [get_args(member.model_fields[name].annotation) for member in models]
+        if all(len(value) == 1 for value in values) and len(set(values)) == len(values):
+            return (name,)
+    return ()
+
+
 def _below(models: list[type[BaseModel]], key: str | int) -> list[type[BaseModel]]:
     """The models that may stand at a key; those of a list or a dict stand at its entries too."""
     fields = [model.model_fields[str(key)] for model in models if key in model.model_fields]
@@ -83,12 +99,6 @@ def _below(models: list[type[BaseModel]], key: str | int) -> list[type[BaseModel
 
 def _fields(models: Iterable[type[BaseModel]]) -> set[str]:
     return {name for model in models for name in model.model_fields}
-
-
-def _source(path: KeyPath, sources: Sources) -> str:
-    """Where a key is written, or else the nearest section around it."""
-    around = (path[:length] for length in range(len(path), -1, -1))
-    return next(sources[place] for place in around if place in sources)
 
 
 def _message(found: list[ErrorDetails], path: KeyPath, model: type[BaseModel]) -> str:

@@ -135,7 +135,7 @@ def complain(tmp_path, monkeypatch):
         ),
         (
             "world:\n  type: wlker\n",
-            "x.yaml:1: world: there is no kind 'wlker'. Did you mean 'walker'?",
+            "x.yaml:2: world.type: there is no kind 'wlker'. Did you mean 'walker'?",
         ),
         ("world:\n  cells: 1\n", "x.yaml:1: world: "),
     ],

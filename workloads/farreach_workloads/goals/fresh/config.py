@@ -224,14 +224,16 @@ class FreshRunConfig(ReachingConfig):
     def _method_is_of_sac(self) -> FreshRunConfig:
         if self.method != "fresh" and not isinstance(self.agent, SacConfig):
             raise ValueError(f"method: {self.method} trains SAC; remove it or agent.kind")
+        if self.fidelity == "paper" and not isinstance(self.agent, SacConfig):
+            raise ValueError(
+                f"fidelity: paper is go-fresh's and trains SAC, not {agent_kind(self.agent)}"
+            )
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _take_paper_values(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("fidelity") == "paper":
-            kind = agent_kind(raw.get("agent", {}))
-            if kind != "sac":
-                raise ValueError(f"fidelity: paper is go-fresh's and trains SAC, not {kind}")
+        is_paper = isinstance(raw, dict) and raw.get("fidelity") == "paper"
+        if is_paper and agent_kind(raw.get("agent", {})) == "sac":
             return with_paper_values(raw, PAPER)
         return raw
