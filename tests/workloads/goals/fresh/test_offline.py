@@ -335,7 +335,9 @@ def test_mistakes_are_refused_before_a_run_begins(data, train, tmp_path):
         train("x", f"data.path={tmp_path}/empty", "data.config=null")
     with pytest.raises(ConfigError, match=r"path \+ future \+ node is 1.1"):
         train("x", "relabel.path=0.5")
-    with pytest.raises(ConfigError, match=r"agent.kind: there is no kind 'qlr'. Did you mean 'qrl'"):
+    with pytest.raises(
+        ConfigError, match=r"agent.kind: there is no kind 'qlr'. Did you mean 'qrl'"
+    ):
         train("x", "agent.kind=qlr")
     with pytest.raises(ConfigError, match=r"agent.entropy_weight: unknown key"):
         train("x", "agent.kind=crl", "agent.entropy_weight=1")
