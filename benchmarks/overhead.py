@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from farreach import config as configs
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config as Base
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
@@ -55,6 +56,7 @@ class Config(Base):
         batch=BATCH, evaluate_every_epochs=1000, checkpoint_every_epochs=1000
     )
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
 
 class Numbers:

@@ -45,14 +45,14 @@ from farreach.checkpoint_files import (
     write_file,
     write_part,
 )
+from farreach.disk import atomic_write, sync
 from farreach.errors import CheckpointError
-from farreach.rundir import atomic_write, sync
 
 MANIFEST = "manifest.json"
 SCORE = "score.json"
 HELD = "held"
 
-_FOLDER = re.compile(r"step_(\d{12,})(\.old)?")
+FOLDER = re.compile(r"step_(\d{12,})(\.old)?")
 _MENDS = {
     errno.ENOSPC: "Free space on that file system, then resume.",
     errno.EDQUOT: "Free space within your quota, then resume.",
@@ -202,13 +202,11 @@ class CheckpointStore:
         """Folders of the checkpoints that are held, newest first."""
         return [path for path in self._paths() if (path / HELD).exists()]
 
-    @staticmethod
-    def hold(path: Path) -> None:
+    def hold(self, path: Path) -> None:
         """Keep a checkpoint, while nobody saves."""
         atomic_write(path / HELD, b"")
 
-    @staticmethod
-    def release(path: Path) -> None:
+    def release(self, path: Path) -> None:
         """Let a checkpoint go the way of the others."""
         (path / HELD).unlink(missing_ok=True)
 
@@ -233,13 +231,16 @@ class CheckpointStore:
             RunDirectoryError: the disk refuses it; the checkpoint is as it was.
         """
         try:
-            found = _read_manifest(checkpoint.path)
+            found = read_manifest(checkpoint.path)
         except CheckpointError:
             return
         if found.seal == checkpoint.seal:
-            content = {"of": found.seal, "score": number(score), "info": dict(info)}
-            atomic_write(checkpoint.path / SCORE, sealed(content))
+            atomic_write(checkpoint.path / SCORE, score_note(found.seal, score, info))
             self.release(checkpoint.path)
+
+    def named(self, name: str) -> Checkpoint:
+        """The checkpoint in the folder of that name; raises as `load` does."""
+        return self.load(self.directory / name)
 
     def tidy(self) -> None:
         """Remove what a save would remove, where nobody saves any more."""
@@ -256,7 +257,7 @@ class CheckpointStore:
         folder = Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: there is no such folder; name one like step_0000….")
-        checkpoint = _read_manifest(folder)
+        checkpoint = read_manifest(folder)
         checkpoint.verify()
         return checkpoint
 
@@ -264,7 +265,7 @@ class CheckpointStore:
         """Folders of checkpoints, newest first; a replaced one after the one that replaces it."""
         if not self.directory.is_dir():
             return []
-        found = [(_FOLDER.fullmatch(path.name), path) for path in self.directory.iterdir()]
+        found = [(FOLDER.fullmatch(path.name), path) for path in self.directory.iterdir()]
         matches = [(int(match[1]), not match[2], path) for match, path in found if match]
         return [path for _, _, path in sorted(matches, reverse=True)]
 
@@ -273,7 +274,7 @@ class CheckpointStore:
         scored: list[tuple[float, Path]] = []
         for path in self._paths():
             try:
-                score = _read_manifest(path).score
+                score = read_manifest(path).score
             except CheckpointError as error:
                 unreadable.append(str(error))
                 continue
@@ -355,8 +356,17 @@ class CheckpointStore:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _read_manifest(folder: Path) -> Checkpoint:
-    """The checkpoint that a manifest describes; its files are not looked at."""
+def score_note(seal: str, score: float | None, info: Mapping[str, Any]) -> bytes:
+    """Content of `score.json` for the manifest of that seal."""
+    return sealed({"of": seal, "score": number(score), "info": dict(info)})
+
+
+def read_manifest(folder: Path) -> Checkpoint:
+    """The checkpoint that a manifest describes; its files are not looked at.
+
+    Raises:
+        CheckpointError: the manifest is missing, altered, foreign or of an unknown schema version.
+    """
     path = folder / MANIFEST
     try:
         content = json.loads(read_bytes(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from farreach import __version__
 from farreach.cli_arguments import UsageError
@@ -78,7 +79,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
     if arguments[0].startswith("-"):
         return parser.parse_args(arguments)
-    words = 2 if arguments[0] in GROUPS else 1
+    words = 2 if arguments[0] in GROUPS or " ".join(arguments[:2]) in commands else 1
     name = " ".join(arguments[:words])
     if arguments[0] in GROUPS and (len(arguments) == 1 or arguments[1].startswith("-")):
         return parser.parse_args([arguments[0], "--help"])
@@ -101,16 +102,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     groups = {"": group}
     for name, handler, about, examples, arguments in COMMANDS:
         first, _, second = name.rpartition(" ")
-        if first not in groups:
+        if first in GROUPS and first not in groups:
             inner = group.add_parser(first, help=GROUPS[first], description=f"{GROUPS[first]}.")
             groups[first] = inner.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        command = groups[first].add_parser(
-            second,
-            help=about,
-            description=f"{about[0].upper()}{about[1:]}.",
-            epilog=f"examples:\n{examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        texts: dict[str, Any] = {
+            "description": f"{about[0].upper()}{about[1:]}.",
+            "epilog": f"examples:\n{examples}",
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+        }
+        if first in commands:  # `check resume` stands beside `check`, whose help tells of it
+            command = argparse.ArgumentParser(prog=f"farreach {name}", **texts)
+        else:
+            command = groups[first].add_parser(second, help=about, **texts)
         command.set_defaults(handler=handler)
         arguments(command)
         commands[name] = command

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from farreach.errors import FarreachError
+from farreach.storage import is_remote
 
 
 class UsageError(FarreachError):
@@ -28,7 +30,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """RUN."""
-    parser.add_argument("run", metavar="RUN", help="a run directory, or 'latest' under runs/")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run directory or its URI, or 'latest' under runs/"
+    )
+
+
+def place(text: str) -> Path | str:
+    """A path, or a URI as it is."""
+    return text if is_remote(text) else Path(text)
 
 
 def positive(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from farreach import cli_bench, cli_data, cli_index, cli_runs
+from farreach import cli_bench, cli_cluster, cli_data, cli_index, cli_jobs, cli_runs, cli_status
 from farreach.cli_arguments import add_config
 
 # Imports of torch and of everything that needs it wait until a command does.
@@ -32,6 +32,7 @@ class Command(NamedTuple):
 
 # First words of commands of two.
 GROUPS = {
+    "cluster": "check files for clusters, and what belongs to machines that come and go",
     "data": "record, import, prepare, check and show data sets",
     "index": "build, change and show indexes of embedded documents",
 }
@@ -55,6 +56,56 @@ COMMANDS: tuple[Command, ...] = (
         cli_runs.resume_arguments,
     ),
     Command(
+        "submit",
+        cli_jobs.submit,
+        "train a configuration as a job of a Ray cluster",
+        cli_jobs.EXAMPLES,
+        cli_jobs.submit_arguments,
+    ),
+    Command(
+        "status",
+        cli_status.status,
+        "say what a run or a cluster is doing, and what is wrong with it",
+        "  farreach status\n"
+        "  farreach status runs/walk_maze-20250101-120000-1a2b --once\n"
+        "  farreach status http://127.0.0.1:8265",
+        cli_status.status_arguments,
+    ),
+    Command(
+        "doctor",
+        cli_status.doctor,
+        "look at this machine for what would make runs fail or slow",
+        "  farreach doctor\n  farreach doctor --root /shared/runs --json",
+        cli_status.doctor_arguments,
+    ),
+    Command(
+        "cluster check",
+        cli_cluster.check,
+        "name all mistakes in files for Ray's launcher or KubeRay, or say what they would launch",
+        "  farreach cluster check cluster/aws.yaml\n"
+        "  farreach cluster check cluster/kuberay/*.yaml",
+        cli_cluster.check_arguments,
+    ),
+    Command(
+        "cluster simulate",
+        cli_cluster.simulate,
+        "show which machines of a file a run would be given, and when they come and go",
+        "  farreach cluster simulate cluster/aws.yaml --config goals/walk_maze "
+        "runtime.rollout_actors=40\n"
+        "  farreach cluster simulate cluster/kuberay/raycluster.yaml --config my_config.yaml "
+        "--json\n"
+        "  farreach cluster simulate cluster/gcp.yaml --config goals/walk_maze_debug "
+        "runtime.placement=actor --run",
+        cli_cluster.simulate_arguments,
+    ),
+    Command(
+        "cluster notice",
+        cli_cluster.notice,
+        "wait for the cloud's notice that this machine will be taken away, and tell Ray",
+        "  farreach cluster notice aws",
+        cli_cluster.notice_arguments,
+    ),
+    Command(
         "evaluate",
         cli_runs.evaluate,
         "evaluate a checkpoint of a run",
@@ -67,8 +118,18 @@ COMMANDS: tuple[Command, ...] = (
         "check",
         cli_runs.check,
         "check a configuration without training it",
-        "  farreach check goals/walk_maze\n  farreach check my_config.yaml environment.num_envs=64",
+        "  farreach check goals/walk_maze\n"
+        "  farreach check my_config.yaml environment.num_envs=64\n"
+        "  farreach check resume my_config.yaml   does a killed run end as an undisturbed one?",
         add_config,
+    ),
+    Command(
+        "check resume",
+        cli_runs.check_resume,
+        "train twice, kill and resume one of the two, and compare how they end",
+        "  farreach check resume goals/walk_maze_debug runtime.mode=sync\n"
+        "  farreach check resume my_config.yaml training.epochs=2 --kills 3 --out checked",
+        cli_runs.check_resume_arguments,
     ),
     Command(
         "list",

@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from farreach import cli_list
-from farreach.cli_arguments import UsageError, add_config, add_overrides, add_run, positive
+from farreach.cli_arguments import UsageError, add_config, add_overrides, add_run, place, positive
 from farreach.console import say
 from farreach.registry import near_match
 
@@ -23,10 +24,16 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `train`."""
     add_config(parser)
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="exactly this directory, new or empty"
+        "--run-dir", type=place, metavar="DIR", help="exactly this directory or URI, new or empty"
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("runs"), help="where runs live (default: runs)"
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="resume the run that is in --run-dir, if there is one; leave it alone if it is done",
+    )
+    parser.add_argument(
+        "--root", type=place, default=Path("runs"), help="where runs live (default: runs)"
     )
 
 
@@ -85,7 +92,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def curves_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `curves`."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("runs", nargs="+", type=place, metavar="RUN", help="run directories")
     parser.add_argument("--metric", default=DEFAULT_CURVE, help=f"default: {DEFAULT_CURVE}")
     parser.add_argument("--x", choices=("step", "minutes"), default="step")
     parser.add_argument(
@@ -94,10 +101,14 @@ def curves_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train from the beginning."""
+    """Train from the beginning, or with --continue from where a run was left."""
     from farreach import launch
 
-    launch.train(options.config, options.overrides, options.run_dir, options.root)
+    if options.go_on and options.run_dir is None:
+        raise UsageError("--continue needs --run-dir: which run is it?")
+    launch.train(
+        options.config, options.overrides, options.run_dir, options.root, go_on=options.go_on
+    )
 
 
 def resume(options: argparse.Namespace) -> None:
@@ -135,6 +146,34 @@ def check(options: argparse.Namespace) -> None:
     for note in launch.check(options.config, options.overrides):
         say(f"note: {note}")
     say(f"{options.config} is fine")
+
+
+def check_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `check resume`."""
+    add_config(parser)
+    parser.add_argument("--kills", type=positive, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="keep the runs in this new folder (default: a temporary one)",
+    )
+
+
+def check_resume(options: argparse.Namespace) -> None:
+    """Kill, resume and compare."""
+    from farreach import resume_check
+
+    with contextlib.ExitStack() as stack:
+        out = options.out
+        if out is None:
+            out = (
+                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farreach-"))) / "runs"
+            )
+        settings = {"kills": options.kills, "seed": options.seed}
+        outcome = resume_check.check_resume(options.config, options.overrides, out, **settings)
+        resume_check.tell(outcome)
 
 
 def plot(options: argparse.Namespace) -> None:

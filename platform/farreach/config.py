@@ -25,6 +25,8 @@ from farreach.registry import near_match
 from farreach.yaml_source import KeyPath, Sources, Tree, located
 
 _SUFFIXES = (".yaml", ".yml")
+# A configuration that is no file: `env:VARIABLE` names the variable that holds its text.
+ENVIRONMENT = "env:"
 
 ConfigModel = TypeVar("ConfigModel", bound="Config")
 
@@ -137,13 +139,14 @@ def find(name: str) -> Path:
     """The file that a name on the command line means.
 
     Args:
-        name: a path, or a shipped configuration as `goals/maze`, `maze` or `maze.yaml`.
+        name: a path, a shipped configuration as `goals/maze`, `maze` or `maze.yaml`, or
+            `env:VARIABLE`: the text in an environment variable, which `load` reads.
 
     Raises:
         ConfigError: there is none, or several shipped ones have that name.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or name.startswith(ENVIRONMENT):
         return path
     wanted = path.with_suffix("") if path.suffix in _SUFFIXES else path
     short = wanted.as_posix().removeprefix("configs/")
@@ -251,11 +254,20 @@ def _read_with_base(path: Path) -> tuple[Tree, Sources]:
 
 
 def _read(path: Path) -> tuple[Tree, Sources]:
+    if str(path).startswith(ENVIRONMENT):
+        return _read_variable(str(path))
     if not path.is_file():
         siblings = _siblings(path)
         mend = near_match(path.name, siblings) if siblings else "Nor is there another YAML file."
         raise ConfigError(f"{_shown(path)}: there is no such file. {mend}")
     return yaml_source.read(path, _shown(path))
+
+
+def _read_variable(shown: str) -> tuple[Tree, Sources]:
+    name = shown.removeprefix(ENVIRONMENT)
+    if name not in os.environ:
+        raise ConfigError(f"{shown}: there is no environment variable {name!r}.")
+    return yaml_source.read_text(os.environ[name], shown)
 
 
 def _siblings(path: Path) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
+
+from farreach import logs
 
 
 def say(line: str = "") -> None:
@@ -13,8 +15,15 @@ def say(line: str = "") -> None:
 
 
 def warn(line: str) -> None:
-    """Print a line to stderr, likewise."""
-    _write(sys.stderr, line + "\n")
+    """Print a line to stderr, likewise; with `FARREACH_LOG=json` as an object."""
+    level = "ERROR" if line.startswith("error") else "WARNING"
+    _write(sys.stderr, logs.line(line, level))
+
+
+def record(kind: str, **fields: Any) -> None:
+    """Put something that happened into logs of JSON objects; others leave it out."""
+    if logs.is_json():
+        _write(sys.stderr, logs.line(kind, fields=fields))
 
 
 def flush() -> None:

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from farreach.config import flat
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError, RunDirectoryError
 from farreach.registry import near_match
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.rundir import RunDirectory
 from farreach.yaml_source import read
 
 Floats = NDArray[np.floating[Any]]
@@ -132,7 +133,7 @@ def bands(series: Sequence[Series]) -> list[Band]:
     return found
 
 
-def draw(paths: Sequence[Path], metric: str, axis: Axis, out: Path) -> list[Band]:
+def draw(paths: Sequence[Path | str], metric: str, axis: Axis, out: Path) -> list[Band]:
     """Draw the curves of some runs into a file whose ending says its kind.
 
     Raises:

@@ -26,6 +26,10 @@ class RunDirectoryError(FarreachError):
     """A run directory is missing, foreign, occupied, unwritable or full."""
 
 
+class StorageError(FarreachError):
+    """What a URI names cannot be reached, read or written."""
+
+
 class CheckpointError(FarreachError):
     """A checkpoint is missing, truncated, altered or written by something else."""
 

@@ -19,10 +19,11 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 from farreach import config as configs
 from farreach import runtime
 from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.cluster.demand import Demand
 from farreach.config import Config
 from farreach.console import say, warn
 from farreach.errors import CheckpointError, ConfigError, FarreachError, RunDirectoryError
-from farreach.provenance import installed_versions
+from farreach.provenance import here, installed_versions
 from farreach.registry import near_match
 from farreach.rundir import RunDirectory, flat_result
 from farreach.stopping import Stopped
@@ -61,6 +62,9 @@ class Workload(Protocol):
     def check(self, config: Any) -> list[str]:
         """Raise ConfigError or EnvironmentFault before any actor starts; notes for the user."""
 
+    def demand(self, config: Any) -> list[Demand]:
+        """What the run asks Ray for, which is also what it reserves; nothing without Ray."""
+
     def run(
         self, config: Any, run: RunDirectory, checkpoint: Checkpoint | None
     ) -> dict[str, float]:
@@ -81,45 +85,61 @@ class Workload(Protocol):
 def train(
     config_name: str,
     overrides: Sequence[str] = (),
-    run_dir: Path | None = None,
-    root: Path = Path("runs"),
+    run_dir: Path | str | None = None,
+    root: Path | str = Path("runs"),
+    *,
+    go_on: bool = False,
 ) -> RunDirectory:
     """Train from the beginning in a new run directory.
 
     Args:
         config_name: a file, or a shipped configuration such as `goals/walk_maze`.
         overrides: such as `agent.lr=1e-3`.
-        run_dir: exactly this directory, instead of a fresh one under `root`.
-        root: where runs live.
+        run_dir: exactly this directory or URI, instead of a fresh one under `root`.
+        root: where runs live, a folder or a URI.
+        go_on: if there is a run in `run_dir` already, resume that with this configuration, as
+            `resume` does; if it is done, leave it alone.
 
     Raises:
         FarreachError: before or during the run; its message is for the user.
         Stopped: the run was asked to stop and can be resumed.
         KeyboardInterrupt: the run was aborted.
     """
-    loaded = configs.load(configs.find(config_name), overrides)
+    loaded = trainable(config_name, overrides)
+    if go_on and run_dir is not None and RunDirectory.is_there(run_dir):
+        return _go_on(RunDirectory.open(run_dir), loaded)
     config: Any = loaded.config
     workload = _workload(loaded.workload)
-    if not hasattr(workload, "run"):
-        raise ConfigError(
-            f"{loaded.path}: describes a data set and trains nothing. Record it with `farreach "
-            f"data generate {config_name}`."
-        )
     notes = _checked(workload, config)
     text = configs.dump(config, loaded.workload)
     run = RunDirectory.create(root, config.name, text, sys.argv, config.seed, path=run_dir)
     with run.lock():
-        run.event("started")
+        run.event("started", **here())
         _announce(run, notes)
         _execute(workload, config, run, None)
     return run
+
+
+def trainable(config_name: str, overrides: Sequence[str] = ()) -> configs.Loaded:
+    """A configuration that `train` takes, without asking whether what it needs is on this machine.
+
+    Raises:
+        ConfigError: its mistakes, or it describes a data set.
+    """
+    loaded = configs.load(configs.find(config_name), overrides)
+    if not hasattr(_workload(loaded.workload), "run"):
+        raise ConfigError(
+            f"{loaded.path}: describes a data set and trains nothing. Record it with `farreach "
+            f"data generate {config_name}`."
+        )
+    return loaded
 
 
 def resume(path: Path | str, overrides: Sequence[str] = ()) -> RunDirectory:
     """Continue a run from its newest intact checkpoint, or from the beginning if it has none.
 
     Args:
-        path: the run directory, or `latest`.
+        path: the run directory, its URI, or `latest`.
         overrides: changes of keys that the workload's `Config.RESUMABLE` allows.
 
     Raises:
@@ -127,8 +147,12 @@ def resume(path: Path | str, overrides: Sequence[str] = ()) -> RunDirectory:
         FarreachError, Stopped, KeyboardInterrupt: as `train` does.
     """
     run = RunDirectory.open(path)
+    return _go_on(run, configs.load(run.config_path, overrides))
+
+
+def _go_on(run: RunDirectory, loaded: configs.Loaded) -> RunDirectory:
+    """Continue a run with a configuration that differs from its own in `RESUMABLE` keys alone."""
     before = configs.load(run.config_path)
-    loaded = configs.load(run.config_path, overrides)
     if loaded.workload != before.workload:
         raise ConfigError(f"a run keeps its workload, which is {before.workload}.")
     changes = configs.differences(before.config, loaded.config)
@@ -136,7 +160,7 @@ def resume(path: Path | str, overrides: Sequence[str] = ()) -> RunDirectory:
     workload = _workload(loaded.workload)
     with run.lock():
         if run.result_path.exists() and not changes:
-            say(f"{run.path} is done already; give key=value to change it and to train on.")
+            say(f"{run.place} is done already; give key=value to change it and to train on.")
             return run
         run.check_writable()
         notes = workload.check(loaded.config)
@@ -145,7 +169,7 @@ def resume(path: Path | str, overrides: Sequence[str] = ()) -> RunDirectory:
             run.replace_config(configs.dump(loaded.config, loaded.workload))
             run.result_path.unlink(missing_ok=True)
         step = None if checkpoint is None else checkpoint.step
-        run.event("resumed", step=step, changes=changes)
+        run.event("resumed", step=step, changes=changes, **here())
         _announce(run, notes)
         said = "no checkpoint yet, beginning again" if step is None else f"step {step:,}"
         say(f"resume    {said}")
@@ -163,7 +187,7 @@ def evaluate(
     """Evaluate a checkpoint of a run; the same flat object as `result.json`.
 
     Args:
-        path: the run directory, or `latest`.
+        path: the run directory, its URI, or `latest`.
         which: the checkpoint of the highest score (the newest if none has one), or the newest.
         episodes: how many, by default what the run's config says.
         what: name of an evaluation; None: the one that training makes.
@@ -180,20 +204,21 @@ def evaluate(
     chosen = None if what is None else evaluation_of(workload, what)
     settings = None if chosen is None else configs.from_words(words, chosen.settings)
     checkpoint = _require_checkpoint(run, which)
-    begun_s = time.monotonic()
-    with _failures_explained(run):
-        if chosen is None:
-            metrics = workload.evaluate(config, run, checkpoint, episodes=episodes)
-        else:
-            metrics = chosen.run(config, run, checkpoint, settings)
-    wall_time_s = time.monotonic() - begun_s
-    result = flat_result(
-        metrics, seed=config.seed, wall_time_s=wall_time_s, versions=installed_versions()
-    )
-    if chosen is not None:
-        assert settings is not None
-        about = {"updates": checkpoint.step, "settings": settings.model_dump()}
-        run.write_evaluation(f"{what}-{checkpoint.step}", result | about)
+    with run.additions():
+        begun_s = time.monotonic()
+        with _failures_explained(run):
+            if chosen is None:
+                metrics = workload.evaluate(config, run, checkpoint, episodes=episodes)
+            else:
+                metrics = chosen.run(config, run, checkpoint, settings)
+        wall_time_s = time.monotonic() - begun_s
+        result = flat_result(
+            metrics, seed=config.seed, wall_time_s=wall_time_s, versions=installed_versions()
+        )
+        if chosen is not None:
+            assert settings is not None
+            about = {"updates": checkpoint.step, "settings": settings.model_dump()}
+            run.write_evaluation(f"{what}-{checkpoint.step}", result | about)
     return result
 
 
@@ -228,7 +253,7 @@ def plot(path: Path | str, figure: str | None = None) -> list[Path]:
     """Draw the figures of a run from its best checkpoint (the newest if none has a score).
 
     Args:
-        path: the run directory, or `latest`.
+        path: the run directory, its URI, or `latest`.
         figure: name of the one that is wanted, such as `attention`; None: all.
 
     Raises:
@@ -238,13 +263,13 @@ def plot(path: Path | str, figure: str | None = None) -> list[Path]:
     run = RunDirectory.open(path)
     loaded = configs.load(run.config_path)
     checkpoint = _require_checkpoint(run, "best")
-    with _failures_explained(run):
+    with run.additions(), _failures_explained(run):
         files = _workload(loaded.workload).plot(loaded.config, run, checkpoint)
     if figure is None:
         return files
     if not any(file.stem == figure for file in files):
         known = sorted({file.stem for file in files})
-        raise ConfigError(f"{run.path}: has no figure {figure!r}. {near_match(figure, known)}")
+        raise ConfigError(f"{run.place}: has no figure {figure!r}. {near_match(figure, known)}")
     return [file for file in files if file.stem == figure]
 
 
@@ -252,7 +277,7 @@ def plot_images(path: Path | str, images: Path, out: Path) -> list[Path]:
     """Draw what the model of a run makes of the user's own images.
 
     Args:
-        path: the run directory, or `latest`.
+        path: the run directory, its URI, or `latest`.
         images: a file, or a folder of them.
         out: folder for the pictures.
 
@@ -265,7 +290,7 @@ def plot_images(path: Path | str, images: Path, out: Path) -> list[Path]:
     checkpoint = _require_checkpoint(run, "best")
     drawer = getattr(_workload(loaded.workload), "plot_images", None)
     if drawer is None:
-        raise ConfigError(f"{run.path}: its workload {loaded.workload} looks at no images.")
+        raise ConfigError(f"{run.place}: its workload {loaded.workload} looks at no images.")
     if not images.exists():
         raise ConfigError(f"--images {images}: there is nothing.")
     out.mkdir(parents=True, exist_ok=True)
@@ -278,7 +303,7 @@ def export(path: Path | str, out: Path, fmt: Format) -> Path:
     """Export the best checkpoint of a run (the newest if none has a score) to other software.
 
     Args:
-        path: the run directory, or `latest`.
+        path: the run directory, its URI, or `latest`.
         out: the folder to make.
         fmt: for what software.
 
@@ -296,7 +321,7 @@ def export(path: Path | str, out: Path, fmt: Format) -> Path:
         exporter = getattr(_workload(loaded.workload), "export", None)
         if exporter is None:
             raise ConfigError(
-                f"{run.path}: its workload {loaded.workload} has no export. Give the workload a "
+                f"{run.place}: its workload {loaded.workload} has no export. Give the workload a "
                 "function `export`, or name a run of another workload."
             )
         exported: Path = exporter(loaded.config, run, checkpoint, out, fmt)
@@ -309,15 +334,19 @@ def find_checkpoint(run: RunDirectory, which: Which) -> Checkpoint | None:
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    store = CheckpointStore(run.checkpoints)
-    found = store.best() if which == "best" else None
-    if found is None:
-        found = store.newest()
-    for message in store.skipped:
+    if run.remote is not None:
+        found, skipped = run.remote.fetch(which)
+    else:
+        store = CheckpointStore(run.checkpoints)
+        found = store.best() if which == "best" else None
+        if found is None:
+            found = store.newest()
+        skipped = store.skipped
+    for message in skipped:
         warn(f"skipped   {message}")
-    if found is None and store.skipped:
+    if found is None and skipped:
         raise CheckpointError(
-            f"no checkpoint in {run.checkpoints} is intact, see above. Train again, or delete "
+            f"no checkpoint of {run.place} is intact, see above. Train again, or delete "
             "these folders to let `farreach resume` begin from the beginning."
         )
     return found
@@ -327,7 +356,8 @@ def _require_checkpoint(run: RunDirectory, which: Which) -> Checkpoint:
     checkpoint = find_checkpoint(run, which)
     if checkpoint is None:
         raise CheckpointError(
-            f"{run.path} has no checkpoint yet. Continue the run with `farreach resume {run.path}`."
+            f"{run.place} has no checkpoint yet. Continue the run with `farreach resume "
+            f"{run.place}`."
         )
     return checkpoint
 
@@ -357,16 +387,18 @@ def _refuse_fixed_keys(config: Config, changes: Sequence[str]) -> None:
 def _announce(run: RunDirectory, notes: Sequence[str]) -> None:
     for note in notes:
         say(f"note      {note}")
-    say(f"run       {run.path}")
+    say(f"run       {run.place}")
+    if run.remote is not None:
+        say(f"copy      {run.path}")
     say(f"watch     tensorboard --logdir {run.tensorboard}")
-    say(f"stop      Ctrl-C; continue with farreach resume {run.path}")
+    say(f"stop      Ctrl-C; continue with farreach resume {run.place}")
 
 
 def _execute(
     workload: Workload, config: Any, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> None:
     """Run the workload, and write down how that ended."""
-    later = f"continue with farreach resume {run.path}"
+    later = f"continue with farreach resume {run.place}"
     try:
         with _failures_explained(run):
             metrics = workload.run(config, run, checkpoint)
@@ -405,7 +437,7 @@ def _show_result(run: RunDirectory, metrics: Mapping[str, float], wall_time_s: f
     width = max((len(name) for name in metrics), default=0)
     for name in sorted(metrics):
         say(f"  {name:<{width}}  {metrics[name]:.6g}")
-    say(f"done in {wall_time_s:,.0f} s; result in {run.result_path}")
+    say(f"done in {wall_time_s:,.0f} s; result in {run.place}/{run.result_path.name}")
 
 
 @contextmanager

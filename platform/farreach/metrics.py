@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,8 +24,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from farreach.disk import atomic_write, cut_torn_line, json_line
 from farreach.errors import RunDirectoryError
-from farreach.rundir import RunDirectory, atomic_write, cut_torn_line, json_line
+from farreach.gauges import Gauges
+from farreach.rundir import RunDirectory
+from farreach.vitals import Vitals
+from farreach.watch import Watch
 
 Pixels = NDArray[np.uint8]
 
@@ -41,10 +46,13 @@ class MetricsWriter:
     with MetricsWriter(run) as metrics:
         metrics.scalars(1000, {"loss/actor": 0.3, "eval/success": 0.5})
     ```
-    Names are `group/name`; the step is the run's x axis (such as env steps).
+    Names are `group/name`; the step is the run's x axis (such as env steps). Every now and then it
+    adds what `vitals.py` measures; a `Watch` looks at all numbers, and Ray's metrics get them.
     """
 
-    def __init__(self, run: RunDirectory, purge_step: int | None = None) -> None:
+    def __init__(
+        self, run: RunDirectory, purge_step: int | None = None, watch: Watch | None = None
+    ) -> None:
         """Open the files for appending.
 
         Args:
@@ -52,7 +60,10 @@ class MetricsWriter:
             purge_step: on resume, the step of the checkpoint: whatever was logged after it will be
                 logged again, and is superseded. None for a run that begins at its beginning, which
                 supersedes whatever an earlier attempt left behind.
+            watch: says what is wrong; by default what is wrong in every workload.
         """
+        self._watch = Watch(run) if watch is None else watch
+        self._vitals, self._gauges = Vitals(run.path), Gauges(run)
         self._path = run.metrics_path
         self._tensorboard = run.tensorboard
         cut_torn_line(self._path)
@@ -71,10 +82,12 @@ class MetricsWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers; NaN is kept as NaN in TensorBoard and as null in the JSON line."""
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in values.items()} | self._vitals.due()
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._append({"step": step, "time": time.time(), **numbers})
+        self._watch.look(step, numbers)
+        self._gauges.export(step, numbers)
 
     def histogram(self, step: int, name: str, values: NDArray[Any]) -> None:
         """Log the distribution of an array of any shape; its finite values, if there are any."""
@@ -257,6 +270,48 @@ class Rates:
         self._since = now
         self._counts = dict.fromkeys(self._counts, 0.0)
         return rates
+
+
+class Levels:
+    """Quantities that hold until they are set again, read as their means over time.
+
+    ```
+    levels.set("queue/learner_calls", 2)
+    metrics.scalars(step, levels.means())
+    ```
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """No quantities yet; `clock` returns seconds."""
+        self._clock = clock
+        self._levels: dict[str, _Level] = {}
+
+    def set(self, name: str, value: float) -> None:
+        """The quantity has this value from now on."""
+        now = self._clock()
+        level = self._levels.setdefault(name, _Level(value, now, now))
+        level.area += level.value * (now - level.set_s)
+        level.value, level.set_s = value, now
+
+    def means(self) -> dict[str, float]:
+        """Means since the last call; without time in between, the value itself."""
+        means = {}
+        for name, level in self._levels.items():
+            self.set(name, level.value)
+            elapsed_s = level.set_s - level.begun_s
+            means[name] = level.area / elapsed_s if elapsed_s > 0 else level.value
+            level.area, level.begun_s = 0.0, level.set_s
+        return means
+
+
+@dataclass
+class _Level:
+    """A value since `set_s`, and what it has summed up to since `begun_s`, times seconds."""
+
+    value: float
+    begun_s: float
+    set_s: float
+    area: float = 0.0
 
 
 def _sprite(thumbnails: Pixels) -> bytes:

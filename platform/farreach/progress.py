@@ -14,6 +14,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from farreach import logs
+
 RATE_WINDOW_S = 60.0
 
 
@@ -154,16 +156,16 @@ class Progress:
     def _state(self) -> str:
         parts = [
             f"{100 * self._fraction:5.1f}%",
-            f"{_number(self._done)}/{_number(self._total)} {self._unit}",
+            f"{number(self._done)}/{number(self._total)} {self._unit}",
         ]
         eta_s = self.eta_s()
         if eta_s is not None and self._fraction < 1.0:
-            parts.append(f"ETA {_duration(eta_s)}")
+            parts.append(f"ETA {duration(eta_s)}")
         return "  ".join(parts)
 
     def _fields_text(self) -> str:
         return "  ".join(
-            f"{name} {value if isinstance(value, str) else _number(value)}"
+            f"{name} {value if isinstance(value, str) else number(value)}"
             for name, value in self._fields.items()
         )
 
@@ -175,18 +177,19 @@ class Progress:
             self._write(line)
 
     def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
+        state = {"done": self._done, "share": self._fraction, **self._fields}
+        self._stream.write(logs.line(line, fields=state))
         self._stream.flush()
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Whole numbers and large ones with separators, small ones with three digits."""
     if abs(value) < 1e15 and value == int(value):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Hours, minutes and seconds, such as `1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -48,6 +49,11 @@ def manifest(
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
     }
+
+
+def here() -> dict[str, Any]:
+    """This process, as events name it."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

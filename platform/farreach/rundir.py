@@ -14,83 +14,36 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farreach import provenance
+from farreach.console import record
+from farreach.disk import atomic_write, cut_torn_line, disk_error, json_line, plain
 from farreach.errors import RunDirectoryError
 from farreach.registry import near_match
+from farreach.storage import is_remote, joined
+
+if TYPE_CHECKING:
+    from farreach.checkpoint import CheckpointStore
+    from farreach.remote_run import RemoteRun
 
 LATEST = "latest"
 MIN_FREE_BYTES = 200 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def sync(path: Path) -> None:
-    """Have what a file or folder holds now on the disk; a folder holds the names in it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new one, never a part.
-
-    The content is on the disk when this returns: it goes to a temporary name, is fsynced, renamed,
-    and the directory is fsynced.
-
-    Raises:
-        RunDirectoryError: the file system refuses it (full, read-only, gone).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _disk_error(path, error) from error
-
-
-def json_line(record: Mapping[str, Any]) -> str:
-    """A record as one line of strict JSON: NaN and infinity become null, paths become text."""
-    return json.dumps({key: _plain(value) for key, value in record.items()}, allow_nan=False)
-
-
-def cut_torn_line(path: Path) -> None:
-    """Remove what a killed process left behind the last newline of a file of lines."""
-    try:
-        with open(path, "r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            while end:
-                start = max(0, end - 65536)
-                file.seek(start)
-                newline = file.read(end - start).rfind(b"\n")
-                if newline >= 0:
-                    file.truncate(start + newline + 1)
-                    return
-                end = start
-            file.truncate(0)
-    except FileNotFoundError:
-        return
-
-
 class RunDirectory:
     """One run directory; `create` makes a new one and `open` finds an old one.
+
+    One at a URI (`s3://bucket/runs/first`) is worked on in a local copy; see `remote_run.py`.
 
     ```
     run = RunDirectory.create(Path("runs"), "walk_maze", config_text, sys.argv, seed=0)
@@ -99,26 +52,32 @@ class RunDirectory:
     ```
     """
 
-    def __init__(self, path: Path) -> None:
-        """The run at `path`, which exists; users call `create` or `open`."""
-        self.path = path
+    def __init__(self, path: Path, remote: RemoteRun | None = None) -> None:
+        """The run at `path`, which exists; users call `create` or `open`.
+
+        Args:
+            path: its folder.
+            remote: the run at a URI of which that is the copy.
+        """
+        self.path, self.remote = path, remote
 
     @classmethod
     def create(
         cls,
-        root: Path,
+        root: Path | str,
         name: str,
         config_text: str,
         command: list[str],
         seed: int,
         *,
-        path: Path | None = None,
+        path: Path | str | None = None,
         parent: str | None = None,
     ) -> RunDirectory:
         """Make a new run directory with its config and manifest.
 
         Args:
-            root: where runs live; the directory is `<root>/<name>-<date>-<time>-<4 hex>`.
+            root: where runs live, a folder or a URI; the directory is
+                `<root>/<name>-<date>-<time>-<4 hex>`.
             name: letters, digits, dot, dash and underscore.
             config_text: the resolved config, as YAML.
             command: the command line that started the run.
@@ -129,6 +88,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the name cannot name a folder, the directory is occupied, unwritable
                 or almost full.
+            StorageError: a URI cannot be reached or written.
         """
         if not _NAME.fullmatch(name):
             raise RunDirectoryError(
@@ -136,25 +96,51 @@ class RunDirectory:
                 "use letters, digits, '.', '-' and '_', and begin with a letter or digit."
             )
         now = datetime.now(timezone.utc).astimezone()
-        run = cls(_make_fresh(root, name, now) if path is None else _make_exactly(path))
+        run = cls._made(root, name, now, path)
         run.check_writable()
         try:
             for folder in (run.figures, run.checkpoints, run.tensorboard):
                 folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise _disk_error(run.path, error) from error
+            raise disk_error(run.path, error) from error
         atomic_write(run.config_path, config_text)
         manifest = provenance.manifest(command, seed, now, parent)
         atomic_write(run.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        if run.remote is not None:
+            run.remote.begin()
         return run
+
+    @classmethod
+    def _made(
+        cls, root: Path | str, name: str, now: datetime, path: Path | str | None
+    ) -> RunDirectory:
+        """An empty folder for a new run."""
+        place = root if path is None else path
+        if not is_remote(place):
+            folder = _make_fresh(Path(root), name, now) if path is None else _make_exactly(path)
+            return cls(folder)
+        from farreach.remote_run import RemoteRun
+
+        remote = RemoteRun(joined(str(root), _fresh_name(name, now)) if path is None else str(path))
+        remote.make()
+        return cls(remote.path, remote)
 
     @classmethod
     def open(cls, path: Path | str, root: Path = Path("runs")) -> RunDirectory:
         """The run at `path`; `latest` is the one under `root` that was created last.
 
+        Of a run at a URI, what is small is copied: config, manifest, metrics, events, result.
+
         Raises:
             RunDirectoryError: there is no run there.
+            StorageError: a URI cannot be reached or read.
         """
+        if is_remote(path):
+            from farreach.remote_run import RemoteRun
+
+            remote = RemoteRun(str(path))
+            remote.open()
+            return cls(remote.path, remote)
         if str(path) == LATEST:
             runs = [run for run in _runs_in(root) if run.is_run()]
             if not runs:
@@ -177,6 +163,52 @@ class RunDirectory:
                 f"{path} is not a run directory: it has no manifest.json of farreach. {hint}"
             )
         raise RunDirectoryError(f"there is no run directory {path}. {hint}")
+
+    @classmethod
+    def is_there(cls, path: Path | str) -> bool:
+        """Whether a run is at a path or URI.
+
+        Raises:
+            StorageError: a URI cannot be reached or read.
+        """
+        if is_remote(path):
+            from farreach.remote_run import RemoteRun
+
+            return RemoteRun(str(path)).is_there()
+        return cls(Path(path)).is_run()
+
+    @classmethod
+    def for_worker(cls, address: str) -> RunDirectory:
+        """The run of an `address`, for a process on any machine; a copy of its own if at a URI."""
+        if not is_remote(address):
+            return cls.open(Path(address))
+        from farreach.remote_run import RemoteRun
+
+        remote = RemoteRun(address, "workers")
+        remote.open()
+        return cls(remote.path, remote)
+
+    @property
+    def place(self) -> str:
+        """How the user names the run: its path, or its URI."""
+        return str(self.path) if self.remote is None else self.remote.uri
+
+    @property
+    def address(self) -> str:
+        """How other processes find the run, see `for_worker`: its absolute path, or its URI."""
+        return str(self.path.resolve()) if self.remote is None else self.remote.uri
+
+    def shared_store(self, keep: int = 2) -> CheckpointStore:
+        """The checkpoints, for workers that save them and may be on other machines."""
+        from farreach.checkpoint import CheckpointStore
+
+        if self.remote is None:
+            return CheckpointStore(self.checkpoints.resolve(), keep)  # for another process too
+        from farreach.remote_run import RemoteRun
+        from farreach.remote_store import RemoteStore
+
+        workers = RemoteRun(self.remote.uri, "workers").checkpoints
+        return RemoteStore(workers.remote, workers.directory, keep)
 
     @property
     def config_path(self) -> Path:
@@ -241,7 +273,7 @@ class RunDirectory:
             probe.unlink()
             disk = os.statvfs(self.path)
         except OSError as error:
-            raise _disk_error(self.path, error) from error
+            raise disk_error(self.path, error) from error
         free = disk.f_bavail * disk.f_frsize
         if free < min_free_bytes:
             raise RunDirectoryError(
@@ -254,22 +286,48 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the run for writing; the lock goes away with its process, however that ends.
 
+        What is written into the copy of a run at a URI is brought there meanwhile.
+
         Raises:
             RunDirectoryError: another process holds it.
+            StorageError: a URI cannot be reached, or written at the end.
         """
+        if self.remote is None:
+            with self._locked():
+                yield
+        else:
+            with self.remote.driving(), self._locked():
+                yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
             file = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed below)
         except OSError as error:
-            raise _disk_error(self.path, error) from error
+            raise disk_error(self.path, error) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunDirectoryError(
-                    f"{self.path} is in use: another farreach process is training in it. "
+                    f"{self.place} is in use: another farreach process is training in it. "
                     "Wait for it, or stop it."
                 ) from error
             yield
+
+    def refresh(self) -> None:
+        """Copy what has changed at the run's URI, if it is at one."""
+        if self.remote is not None:
+            self.remote.open()
+
+    @contextmanager
+    def additions(self) -> Iterator[None]:
+        """Bring the pictures and evaluations that are made in here to the run's URI, if any."""
+        if self.remote is None:
+            yield
+        else:
+            with self.remote.additions():
+                yield
 
     def replace_config(self, config_text: str) -> None:
         """Put a new resolved config in place, and keep the old one as `config.previous.yaml`."""
@@ -277,13 +335,21 @@ class RunDirectory:
         atomic_write(self.config_path, config_text)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append one line to `events.jsonl`."""
+        """Append one line to `events.jsonl`.
+
+        Raises:
+            RunDirectoryError: the disk refuses it.
+            StorageError: another driver has taken over the run at the URI.
+        """
+        if self.remote is not None:
+            self.remote.check()
         try:
             cut_torn_line(self.events_path)
             with open(self.events_path, "a") as file:
                 file.write(json_line({"event": kind, "time": time.time(), **fields}) + "\n")
+            record(kind, run=self.path.name, **fields)
         except OSError as error:
-            raise _disk_error(self.events_path, error) from error
+            raise disk_error(self.events_path, error) from error
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far, in order; a half-written last line is left out."""
@@ -326,8 +392,8 @@ class RunDirectory:
             return json.loads(self.result_path.read_text())
         except FileNotFoundError:
             raise RunDirectoryError(
-                f"{self.path} has no result.json: the run is not done. "
-                f"Continue it with `farreach resume {self.path}`."
+                f"{self.place} has no result.json: the run is not done. "
+                f"Continue it with `farreach resume {self.place}`."
             ) from None
 
 
@@ -337,51 +403,34 @@ def flat_result(
     """The content of `result.json`: metrics sorted by name, then the facts about the run."""
     for name in metrics:
         assert "/" in name, f"metric {name!r} is not called group/name"
-    flat = {name: _plain(float(metrics[name])) for name in sorted(metrics)}
+    flat = {name: plain(float(metrics[name])) for name in sorted(metrics)}
     facts = {"seed": seed, "wall_time_s": round(wall_time_s, 3), "versions": dict(versions)}
     return {**flat, **facts}
 
 
-def _plain(value: Any) -> Any:
-    """A value that strict JSON can hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # NumPy or torch
-        return _plain(value.tolist())
-    return value if math.isfinite(value) else None
-
-
-def _disk_error(path: Path, error: OSError) -> RunDirectoryError:
-    return RunDirectoryError(
-        f"cannot write {path}: {error.strerror or error}. Free or mount the disk, fix the "
-        "permissions, or choose another place with --run-dir."
-    )
-
-
 def _make_fresh(root: Path, name: str, now: datetime) -> Path:
     while True:
-        path = root / f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        path = root / _fresh_name(name, now)
         try:
             path.mkdir(parents=True)
         except FileExistsError:
             continue  # another run drew the same four digits in the same second
         except OSError as error:
-            raise _disk_error(path, error) from error
+            raise disk_error(path, error) from error
         return path
 
 
-def _make_exactly(path: Path) -> Path:
+def _fresh_name(name: str, now: datetime) -> str:
+    return f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _make_exactly(place: Path | str) -> Path:
+    path = Path(place)
     try:
         path.mkdir(parents=True, exist_ok=True)
         occupied = any(path.iterdir())
     except OSError as error:
-        raise _disk_error(path, error) from error
+        raise disk_error(path, error) from error
     if occupied:
         mend = f"`farreach resume {path}` continues the run in it; otherwise name another directory"
         raise RunDirectoryError(f"{path} exists and is not empty. {mend}.")

@@ -1,6 +1,7 @@
 """Connecting to Ray: an embedded local one, the cluster of a submitted job, or `RAY_ADDRESS`.
 
-Set `FARREACH_DEBUG=1` to see Ray's own log lines and whatever its workers print.
+Set `FARREACH_DEBUG=1` to see Ray's own log lines and whatever its workers print, and
+`FARREACH_LOG=json` for log lines that programs read (`logs.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from farreach import logs, memory
+from farreach.cluster import room
+from farreach.cluster.demand import Demand, processes
 from farreach.errors import ClusterError
 
 PROBE_TIMEOUT_S = 3.0
@@ -28,6 +32,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # With Ray's 2 s every `ray.train.report` waits that long.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A machine's notice to leave is seen within that; Ray looks every 5 s.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Several threads per process make small networks slower on busy cores.
     "OMP_NUM_THREADS": "1",
 }
@@ -41,23 +47,31 @@ _started_here = False
 
 
 def connect(
-    num_cpus_needed: float, *, address: str | None = None, settings: Sequence[str] = ()
+    needed: float | Sequence[Demand],
+    *,
+    address: str | None = None,
+    settings: Sequence[str] = (),
+    wait_s: float | None = None,
 ) -> None:
-    """Connect this process to Ray, and check that what was asked for fits.
+    """Connect this process to Ray, and see that there is room for what is needed.
+
+    On a cluster that grows it has the machines started and waits for them; see `cluster/room.py`.
 
     Without an address (and without `RAY_ADDRESS`) this starts a Ray of its own, which ends with the
     process; it never joins one that somebody else has started. A Ray that this process is already
     connected to is used as it is.
 
     Args:
-        num_cpus_needed: logical CPUs that the actors reserve together.
+        needed: what the run asks for; a number means so many logical CPUs, for pieces of one CPU.
         address: `host:port`, `ray://host:port`, `auto` (the cluster that `ray start` began on this
             machine) or `local`; by default `RAY_ADDRESS`, or else `local`.
         settings: dotted names of the settings that decide how much is needed, for the error.
+        wait_s: seconds to wait for machines, on a cluster that grows; by default those of
+            `FARREACH_WAIT_S`, or else 900.
 
     Raises:
         ClusterError: the address is malformed, nobody answers there within 3 s, or the cluster has
-            fewer CPUs than needed.
+            too little of what is needed, or has not grown enough in time.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     for name, value in (ENVIRONMENT | (LOCAL_ENVIRONMENT if where == "local" else {})).items():
@@ -69,14 +83,16 @@ def connect(
         arguments: dict[str, Any] = {
             "log_to_driver": debug,
             "logging_level": logging.INFO if debug else logging.ERROR,
+            **logs.ray_arguments(),
         }
         if where == "local":
             _start_local(arguments)
         else:
-            _join(_resolve(where), arguments)
+            _join(resolve(where), arguments)
     try:
-        _check_cpus(num_cpus_needed, settings)
-    except ClusterError:
+        demands = processes(needed) if isinstance(needed, float | int) else needed
+        room.check(demands, settings, wait_s)
+    except BaseException:
         disconnect()
         raise
 
@@ -92,10 +108,10 @@ def disconnect() -> None:
 
 
 @contextmanager
-def connection(num_cpus_needed: float, *, settings: Sequence[str] = ()) -> Iterator[None]:
+def connection(needed: float | Sequence[Demand], *, settings: Sequence[str] = ()) -> Iterator[None]:
     """Connect for a while; a connection that was there before stays. See `connect`."""
     before = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    connect(num_cpus_needed, settings=settings)
+    connect(needed, settings=settings)
     try:
         yield
     finally:
@@ -104,10 +120,7 @@ def connection(num_cpus_needed: float, *, settings: Sequence[str] = ()) -> Itera
 
 
 def _start_local(arguments: dict[str, Any]) -> None:
-    # Ray's ports are open to the network, so its token authentication stays on; a token of this
-    # process's own spares the user a file in the home directory.
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    use_token_of_its_own()
     _init(
         address="local",
         include_dashboard=False,
@@ -117,10 +130,20 @@ def _start_local(arguments: dict[str, Any]) -> None:
     )
 
 
+def use_token_of_its_own() -> None:
+    """Let a Ray that this process begins ask for a token that nobody else has.
+
+    Ray's ports are open to the network, so its token authentication stays on; a token of this
+    process's own spares the user a file in the home directory.
+    """
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 def _join(address: str, arguments: dict[str, Any]) -> None:
     # A submitted job brings its code in the job's own runtime environment.
     if _JOB_VARIABLE not in os.environ:
-        arguments["runtime_env"] = {"py_modules": [str(path) for path in _package_folders()]}
+        arguments["runtime_env"] = {"py_modules": [str(path) for path in package_folders()]}
     try:
         _init(address=address, **arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -136,7 +159,26 @@ def _init(**arguments: Any) -> None:
 
     with _signal_handlers_kept():
         ray.init(**arguments)
+    if not arguments["log_to_driver"]:
+        _hush_the_raylet()
     _started_here = True
+
+
+def _hush_the_raylet() -> None:
+    """Leave out what Ray prints of every death: `failures.py` has more to say in fewer words."""
+    from ray._private import worker
+
+    module: Any = worker
+    shown = getattr(module, "print_to_stdstream", None)
+    if shown is None or getattr(shown, "is_hushed", False):
+        return
+
+    def hushed(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        if data.get("pid") != "raylet":
+            shown(data, ignore_prefix)
+
+    hushed.is_hushed = True  # type: ignore[attr-defined]
+    module.print_to_stdstream = hushed
 
 
 @contextmanager
@@ -152,8 +194,12 @@ def _signal_handlers_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _resolve(address: str) -> str:
-    """The address to connect to, once somebody has answered there."""
+def resolve(address: str) -> str:
+    """The address to connect to, once somebody has answered there.
+
+    Raises:
+        ClusterError: it is malformed, or nobody answers there within 3 s.
+    """
     if address == "auto":
         address = _address_of_ray_start()
     host, port = _host_and_port(address)
@@ -189,29 +235,15 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_cpus(needed: float, settings: Sequence[str]) -> None:
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()
-    there = resources.get("CPU", 0.0)
-    if there + 1e-6 < needed:
-        lower = ", ".join(settings) or "the number of actors or their CPUs"
-        raise ClusterError(
-            f"the run asks for {needed:g} CPUs and Ray has {there:g}. Lower {lower}, "
-            "or use a larger machine or cluster."
-        )
-
-
 def object_store_bytes() -> int:
     """Size of a local Ray's object store: a tenth of the memory, and what /dev/shm can hold."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    bound = min(MAX_OBJECT_STORE_BYTES, memory // 10)
+    bound = min(MAX_OBJECT_STORE_BYTES, memory.usable_bytes() // 10)
     if os.path.isdir("/dev/shm"):
         bound = min(bound, shutil.disk_usage("/dev/shm").free * 9 // 10)
     return max(MIN_OBJECT_STORE_BYTES, bound)
 
 
-def _package_folders() -> list[Path]:
+def package_folders() -> list[Path]:
     """Folders of the two packages, without importing the workloads."""
     folders = []
     for package in PACKAGES:
@@ -223,7 +255,7 @@ def _package_folders() -> list[Path]:
 
 def local_runtime_env() -> dict[str, Any]:
     """Puts the source roots on the path of the workers, which know installed packages already."""
-    roots = [str(folder.parent) for folder in _package_folders()]
+    roots = [str(folder.parent) for folder in package_folders()]
     roots = [root for root in roots if not root.endswith(("site-packages", "dist-packages"))]
     known = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*roots, *known]))}}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from farreach.config import flat
-from farreach.rundir import sync
+from farreach.disk import sync
 
 MANIFEST = "manifest.json"
 _KEY_LENGTH = 12

@@ -22,6 +22,7 @@ KeyPath = tuple[str | int, ...]
 # Where each key is written, such as "configs/x.yaml:7"; () is the whole file.
 Sources = dict[KeyPath, str]
 
+_MERGE = "tag:yaml.org,2002:merge"
 _DIGITS = r"\d+(_\d+)*"
 # Kind → pattern and possible first characters; the first kind that matches is taken.
 _SCALARS = {
@@ -71,12 +72,24 @@ def read(path: Path, shown: str) -> tuple[Tree, Sources]:
         ConfigError: unreadable, malformed, not a mapping, or a key is written twice.
     """
     try:
-        loader = _Loader(path.read_bytes())
-        node = loader.get_single_node()
+        return read_text(path.read_bytes(), shown)
     except OSError as error:
         raise ConfigError(f"{shown}: cannot be read: {error.strerror or error}.") from error
+
+
+def read_text(text: bytes | str, shown: str) -> tuple[Tree, Sources]:
+    """As `read`, of text that is no file; `shown` says in errors where it is from."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
     except yaml.YAMLError as error:
         raise ConfigError(f"{shown}{_fault(error)}") from error
+    return _mapping_in(node, loader, shown)
+
+
+def _mapping_in(
+    node: yaml.Node | None, loader: yaml.SafeLoader, shown: str
+) -> tuple[Tree, Sources]:
     if not isinstance(node, yaml.MappingNode):
         kinds = {type(None): "nothing", yaml.SequenceNode: "a list"}
         found = kinds.get(type(node), "a single value")
@@ -86,6 +99,34 @@ def read(path: Path, shown: str) -> tuple[Tree, Sources]:
     tree = build.value(node, ())
     sources[()] = shown
     return tree, sources
+
+
+def read_documents(path: Path, shown: str) -> list[tuple[Tree, Sources]]:
+    """The mappings in a file of Ray's launcher or of Kubernetes, and where their keys are written.
+
+    These follow YAML 1.1 (`yes` is true, `5e-4` is text, `<<` merges) and may be several in a file.
+    Empty documents are left out.
+
+    Args:
+        path: the file.
+        shown: what the file is called in sources and errors.
+
+    Raises:
+        ConfigError: unreadable, malformed, not a mapping, or a key is written twice.
+    """
+    documents: list[tuple[Tree, Sources]] = []
+    try:
+        loader = yaml.SafeLoader(path.read_bytes())
+        while loader.check_node():
+            node = loader.get_node()
+            if isinstance(node, yaml.ScalarNode) and loader.construct_object(node) is None:
+                continue
+            documents.append(_mapping_in(node, loader, shown))
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot be read: {error.strerror or error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{shown}{_fault(error)}") from error
+    return documents
 
 
 def parse(text: str, source: str, path: KeyPath = ()) -> tuple[Any, Sources]:
@@ -118,7 +159,9 @@ def to_text(tree: Tree) -> str:
 class _Builder:
     """Turns nodes into values and notes where each key is written."""
 
-    def __init__(self, loader: _Loader, source: Callable[[int], str], sources: Sources) -> None:
+    def __init__(
+        self, loader: yaml.SafeLoader, source: Callable[[int], str], sources: Sources
+    ) -> None:
         self._loader = loader
         self._source = source
         self._sources = sources
@@ -145,7 +188,7 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> Tree:
         tree: Tree = {}
         lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in self._pairs(node):
             line = key_node.start_mark.line + 1
             key = self._loader.construct_object(key_node, deep=True)
             if not isinstance(key, str):
@@ -159,6 +202,22 @@ class _Builder:
             lines[key] = line
             self._sources[place] = self._source(line)
         return tree
+
+    def _pairs(self, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+        """Its keys and values; a key of its own goes before the same one that is merged in."""
+        own = [pair for pair in node.value if pair[0].tag != _MERGE]
+        if len(own) < len(node.value):
+            self._loader.flatten_mapping(node)
+            names = {key.value for key, _ in own}
+            merged = {pair[0].value: pair for pair in node.value[: len(node.value) - len(own)]}
+            node.value = [pair for name, pair in merged.items() if name not in names] + own
+        return node.value
+
+
+def source_of(path: KeyPath, sources: Sources) -> str:
+    """Where a key is written, or else the nearest section around it."""
+    around = (path[:length] for length in range(len(path), -1, -1))
+    return next(sources[place] for place in around if place in sources)
 
 
 def located(source: str, path: KeyPath, message: str) -> str:

@@ -227,6 +227,31 @@ def test_resuming_with_other_values_names_each_key_and_both_values(config_path, 
     assert kinds(the_run()) == ["started", "finished"]
 
 
+def test_continue_begins_a_run_goes_on_with_it_and_leaves_it_alone(config_path, capsys):
+    again = ["train", config_path, "--run-dir", "mine", "--continue"]
+    run = RunDirectory(Path("mine"))
+    assert main([*again, "mishap=SIGTERM"]) == 75
+    assert kinds(run) == ["started", "stopped"]
+    assert main([*again, "lr=0.1"]) == 2
+    assert "lr: 0.5 -> 0.1" in capsys.readouterr().err
+    assert main(again) == 0
+    assert "resume    step 2" in capsys.readouterr().out
+    assert main(again) == 0
+    assert "mine is done already" in capsys.readouterr().out
+    assert kinds(run) == ["started", "stopped", "resumed", "finished"]
+    assert main([*again, "steps=4"]) == 0
+    assert run.read_result()["count/steps"] == 4.0
+
+
+def test_continue_takes_no_folder_of_somebody_else(config_path, capsys):
+    assert main(["train", config_path, "--continue"]) == 2
+    assert "--continue needs --run-dir: which run is it?" in capsys.readouterr().err
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    assert main(["train", config_path, "--run-dir", "mine", "--continue"]) == 1
+    assert "mine exists and is not empty." in capsys.readouterr().err
+
+
 def test_a_run_without_checkpoint_begins_again(config_path, capsys):
     assert main(["train", config_path, "mishap=cluster"]) == 1
     for folder in the_run().checkpoints.iterdir():

@@ -425,3 +425,18 @@ def test_describe_tells_the_members_of_a_union_apart_by_their_tag():
     rows = {row.key: row.default for row in describe(Outer)}
     assert rows["part[one].size"] == "1"
     assert rows["part[two].width"] == "5"
+
+
+def test_a_variable_may_hold_the_text_of_a_configuration(monkeypatch):
+    monkeypatch.setenv("SENT", "seed: 3\nagent: {lr: 5e-4}\n")
+    config = loaded(find("env:SENT"), "agent.batch=8")
+    assert config == Run(seed=3, agent=Agent(lr=0.0005, batch=8))
+    monkeypatch.setenv("SENT", "seed: 3\nagent:\n  lrr: 1\n")
+    assert "env:SENT:3: agent.lrr: unknown key." in refused(find("env:SENT"))
+    assert refused(find("env:OTHER")) == "env:OTHER: there is no environment variable 'OTHER'."
+
+
+def test_a_variable_may_name_a_base(write, monkeypatch):
+    write("seed: 1\ntotal_env_steps: 7\n", "below.yaml")
+    monkeypatch.setenv("SENT", "base: below.yaml\nseed: 2\n")
+    assert loaded(find("env:SENT")) == Run(seed=2, total_env_steps=7)

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from farreach.errors import RunDirectoryError
-from farreach.metrics import MetricsWriter, Rates, read_metrics
+from farreach.metrics import Levels, MetricsWriter, Rates, read_metrics
 from farreach.rundir import RunDirectory
 
 
@@ -203,3 +203,14 @@ def test_rates_are_counts_per_second_since_the_last_call():
     rates.add("a/steps_per_s", 4)
     now = 116.0
     assert rates.rates() == {"a/steps_per_s": 1.0}
+
+
+def test_levels_are_means_over_time():
+    seconds = iter([0.0, 1.0, 4.0, 4.0, 10.0, 10.0])
+    levels = Levels(clock=lambda: next(seconds))
+    levels.set("queue/calls", 4.0)  # at 0 s
+    levels.set("queue/calls", 1.0)  # at 1 s
+    assert levels.means() == {"queue/calls": (4.0 * 1 + 1.0 * 3) / 4}  # at 4 s
+    levels.set("queue/calls", 3.0)  # at 4 s
+    assert levels.means() == {"queue/calls": 3.0}  # at 10 s
+    assert levels.means() == {"queue/calls": 3.0}  # no time has passed

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from farreach import rundir
+from farreach.disk import atomic_write
 from farreach.errors import RunDirectoryError
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.rundir import RunDirectory
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from farreach import launch, runtime
+from farreach.cluster import room
 from farreach.errors import ClusterError, FarreachError
 from farreach.rundir import RunDirectory
 
@@ -22,6 +23,8 @@ def unconnected(monkeypatch):
     calls = []
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    monkeypatch.setattr(room, "look", lambda: room.View(grows=False, status=""))
     monkeypatch.setattr("ray.init", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr("ray.shutdown", lambda: None)
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_TOKEN"):
@@ -141,6 +144,7 @@ def test_variables_that_the_user_set_are_kept(unconnected, monkeypatch):
 
 
 def test_the_object_store_fits_into_shared_memory(monkeypatch):
+    monkeypatch.setattr("farreach.memory.limit_bytes", lambda *_: None)
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**22}.get)  # 16 GiB
     shared = {"free": 64 * 2**30}
 
@@ -153,6 +157,12 @@ def test_the_object_store_fits_into_shared_memory(monkeypatch):
     assert runtime.object_store_bytes() == 2**30 * 9 // 10
     shared["free"] = 64 * 2**20  # a container's default
     assert runtime.object_store_bytes() == 100 * 2**20
+
+
+def test_the_object_store_is_a_tenth_of_a_containers_limit(monkeypatch):
+    monkeypatch.setattr("farreach.memory.limit_bytes", lambda *_: 4 * 2**30)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**36}))
+    assert runtime.object_store_bytes() == 4 * 2**30 // 10
 
 
 @pytest.mark.ray

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from farreach.errors import ConfigError
-from farreach.yaml_source import parse, read, to_text
+from farreach.yaml_source import parse, read, read_documents, source_of, to_text
 
 
 def value(text):
@@ -152,3 +152,44 @@ def test_a_folder_in_place_of_a_file_gives_a_message(tmp_path):
 def test_an_empty_value_is_refused(text):
     with pytest.raises(ConfigError, match=r"here: has no value\. Write null if that is meant\."):
         value(text)
+
+
+def documents(tmp_path, text):
+    (tmp_path / "f.yaml").write_text(text)
+    return read_documents(tmp_path / "f.yaml", "f.yaml")
+
+
+def test_documents_follow_yaml_1_1_as_ray_and_kubernetes_do(tmp_path):
+    ((tree, sources),) = documents(tmp_path, "a: yes\nb: 5e-4\nc: 010\n")
+    assert tree == {"a": True, "b": "5e-4", "c": 8}
+    assert sources["c",] == "f.yaml:3"
+
+
+def test_several_documents_have_lines_of_one_file_and_empty_ones_are_left_out(tmp_path):
+    first, second = documents(tmp_path, "---\na: 1\n---\n---\n# nothing\n---\nb:\n  c: 2\n")
+    assert (first[0], second[0]) == ({"a": 1}, {"b": {"c": 2}})
+    assert second[1]["b", "c"] == "f.yaml:8"
+    assert documents(tmp_path, "# nothing\n") == []
+
+
+def test_a_merged_key_has_the_line_where_it_is_written_and_own_keys_go_before(tmp_path):
+    text = "base: &base\n  a: 1\n  b: 2\nown:\n  <<: *base\n  b: 3\n"
+    text += "again: {<<: [*base, {a: 5, d: 6}]}\n"
+    ((tree, sources),) = documents(tmp_path, text)
+    assert tree["own"] == {"a": 1, "b": 3}
+    assert tree["again"] == {"a": 1, "b": 2, "d": 6}
+    assert (sources["own", "a"], sources["own", "b"]) == ("f.yaml:2", "f.yaml:6")
+
+
+def test_a_document_s_key_is_written_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"^f.yaml:4: b.a: is written twice, first on line 3"):
+        documents(tmp_path, "x: 1\nb:\n  a: 1\n  a: 2\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [(("a", "b"), "f.yaml:2"), (("a", "x", "y"), "f.yaml:1"), (("z",), "f.yaml")],
+)
+def test_a_key_that_is_not_there_has_the_source_of_the_section_around_it(path, source, tmp_path):
+    ((_, sources),) = documents(tmp_path, "a:\n  b: 1\n")
+    assert source_of(path, sources) == source

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
-from farreach.actors.services import death_cause, user_error
+from farreach.actors.services import is_raised, user_error
+from farreach.actors.witness import Whereabouts, Witnesses, whereabouts
 from farreach.errors import ActorError, ClusterError
+from farreach.failures import Report, explain, show
 
 # A message, or None when an item is done.
 Told = tuple[int, Any]
@@ -24,6 +27,10 @@ class Host:
         """Hold what `factory(*arguments)` will make."""
         self._factory, self._arguments = factory, arguments
         self._tool: Any = None
+
+    def place(self) -> Whereabouts:
+        """Where this is."""
+        return whereabouts()
 
     def work(self, item: Sequence[Any]) -> Iterator[Any]:
         """The messages of one item."""
@@ -41,6 +48,7 @@ def pulled(
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     max_failures: int = 3,
+    tell: Callable[[Report], None] = show,
 ) -> Generator[Told, None, None]:
     """Work on all items; (index of the item, message) as it comes, (index, None) when it is done.
 
@@ -57,6 +65,7 @@ def pulled(
         num_cpus: logical CPUs of an actor.
         num_gpus: GPUs of an actor.
         max_failures: deaths that are forgiven for each item.
+        tell: is told of every death.
 
     Raises:
         FarreachError: what a call raised.
@@ -76,47 +85,117 @@ def pulled(
     _check_gpus(workers * num_gpus, ray.cluster_resources().get("GPU", 0.0))
     options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
     remote = ray.remote(Host).options(**options)
-    queue, failures = deque(range(len(items))), Counter[int]()
-    idle: list[Any] = [remote.remote(factory, list(arguments)) for _ in range(workers)]
-    running: dict[Any, tuple[Any, int]] = {}
+    crew = _Crew(lambda: remote.remote(factory, list(arguments)), items, max_failures, tell)
     try:
-        while queue or running:
-            while queue and idle:
-                actor, index = idle.pop(), queue.popleft()
-                stream = actor.work.options(num_returns="streaming").remote(items[index])
-                running[stream] = (actor, index)
-            for stream in _ready(running):
-                actor, index = running[stream]
-                try:
-                    message = ray.get(next(stream))
-                except StopIteration:
-                    message = None
-                except ray.exceptions.RayTaskError as error:
-                    raise user_error(error) from error
-                except ray.exceptions.RayError as error:
-                    del running[stream]
-                    failures[index] += 1
-                    _forgive(failures[index], max_failures, error)
-                    queue.appendleft(index)
-                    idle.append(remote.remote(factory, list(arguments)))
-                    continue
-                if message is None:
-                    del running[stream]
-                    idle.append(actor)
-                yield index, message
+        yield from crew.work(workers)
     finally:
-        for actor in [*idle, *(actor for actor, _ in running.values())]:
-            ray.kill(actor)
+        crew.stop()
 
 
-def _ready(running: dict[Any, tuple[Any, int]]) -> list[Any]:
-    """All streams that have something to tell, once there is one."""
-    import ray
+class _Crew:
+    """The actors: who is idle, and who works on what."""
 
-    streams = list(running)
-    ray.wait(streams, num_returns=1)
-    ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0)
-    return ready
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        items: Sequence[Sequence[Any]],
+        max_failures: int,
+        tell: Callable[[Report], None],
+    ) -> None:
+        self._start, self._items = start, items
+        self._max_failures, self._tell = max_failures, tell
+        self._queue, self._failures = deque(range(len(items))), Counter[int]()
+        self._idle: list[_Hand] = []
+        self._running: dict[Any, tuple[_Hand, int]] = {}
+        self._arriving: dict[Any, _Hand] = {}
+        self._witnesses = Witnesses()
+        self._started = 0
+
+    def work(self, workers: int) -> Iterator[Told]:
+        for _ in range(workers):
+            self._add()
+        while self._queue or self._running:
+            while self._queue and self._idle:
+                hand, index = self._idle.pop(), self._queue.popleft()
+                work = hand.actor.work.options(num_returns="streaming")
+                self._running[work.remote(self._items[index])] = (hand, index)
+            for stream in self._ready():
+                yield from self._next(stream)
+
+    def _add(self) -> None:
+        hand = _Hand(f"worker-{self._started}", self._start())
+        self._started += 1
+        self._arriving[hand.actor.place.remote()] = hand
+        self._idle.append(hand)
+
+    def _ready(self) -> list[Any]:
+        """All streams that have something to tell, once there is one or somebody has arrived."""
+        import ray
+
+        waited = [*self._arriving, *self._running]
+        ray.wait(waited, num_returns=1)
+        ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
+        for reference in [each for each in ready if each in self._arriving]:
+            self._meet(self._arriving.pop(reference), reference)
+        return [each for each in ready if each in self._running]
+
+    def _meet(self, hand: _Hand, reference: Any) -> None:
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # its item tells of its death
+            self._witnesses.watch(hand.role, ray.get(reference))
+
+    def _next(self, stream: Any) -> Iterator[Told]:
+        """What a stream tells next, if anything."""
+        import ray
+
+        hand, index = self._running[stream]
+        try:
+            message = ray.get(next(stream))
+        except StopIteration:
+            message = None
+        except ray.exceptions.RayError as error:
+            if is_raised(error):
+                raise user_error(error) from error
+            del self._running[stream]
+            self._lose(hand, index, error)
+            return
+        if message is None:
+            del self._running[stream]
+            self._idle.append(hand)
+        yield index, message
+
+    def _lose(self, hand: _Hand, index: int, error: Exception) -> None:
+        """Another actor takes the place of one that died, and its item is begun again."""
+        self._failures[index] += 1
+        died, most = self._failures[index], self._max_failures
+        then = f"another begins it again (death {died} of at most {most} on it)"
+        if died > most:
+            then = f"gives up: more than {most} deaths on it"
+        lost = f"its work on item {index + 1} of {len(self._items)}"
+        report = explain(error, self._witnesses.facts(hand.role), lost=lost, then=then)
+        self._tell(report)
+        if died > most:
+            raise ActorError(
+                f"workers died {died} times on one piece of work: {report.detail}. If they "
+                "ran out of memory, use fewer workers or smaller pieces."
+            ) from error
+        self._queue.appendleft(index)
+        self._add()
+
+    def stop(self) -> None:
+        import ray
+
+        for hand in [*self._idle, *(hand for hand, _ in self._running.values())]:
+            ray.kill(hand.actor)
+        self._witnesses.stop()
+
+
+class _Hand:
+    """One actor and its name."""
+
+    def __init__(self, role: str, actor: Any) -> None:
+        self.role, self.actor = role, actor
 
 
 def _check_gpus(needed: float, there: float) -> None:
@@ -125,11 +204,3 @@ def _check_gpus(needed: float, there: float) -> None:
             f"the workers ask for {needed:g} GPUs and Ray has {there:g}. Lower workers or gpus, or "
             "use a larger machine or cluster."
         )
-
-
-def _forgive(failures: int, most: int, error: Exception) -> None:
-    if failures > most:
-        raise ActorError(
-            f"workers died {failures} times on one piece of work: {death_cause(error)}. If they "
-            "ran out of memory, use fewer workers or smaller pieces."
-        ) from error

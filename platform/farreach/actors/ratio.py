@@ -36,8 +36,12 @@ class RatioController:
     @property
     def may_collect(self) -> bool:
         """Whether collection may ask for more steps."""
-        waiting = self.steps + self.requested - self.updates / self.updates_per_step
-        return waiting < self.backlog_steps
+        return self.waiting_steps < self.backlog_steps
+
+    @property
+    def waiting_steps(self) -> float:
+        """Steps collected or asked for whose updates have not been handed out."""
+        return self.steps + self.requested - self.updates / self.updates_per_step
 
     def request(self, steps: int) -> None:
         """Collection of that many steps has begun."""

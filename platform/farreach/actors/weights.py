@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,12 @@ class Published:
     Attributes:
         version: counts up from 1 per name.
         value: what was published.
+        published_s: when, on the monotonic clock of the board's process.
     """
 
     version: int
     value: Any
+    published_s: float
 
 
 class WeightBoard:
@@ -33,7 +36,7 @@ class WeightBoard:
     def publish(self, name: str, value: Any) -> int:
         """Replace what is there; returns the new version."""
         version = self.version(name) + 1
-        self._entries[name] = Published(version, value)
+        self._entries[name] = Published(version, value, time.monotonic())
         return version
 
     def newest(self, name: str) -> Published:

@@ -28,8 +28,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from farreach.disk import atomic_write
 from farreach.errors import DataError
-from farreach.rundir import atomic_write
 
 Array = NDArray[Any]
 Ints = NDArray[np.integer[Any]]

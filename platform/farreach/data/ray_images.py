@@ -21,8 +21,8 @@ from PIL import Image
 
 from farreach import runtime
 from farreach.data.images import EVALUATION_NAMES
+from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
-from farreach.rundir import sync
 
 COLUMNS = ("image", "label")
 ROWS_PER_FILE = 20_000

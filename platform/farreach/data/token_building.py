@@ -24,9 +24,9 @@ from farreach.data.token_parts import (
     write_part,
 )
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import atomic_write
 from farreach.errors import DataError
 from farreach.progress import Progress
-from farreach.rundir import atomic_write
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1

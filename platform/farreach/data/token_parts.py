@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from farreach.data.text import Piece, Tally, documents
 from farreach.data.wordpieces import WordPieces, normalised, one_thread
+from farreach.disk import atomic_write, sync
 from farreach.errors import DataError
-from farreach.rundir import atomic_write, sync
 
 # Vocabularies below this size fit into two bytes a token.
 SMALL_VOCABULARY = 65_536

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 
 from farreach.data.wordpiece_training import Kind, bert, is_bert, learned
+from farreach.disk import atomic_write
 from farreach.errors import DataError
-from farreach.rundir import atomic_write
 
 TOKENIZER_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
 SETTINGS_FILE = "tokenizer_config.json"

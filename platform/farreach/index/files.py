@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from farreach.disk import sync
 from farreach.errors import DataError
-from farreach.rundir import sync
 
 
 @contextmanager

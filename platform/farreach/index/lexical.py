@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farreach.data.text import Document
+from farreach.disk import atomic_write, sync
 from farreach.errors import ConfigError, DataError
 from farreach.index.hits import Hits
-from farreach.rundir import atomic_write, sync
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farreach import runtime
+from farreach.cluster.demand import Demand
 from farreach.data.text import Document
 from farreach.errors import DataError
 from farreach.index import state as states
@@ -161,7 +162,9 @@ class Reader:
         folder = self.path.absolute()
         vectors = Vectors(folder, self.state.parts, self.state.model, self.state.normalised)
         with (
-            runtime.connection(num_cpus * len(shards), settings=["shards", "num_cpus"]),
+            runtime.connection(
+                [Demand("shard", len(shards), {"CPU": num_cpus})], settings=["shards", "num_cpus"]
+            ),
             RemoteShards(folder, vectors, shards, kind, num_cpus=num_cpus) as remote,
         ):
             yield Reader(self.path, self.state, remote)

@@ -15,9 +15,11 @@ import ray
 from numpy.typing import NDArray
 
 from farreach import runtime
-from farreach.actors.services import ActorService, death_cause, fetch
+from farreach.actors.services import DEATHS, LOSSES, ActorService, fetch
 from farreach.actors.tasks import done_in_any_order
+from farreach.actors.witness import Witnesses
 from farreach.errors import ActorError, DataError
+from farreach.failures import explain, show
 from farreach.index import kinds
 from farreach.index.flat import search_flat
 from farreach.index.hits import NO_ROW, Hits, merged
@@ -111,11 +113,12 @@ class RemoteShards:
         """
         self._arguments = [(folder, vectors, [shard], kind) for shard in shards]
         self._num_cpus = num_cpus
+        self._witnesses = Witnesses()
         self._services = [self._start(number) for number in range(len(shards))]
         with contextlib.ExitStack() as stack:
             stack.callback(self.stop)
             for service in self._services:
-                service.wait_until_ready()
+                self._wait(service)
             stack.pop_all()
 
     def search(self, queries: Floats, k: int, config: IndexConfig, allowed: Mask | None) -> Hits:
@@ -134,6 +137,7 @@ class RemoteShards:
         """End the actors."""
         for service in self._services:
             service.stop()
+        self._witnesses.stop()
 
     def __enter__(self) -> RemoteShards:
         """The shards themselves."""
@@ -153,19 +157,28 @@ class RemoteShards:
             f"search {number}", Shards, self._arguments[number], num_cpus=self._num_cpus
         )
 
+    def _wait(self, service: ActorService) -> None:
+        service.wait_until_ready()
+        if service.place is not None:
+            self._witnesses.watch(service.role, service.place)
+
     def _fetched(
         self, number: int, call: Any, arguments: Sequence[Any], restarts: int = RESTARTS
     ) -> Hits:
         try:
             return fetch(call)
-        except ray.exceptions.RayActorError as error:
+        except (*DEATHS, *LOSSES) as error:
+            role = self._services[number].role
+            then = "another takes its place" if restarts else "gives up"
+            report = explain(error, self._witnesses.facts(role), lost="a search", then=then)
+            show(report)
             if not restarts:
                 raise ActorError(
                     f"the actor of shard {number} died {RESTARTS + 1} times in one search: "
-                    f"{death_cause(error)}. Build more shards, or use machines with more memory."
+                    f"{report.detail}. Build more shards, or use machines with more memory."
                 ) from error
         self._services[number] = self._start(number)
-        self._services[number].wait_until_ready()
+        self._wait(self._services[number])
         again = self._services[number].call("search", *arguments)
         return self._fetched(number, again, arguments, restarts - 1)
 

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from farreach.disk import atomic_write
 from farreach.errors import DataError
 from farreach.index import parts as part_files
 from farreach.index.files import written_aside
 from farreach.index.kinds import IndexConfig
 from farreach.index.parts import Part
 from farreach.index.vectors import MANIFEST, Rows
-from farreach.rundir import atomic_write
 
 SCHEMA = 1
 # Not the parts of a folder of vectors, whose numbers are shorter.

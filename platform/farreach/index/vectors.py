@@ -23,11 +23,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from farreach.data.text import Document
+from farreach.disk import atomic_write
 from farreach.errors import DataError
 from farreach.index import parts as files
 from farreach.index.parts import Part
 from farreach.registry import near_match
-from farreach.rundir import atomic_write
 
 MANIFEST = "manifest.json"
 SCHEMA = 1

@@ -8,7 +8,6 @@ found in training, at the step of the checkpoint, which gets its score and is re
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,16 +22,18 @@ from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import ActorError
 from farreach.learn.place import Place
 from farreach.learn.restored import restored
+from farreach.rundir import RunDirectory
 
 if TYPE_CHECKING:
+    from farreach.actors.guard import Guard
     from farreach.actors.services import ActorService
     from farreach.learn.report import LearnRunConfig
     from farreach.learn.settings import WorkersConfig
     from farreach.learn.task import Pixels, Task
     from farreach.learn.trainer import MakeTask
-    from farreach.rundir import RunDirectory
 
 POLL_S = 0.1
+ROLE = "evaluator"
 
 
 class Journal(Protocol):
@@ -72,10 +73,16 @@ class Found:
 class Evaluator:
     """Evaluates checkpoints of a run, as one worker would in training; lives in the actor."""
 
-    def __init__(self, config: LearnRunConfig, make_task: MakeTask, on_gpu: bool) -> None:
-        """Of a run; the first evaluation makes the task."""
-        self._config, self._make_task = config, make_task
+    def __init__(
+        self, config: LearnRunConfig, address: str, make_task: MakeTask, on_gpu: bool
+    ) -> None:
+        """Of the run at an address; the first evaluation makes the task."""
+        self._config, self._address, self._make_task = config, address, make_task
         self._place = Place(device=torch.device("cuda" if on_gpu else "cpu"))
+
+    @cached_property
+    def _store(self) -> CheckpointStore:
+        return RunDirectory.for_worker(self._address).shared_store()
 
     @cached_property
     def _task(self) -> Task:
@@ -88,17 +95,13 @@ class Evaluator:
                 network.compile()
         return task
 
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
-
     def evaluate(self, path: Path) -> Found:
-        """What the checkpoint in a folder is worth.
+        """What the run's checkpoint in a folder of that name is worth.
 
         Raises:
             CheckpointError: it is damaged, or is none.
         """
-        checkpoint = CheckpointStore.load(path)
+        checkpoint = self._store.named(path.name)
         task = restored(self._task, checkpoint)
         begun = time.monotonic()
         with torch.no_grad():
@@ -138,6 +141,7 @@ class SideEvaluation:
         start: Callable[[], ActorService],
         run: RunDirectory,
         journal: Journal,
+        guard: Guard,
         keep: int,
         max_failures: int,
     ) -> None:
@@ -147,14 +151,16 @@ class SideEvaluation:
             start: makes the actor, which holds an `Evaluator`.
             run: whose checkpoints are evaluated, and where events are noted down.
             journal: for what was found.
+            guard: watches the actor.
             keep: how many of the newest checkpoints stay.
             max_failures: deaths of the actor that are forgiven.
         """
         self._start, self._run, self._journal = start, run, journal
-        self._store = CheckpointStore(run.checkpoints.resolve(), keep)  # for another process too
+        self._store = run.shared_store(keep)
         self._max_failures = max_failures
+        self._guard = guard
         self._service: ActorService | None = None
-        self._pid: Any = None
+        self._place: Any = None
         self._result: Any = None
         self._running: Due | None = None
         self._waiting: Due | None = None
@@ -221,7 +227,7 @@ class SideEvaluation:
         """Start an actor in place of the one before."""
         self.stop()
         self._service = self._start()
-        self._pid = self._service.call("pid")
+        self._place = self._service.settling()
 
     def _evaluate(self, due: Due) -> None:
         assert self._service is not None
@@ -230,25 +236,29 @@ class SideEvaluation:
 
     def _greet(self) -> None:
         """Note down the process, once there is one."""
-        import ray
+        from farreach.actors.services import DEATHS
 
-        if self._pid is not None and _is_there(self._pid):
-            with suppress(ray.exceptions.RayActorError):  # the evaluation tells of its death
-                self._run.event("evaluator", pid=ray.get(self._pid))
-            self._pid = None
+        if self._place is None or not _is_there(self._place):
+            return
+        assert self._service is not None
+        with suppress(*DEATHS):  # the evaluation tells of its death
+            place = self._service.settled(self._place)
+            self._guard.watch({ROLE: place})
+            self._run.event("evaluator", pid=place.pid, node=place.host)
+        self._place = None
 
     def _take(self, due: Due) -> None:
         """Write down what was found; if the actor has died, begin again with another."""
         import ray
 
-        from farreach.actors.services import death_cause, user_error
+        from farreach.actors.services import is_raised, user_error
 
         try:
             found: Found = ray.get(self._result)
-        except ray.exceptions.RayTaskError as error:
-            raise user_error(error) from error
         except ray.exceptions.RayError as error:
-            self._book_death(due, death_cause(error))
+            if is_raised(error):
+                raise user_error(error) from error
+            self._book_death(due, error)
             self._renew()
             self._evaluate(due)
             return
@@ -261,13 +271,18 @@ class SideEvaluation:
         self._store.add_score(found.checkpoint, found.score, {"evaluated": found.metrics})
         self.metrics, self._running = found.metrics, None
 
-    def _book_death(self, due: Due, cause: str) -> None:
-        self._deaths += 1
-        self._run.event("evaluator_died", updates=due.step, cause=cause)
-        if self._deaths > self._max_failures:
+    def _book_death(self, due: Due, error: Exception) -> None:
+        report = self._guard.look_into(ROLE, error)
+        self._deaths += report.cause != "preempted"
+        gives_up = self._deaths > self._max_failures
+        then = f"a new one begins it again (death {self._deaths} of {self._max_failures})"
+        if gives_up:
+            then = f"gives up: more deaths than runtime.max_failures ({self._max_failures})"
+        self._guard.tell(report, lost=f"its evaluation of update {due.step:,}", then=then)
+        if gives_up:
             raise ActorError(
                 f"the evaluator died more often than runtime.max_failures ({self._max_failures}): "
-                f"{cause}. If it ran out of memory, use a larger machine, or set "
+                f"{report.detail}. If it ran out of memory, use a larger machine, or set "
                 "runtime.evaluators to 0."
             )
 
@@ -287,6 +302,7 @@ def beside(
     make_task: MakeTask,
     journal: Journal,
     checkpoint: Checkpoint | None,
+    guard: Guard,
 ) -> Iterator[SideEvaluation]:
     """Evaluation beside the training in here; without `runtime.evaluators` nothing is ever due.
 
@@ -296,6 +312,7 @@ def beside(
         make_task: of a module that the actor can import.
         journal: for what was found.
         checkpoint: the newest, if the run goes on.
+        guard: watches the actor.
     """
     import ray
 
@@ -305,11 +322,11 @@ def beside(
     def start() -> ActorService:
         from farreach.actors.services import ActorService
 
-        arguments = (config, make_task, gpus > 0)
-        return ActorService("evaluator", Evaluator, arguments, num_cpus=cpus, num_gpus=gpus)
+        arguments = (config, run.address, make_task, gpus > 0)
+        return ActorService(ROLE, Evaluator, arguments, num_cpus=cpus, num_gpus=gpus)
 
     keep = config.training.keep_checkpoints
-    side = SideEvaluation(start, run, journal, keep, settings.max_failures)
+    side = SideEvaluation(start, run, journal, guard, keep, settings.max_failures)
     try:
         if settings.evaluators > 0:
             if settings.gpus > gpus:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from farreach import seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.disk import atomic_write
 from farreach.errors import FarreachError
 from farreach.learn.asam import Asam
 from farreach.learn.order import Order, share
@@ -27,13 +28,12 @@ from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
 from farreach.learn.task import Batch, Data, Task
-from farreach.rundir import atomic_write
 
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
 
 # Requests of the outlet.
-NOTHING, STOP, LOOK = 0, 1, 2
+NOTHING, STOP, LOOK, LEAVE = 0, 1, 2, 3
 # Seconds between two reports of the metrics of updates.
 REPORT_EVERY_S = 2.0
 
@@ -115,16 +115,19 @@ class Loop:
         self._begun = time.monotonic()
         if self._place.is_first:
             self._outlet.begin(self.step, self.total)
-        sums = _Sums()
+        sums, idle_s = _Sums(), time.monotonic()
         for parts in self._feed():
-            waited = time.monotonic()
+            fed_s = time.monotonic()
             request = self._place.agree(self._request() if self._place.is_first else NOTHING)
             if request == STOP:
                 self._save()
                 return self._final(), True
-            if request == LOOK and self._outlet.is_leaving():
+            if request == LEAVE or (request == LOOK and self._outlet.is_leaving()):
                 self._save()
-            sums.add(self._update(model, parts) | {"learner/busy_s": time.monotonic() - waited})
+            if request == LEAVE and self._place.is_first:
+                self._outlet.rest()  # what came after the checkpoint would be lost
+            metrics = self._update(model, parts)
+            sums.add(metrics, wait_s=fed_s - idle_s, busy_s=time.monotonic() - fed_s)
             self.step += 1
             over = bool(self._place.agree(self._out_of_time())) or self.step >= self.total
             if self._place.is_first and (sums.is_due() or over):
@@ -138,12 +141,15 @@ class Loop:
                 self._save()
             if over:
                 break
+            idle_s = time.monotonic()
         return self._final(), False
 
     def _request(self) -> int:
         """What the outlet wants before the next update."""
         if self._outlet.stop_asked():
             return STOP
+        if self._outlet.is_last_moment():
+            return LEAVE
         return LOOK if self._outlet.wants_to_look() else NOTHING
 
     def _final(self) -> dict[str, float]:
@@ -367,8 +373,11 @@ class _Sums:
     def _reset(self) -> None:
         self._values: dict[str, list[float]] = {}
         self._since = time.monotonic()
+        self._wait_s = self._busy_s = 0.0
 
-    def add(self, metrics: dict[str, float]) -> None:
+    def add(self, metrics: dict[str, float], *, wait_s: float, busy_s: float) -> None:
+        self._wait_s += wait_s
+        self._busy_s += busy_s
         for name, value in metrics.items():
             self._values.setdefault(name, []).append(value)
 
@@ -378,10 +387,11 @@ class _Sums:
     def means(self, batch: int) -> dict[str, float]:
         elapsed = time.monotonic() - self._since
         updates = len(self._values["learner/loss"])
-        busy = sum(self._values.pop("learner/busy_s"))
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         means["throughput/samples_per_s"] = updates * batch / elapsed
-        means["throughput/data_wait_share"] = max(0.0, 1.0 - busy / elapsed)
+        # Of updates alone: evaluations and checkpoints are no waiting.
+        means["throughput/data_wait_share"] = self._wait_s / (self._wait_s + self._busy_s)
+        means["throughput/updates_per_s"] = updates / elapsed
         self._reset()
         return means
 

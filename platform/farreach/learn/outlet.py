@@ -36,3 +36,9 @@ class Outlet(Protocol):
 
     def is_leaving(self) -> bool:
         """Whether a machine has just been said to be taken away soon; all workers call it."""
+
+    def is_last_moment(self) -> bool:
+        """Whether a machine is taken away now, so that one more checkpoint is due."""
+
+    def rest(self) -> None:
+        """Wait until that machine should have gone."""

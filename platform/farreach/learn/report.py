@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.console import warn
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach.metrics import MetricsWriter
 from farreach.progress import Progress
 from farreach.rundir import RunDirectory
 from farreach.stopping import StopRequest
+from farreach.watch import COMMON, Rule, Watch
 
 if TYPE_CHECKING:
+    from farreach.actors.witness import Whereabouts
     from farreach.learn.task import Pixels
+
+
+RULES = (
+    Rule(
+        "data",
+        "throughput/data_wait_share",
+        lambda share: share > 0.5,
+        "the workers wait for their samples {value:.0%} of the time: what prepares them is slower "
+        "than the model. Raise runtime.loaders and runtime.cpus, or store smaller samples.",
+    ),
+)
 
 
 class LearnRunConfig(Protocol):
@@ -34,6 +48,10 @@ class LearnRunConfig(Protocol):
     def runtime(self) -> WorkersConfig:
         """Of the workers."""
 
+    @property
+    def chaos(self) -> ChaosConfig:
+        """Faults on purpose."""
+
     def model_dump(self) -> dict[str, Any]:
         """As a tree."""
 
@@ -46,11 +64,12 @@ class Report:
     ) -> None:
         """Open the files; `step` of the checkpoint that the run continues from."""
         self._run, self._stop = run, stop
-        self._metrics = MetricsWriter(run, step)
+        self._watch = Watch(run, (*COMMON, *RULES))
+        self._metrics = MetricsWriter(run, step, self._watch)
         self._name = config.name
         self._progress: Progress | None = None
         self._reached: tuple[int, float | None] = (0, None)
-        self._remarks: set[str] = set()
+        self._saved = step or 0
         self._fields: dict[str, str | float] = {}
 
     def begin(self, step: int, total: int) -> None:
@@ -59,14 +78,16 @@ class Report:
             self._progress = Progress(self._name, total, "updates")
         else:
             self._metrics.close()
-            self._metrics = MetricsWriter(self._run, step)
+            self._metrics = MetricsWriter(self._run, step, self._watch)
+            lost = max(0, self._reached[0] - step)
+            self._run.event("recovered", role="worker", updates=step, lost_updates=lost)
         self._reached = (step, None)
         self._progress.update(step, self._fields)
 
     def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
         """Write metrics and show the most telling ones."""
         self._reached = (step, share)
-        self.evaluated(step, metrics)
+        self.evaluated(step, metrics | {"training/share": share, "training/updates": float(step)})
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """As `scalars`, of a step that training may have left behind."""
@@ -91,19 +112,32 @@ class Report:
 
     def remark(self, step: int, text: str) -> None:
         """Say it, the first time."""
-        if text not in self._remarks:
-            self._remarks.add(text)
-            self._run.event("remark", updates=step, text=text)
-            warn(f"note      {text}")
+        self._watch.remark(step, text)
 
     def checkpoint(self, step: int, name: str) -> None:
         """Note it down."""
+        self._saved = step
         self._metrics.flush()
         self._run.event("checkpoint", path=name, updates=step)
 
-    def joined(self, rank: int, pid: int) -> None:
+    def joined(self, rank: int, place: Whereabouts) -> None:
         """A worker has begun, for the first time or again."""
-        self._run.event("worker", rank=rank, pid=pid)
+        self._run.event("worker", rank=rank, pid=place.pid, node=place.host)
+
+    def lost(self) -> str:
+        """What is done again if training goes on from the newest checkpoint."""
+        return f"{max(0, self._reached[0] - self._saved):,} updates since the last checkpoint"
+
+    def next(self) -> str:
+        """Where it would go on."""
+        return f"the checkpoint after update {self._saved:,}" if self._saved else "the beginning"
+
+    def log(self, line: str) -> None:
+        """Show a line that stays in the terminal."""
+        if self._progress is None:
+            warn(line)
+        else:
+            self._progress.log(line)
 
     def stop_asked(self) -> bool:
         """Whether a signal came."""
@@ -117,9 +151,12 @@ class Report:
         """Never."""
         return False
 
-    def leaving(self, nodes: list[str]) -> None:
-        """Machines will be taken away soon; a checkpoint follows."""
-        self._run.event("preemption", nodes=nodes)
+    def is_last_moment(self) -> bool:
+        """Never."""
+        return False
+
+    def rest(self) -> None:
+        """Nothing leaves, and nobody asks."""
 
     def hparams(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
         """Log the flat config beside the final metrics."""

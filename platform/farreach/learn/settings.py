@@ -57,6 +57,9 @@ class WorkersConfig(Config):
     """CPUs that each worker reserves."""
     gpus: float = Field(0.0, ge=0)
     """GPUs that each worker reserves; above 0 it computes there."""
+    resources: dict[str, float] = Field({})
+    """What each worker reserves besides of the cluster's own resources, by which a cluster tells
+    its kinds of machines apart: `{learner: 1}`."""
     sharded: bool = False
     """Split parameters, gradients and the optimizer's state over the workers (FSDP2), for models
     that do not fit on one; otherwise each worker has all of them (DDP)."""

@@ -1,10 +1,10 @@
 """Runs the loop: in this process, or in Ray Train workers that the driver watches.
 
 The only file that knows Ray Train. Workers import the run's workload, take its task, and continue
-from the newest checkpoint in the run directory, which all of them and the driver must see. The
-first worker's numbers pass through a small actor to the driver, which alone writes metrics; the
-driver's request to stop takes the same way back. Evaluation may have an actor of its own; see
-`beside.py`.
+from the newest checkpoint in the run directory, which all of them and the driver must see, on a
+disk that they share or at a URI. The first worker's numbers pass through a small actor to the
+driver, which alone writes metrics; the driver's request to stop takes the same way back. Evaluation
+may have an actor of its own; see `beside.py`.
 """
 
 from __future__ import annotations
@@ -12,34 +12,37 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from farreach import config as configs
 from farreach import runtime
+from farreach.actors.guard import Guard
+from farreach.actors.witness import Whereabouts, whereabouts
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import ActorError, ConfigError, FarreachError
-from farreach.learn.beside import SideEvaluation, beside, reserved
+from farreach.failures import Fault, fault_of
+from farreach.learn.beside import SideEvaluation, beside
+from farreach.learn.board import DriversLink, Link, Outcome, Remote
+from farreach.learn.demand import demand, worker_resources
 from farreach.learn.loop import Loop
 from farreach.learn.place import Place
 from farreach.learn.report import LearnRunConfig, Report
 from farreach.learn.settings import WorkersConfig
+from farreach.logs import name_process
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
-    from farreach.learn.task import Pixels, Task
+    from farreach.learn.task import Task
 
 POLL_S = 0.3
-# Seconds between two looks of the first worker at whether to stop.
-ASK_EVERY_S = 1.0
-# Seconds between two looks of all workers at whether machines are about to be taken away.
-LOOK_EVERY_S = 10.0
+START_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+FIXED_START_S, ELASTIC_START_S = 900, 20
 
 
 # The configuration → the task of one worker.
@@ -56,13 +59,14 @@ def fit(
 
     Args:
         config: of the run.
-        run: its directory, which every worker must see.
+        run: its directory, which every worker must see, be it at a URI.
         checkpoint: to continue from.
         make_task: of a module that workers can import.
 
     Raises:
         Stopped: the run was asked to stop; a last checkpoint is written.
-        ConfigError: there are more workers than samples per update.
+        ConfigError: there are more workers than samples per update, or there shall be chaos among
+            none.
         ActorError: workers died more often than `runtime.max_failures`.
         FarreachError: what a worker raised.
     """
@@ -72,28 +76,36 @@ def fit(
             f"training.batch: {config.training.batch} samples leave some of {workers} workers "
             "without any. Raise it, or lower runtime.workers."
         )
-    CheckpointStore(run.checkpoints).release_all()
+    if workers == 0 and config.chaos.needs_processes:
+        raise ConfigError(
+            "chaos: there is nobody to kill in a run of one process. Set runtime.workers to 1 or "
+            "more, or leave chaos out."
+        )
+    keep = config.training.keep_checkpoints
+    store = run.shared_store(keep) if workers else CheckpointStore(run.checkpoints, keep)
+    store.release_all()
     step = None if checkpoint is None else checkpoint.step
     if workers == 0:
         with StopRequest() as stop:
             report = Report(config, run, stop, step)
             try:
                 place = Place(device=_device_here(config))
-                loop = make_loop(config, run, make_task, place, report)
+                loop = make_loop(config, store, make_task, place, report)
                 if checkpoint is not None:
                     loop.restore(checkpoint)
                 metrics, stopped = loop.run()
                 return _ended(config, report, metrics, stopped, stop)
             finally:
                 report.close()
-    needed = (config.runtime.min_workers or workers) * config.runtime.cpus
-    needed += reserved(config.runtime, 0.0)[0]
-    settings = ["runtime.workers", "runtime.cpus", "runtime.evaluators"]
-    with runtime.connection(needed, settings=settings), StopRequest() as stop:
+    settings = ["runtime.workers", "runtime.cpus", "runtime.gpus", "runtime.evaluators"]
+    with runtime.connection(demand(config), settings=settings), StopRequest() as stop:
         report = Report(config, run, stop, step)
         try:
-            with beside(config, run, make_task, report, checkpoint) as side:
-                metrics, stopped = _fit_with_ray(config, run, make_task, report, side)
+            with (
+                closing(Guard(run, config.chaos, report.log)) as guard,
+                beside(config, run, make_task, report, checkpoint, guard) as side,
+            ):
+                metrics, stopped = _fit_with_ray(config, run, make_task, report, side, guard)
             return _ended(config, report, metrics, stopped, stop)
         finally:
             report.close()
@@ -111,11 +123,10 @@ def _device_here(config: LearnRunConfig) -> torch.device:
 
 
 def make_loop(
-    config: LearnRunConfig, run: RunDirectory, make_task: MakeTask, place: Place, outlet: Any
+    config: LearnRunConfig, store: CheckpointStore, make_task: MakeTask, place: Place, outlet: Any
 ) -> Loop:
     """The loop of one worker; the model's start follows from the seed alone."""
     torch.manual_seed(config.seed)
-    store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
     task = make_task(config)
     return Loop(task, config.training, config.runtime, config.seed, place, outlet, store)
 
@@ -140,60 +151,26 @@ def _fit_with_ray(
     make_task: MakeTask,
     report: Report,
     side: SideEvaluation,
+    guard: Guard,
 ) -> tuple[dict[str, float], bool]:
-    """Run Ray Train in a thread of its own, and pass on what its first worker says."""
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
-    arguments = {
-        "run": str(run.path.resolve()),
-        "task": f"{make_task.__module__}:{make_task.__name__}",
-        "board": board,
-    }
-    use_gpu = config.runtime.gpus > 0
-    resources = {"CPU": config.runtime.cpus} | ({"GPU": config.runtime.gpus} if use_gpu else {})
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=arguments,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=_sizes(config.runtime), use_gpu=use_gpu, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name="train",
-            storage_path=str((run.path / "ray").resolve()),
-            failure_config=FailureConfig(max_failures=config.runtime.max_failures),
-        ),
-    )
-    failure: list[BaseException] = []
-
-    def train() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=train, name="ray-train", daemon=True)
-    thread.start()
-    asked = False
-    while thread.is_alive():
-        thread.join(POLL_S)
-        if not asked and (report.stop_asked() or side.failure is not None):
-            asked = True
-            board.ask_to_stop.remote()
-        _pass_on(ray.get(board.take.remote()), report, side)
-        side.tend()
-    _pass_on(ray.get(board.take.remote()), report, side)
-    ended: tuple[dict[str, float], bool] | str | None = ray.get(board.outcome.remote())
+    """Have the workers train; the final metrics, and whether the run was asked to stop."""
+    link = DriversLink()
+    driver = _Driver(config, report, side, guard, link)
+    task = f"{make_task.__module__}:{make_task.__name__}"
+    arguments = {"run": run.address, "task": task, "link": link.worker()}
+    try:
+        for _ in range(1 + config.runtime.max_failures):
+            ended = driver.watch(_trainer(config, run, arguments))
+            if ended is not None or not driver.is_to_repeat:
+                break
+    finally:
+        link.take_down()
     if isinstance(ended, str):
         raise FarreachError(ended)
     if ended is None:
-        cause = " ".join(str(failure[0]).split())[:400] if failure else "it left no reason"
         raise ActorError(
             f"the workers died more often than runtime.max_failures ({config.runtime.max_failures})"
-            f": {cause}"
+            f": {driver.last_words()}"
         )
     if side.failure is not None:
         raise side.failure
@@ -202,104 +179,150 @@ def _fit_with_ray(
     return metrics | side.metrics, stopped
 
 
+def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any]) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    class Deaths(UserCallback):
+        """Tells the driver what has ended workers; lives in Ray Train's controller."""
+
+        def __init__(self, link: Link) -> None:
+            self._link = link
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
+            faults = {rank: fault_of(error) for rank, error in worker_exceptions.items()}
+            self._link.ask("put", "died", (faults,))
+
+    settings = config.runtime
+    use_gpu = settings.gpus > 0
+    callbacks: list[Any] = [Deaths(arguments["link"])]
+    return TorchTrainer(
+        _work,
+        train_loop_config=arguments,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=_sizes(settings),
+            use_gpu=use_gpu,
+            resources_per_worker=worker_resources(settings),
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str((run.path / "ray").resolve()),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+
+
+class _Driver:
+    """Runs Ray Train in a thread of its own, and acts on what its workers say.
+
+    Attributes:
+        is_to_repeat: whether what ended it was no worker, so that it may begin again.
+    """
+
+    def __init__(
+        self,
+        config: LearnRunConfig,
+        report: Report,
+        side: SideEvaluation,
+        guard: Guard,
+        link: DriversLink,
+    ) -> None:
+        self._most, self._sizes = config.runtime.max_failures, _sizes(config.runtime)
+        self._report, self._side, self._guard, self._link = report, side, guard, link
+        self._asked, self._deaths = False, 0
+        self._failure: BaseException | None = None
+        self.is_to_repeat = False
+
+    def watch(self, trainer: Any) -> Outcome | None:
+        """How training has ended; None if it did not come to its end."""
+        self._failure = None
+        thread = threading.Thread(target=self._run, args=(trainer,), name="ray-train", daemon=True)
+        with _start_timeout(self._sizes):
+            thread.start()
+            while thread.is_alive():
+                thread.join(POLL_S)
+                if not self._asked and (self._report.stop_asked() or self._side.failure):
+                    self._asked = True
+                    self._link.ask_to_stop()
+                self._take()
+                self._guard.tend()
+                self._side.tend()
+        ended = self._take()
+        self.is_to_repeat = type(self._failure).__name__ != "WorkerGroupError"
+        return ended
+
+    def _run(self, trainer: Any) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self._failure = error
+
+    def _take(self) -> Outcome | None:
+        messages, ended = self._link.take()
+        own: dict[str, Callable[..., None]] = {
+            "joined": self._joined,
+            "died": self._died,
+            "leaving": self._leaving,
+            "evaluation_due": self._side.evaluation_due,
+        }
+        for kind, content in messages:
+            act = own[kind] if kind in own else getattr(self._report, kind)
+            act(*content)
+        return ended
+
+    def _joined(self, rank: int, place: Whereabouts) -> None:
+        self._guard.watch({f"worker-{rank}": place})
+        self._report.joined(rank, place)
+
+    def _leaving(self, nodes: list[str], deadline: float | None, ranks: list[int]) -> None:
+        self._guard.leave(nodes, deadline, [f"worker-{rank}" for rank in ranks])
+
+    def _died(self, faults: dict[int, Fault]) -> None:
+        """Tell of workers that died; those that only lost touch with them are no deaths."""
+        found = {f"worker-{rank}": fault for rank, fault in faults.items()}
+        if any("FarreachError" in fault.names for fault in found.values()):
+            return  # the run ends with its message
+        reports = self._guard.look_into_all(found)
+        if all(report.cause == "preempted" for report in reports):
+            then = f"all workers start again from {self._report.next()}"
+        else:
+            self._deaths += 1
+            then = f"all workers start again from {self._report.next()}, "
+            then += f"failure {self._deaths} of {self._most}"
+        if self._deaths > self._most:
+            then = f"gives up: more failures than runtime.max_failures ({self._most})"
+        for report in reports:
+            self._guard.tell(report, lost=self._report.lost(), then=then)
+
+    def last_words(self) -> str:
+        """Of Ray Train."""
+        return " ".join(str(self._failure or "it left no reason").split())[:400]
+
+
+@contextmanager
+def _start_timeout(sizes: Any) -> Iterator[None]:
+    """How long Ray Train waits for room for all workers before it tries anew.
+
+    Where fewer workers will do, it should soon try with them; where they will not, a machine may
+    have to be launched.
+    """
+    value = FIXED_START_S if isinstance(sizes, int) else ELASTIC_START_S
+    is_ours = START_VARIABLE not in os.environ
+    if is_ours:
+        os.environ[START_VARIABLE] = str(value)
+    try:
+        yield
+    finally:
+        if is_ours:
+            del os.environ[START_VARIABLE]
+
+
 def _sizes(settings: WorkersConfig) -> Any:
     """How many workers there are, or from how many to how many."""
     least = settings.min_workers
     return settings.workers if least is None else (least, settings.workers)
-
-
-def _pass_on(
-    messages: list[tuple[str, tuple[Any, ...]]], report: Report, side: SideEvaluation
-) -> None:
-    for kind, content in messages:
-        getattr(side if kind == "evaluation_due" else report, kind)(*content)
-
-
-class _Board:
-    """Between the first worker and the driver."""
-
-    def __init__(self) -> None:
-        self._messages: list[tuple[str, tuple[Any, ...]]] = []
-        self._stop = False
-        self._outcome: tuple[dict[str, float], bool] | str | None = None
-
-    def put(self, kind: str, content: tuple[Any, ...]) -> None:
-        self._messages.append((kind, content))
-
-    def take(self) -> list[tuple[str, tuple[Any, ...]]]:
-        taken, self._messages = self._messages, []
-        return taken
-
-    def ask_to_stop(self) -> None:
-        self._stop = True
-
-    def stop_asked(self) -> bool:
-        return self._stop
-
-    def end(self, outcome: tuple[dict[str, float], bool] | str) -> None:
-        self._outcome = outcome
-
-    def outcome(self) -> tuple[dict[str, float], bool] | str | None:
-        return self._outcome
-
-
-class _Remote:
-    """The first worker's outlet."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-        self._asked_s = self._looked_s = time.monotonic()
-        self._answer = board.stop_asked.remote()
-        self._leaving: list[str] = []
-
-    def begin(self, step: int, total: int) -> None:
-        self._board.put.remote("begin", (step, total))
-
-    def scalars(self, step: int, metrics: dict[str, float], share: float) -> None:
-        self._board.put.remote("scalars", (step, metrics, share))
-
-    def picture(self, step: int, name: str, picture: Pixels) -> None:
-        self._board.put.remote("picture", (step, name, picture))
-
-    def remark(self, step: int, text: str) -> None:
-        self._board.put.remote("remark", (step, text))
-
-    def checkpoint(self, step: int, name: str) -> None:
-        self._board.put.remote("checkpoint", (step, name))
-
-    def evaluation_due(self, step: int, name: str) -> None:
-        self._board.put.remote("evaluation_due", (step, name))
-
-    def stop_asked(self) -> bool:
-        import ray
-
-        if time.monotonic() - self._asked_s < ASK_EVERY_S:
-            return False
-        self._asked_s = time.monotonic()
-        ready, _ = ray.wait([self._answer], timeout=0)
-        if not ready:
-            return False
-        answer = bool(ray.get(self._answer))
-        self._answer = self._board.stop_asked.remote()
-        return answer
-
-    def wants_to_look(self) -> bool:
-        if time.monotonic() - self._looked_s < LOOK_EVERY_S:
-            return False
-        self._looked_s = time.monotonic()
-        return True
-
-    def is_leaving(self) -> bool:
-        import ray.train
-
-        info = ray.train.get_preemption_info()
-        nodes = [] if info is None else info.preempted_node_ids
-        if nodes == self._leaving:
-            return False
-        self._leaving = nodes
-        if nodes:
-            self._board.put.remote("leaving", (nodes,))
-        return bool(nodes)
 
 
 def _work(arguments: dict[str, Any]) -> None:
@@ -308,7 +331,7 @@ def _work(arguments: dict[str, Any]) -> None:
     import ray.train.torch
 
     context = ray.train.get_context()
-    run = RunDirectory.open(Path(arguments["run"]))
+    run = RunDirectory.for_worker(arguments["run"])
     config: Any = configs.load(run.config_path).config
     place = Place(
         context.get_world_rank(),
@@ -316,20 +339,22 @@ def _work(arguments: dict[str, Any]) -> None:
         ray.train.torch.get_device(),
         config.runtime.sharded,
     )
+    name_process(f"worker-{place.rank}")
     module, _, name = arguments["task"].partition(":")
-    board = arguments["board"]
-    if isinstance(ray.get(board.outcome.remote()), str):
+    link: Link = arguments["link"]
+    if isinstance(link.ask("outcome"), str):
         return  # what the user has to mend: Ray Train has begun once more in vain
-    ray.get(board.put.remote("joined", (place.rank, os.getpid())))
+    link.ask("put", "joined", (place.rank, whereabouts()))
     try:
         make_task = getattr(importlib.import_module(module), name)
-        loop = make_loop(config, run, make_task, place, _Remote(board))
-        checkpoint = CheckpointStore(run.checkpoints).newest()
+        store = run.shared_store(config.training.keep_checkpoints)
+        loop = make_loop(config, store, make_task, place, Remote(link))
+        checkpoint = store.newest()
         if checkpoint is not None:
             loop.restore(checkpoint)
         outcome = loop.run()
     except FarreachError as error:
-        ray.get(board.end.remote(str(error)))
+        link.ask("end", str(error))
         raise  # the others may be waiting for this worker
     if place.is_first:
-        ray.get(board.end.remote(outcome))
+        link.ask("end", outcome)

@@ -44,3 +44,13 @@ def test_the_ratio_holds_whatever_the_number_of_actors():
                 ratio.collected(3200)
             ratio.hand_out(ratio.due)
         assert abs(ratio.updates / ratio.steps - 0.06) < 1e-4
+
+
+def test_steps_without_updates_are_counted_in_either_state():
+    ratio = RatioController(updates_per_step=0.5, backlog_steps=1000)
+    ratio.request(300)
+    ratio.request(200)
+    ratio.collected(300)
+    assert ratio.waiting_steps == 500
+    ratio.hand_out(100)  # pays for 200 steps
+    assert ratio.waiting_steps == 300

@@ -86,7 +86,8 @@ class Regression:
 
 
 class Notes:
-    def __init__(self, stop_at=None, leaving_at=None):
+    def __init__(self, stop_at=None, leaving_at=None, last_moment_at=None):
+        self.last_moment_at, self.rested = last_moment_at, None
         self.leaving_at, self.asked_to_look = leaving_at, 0
         self.lines, self.checkpoints, self.stop_at, self.asked = [], [], stop_at, 0
         self.seen, self.remarks, self.due = [], [], []
@@ -115,6 +116,12 @@ class Notes:
     def is_leaving(self):
         self.asked_to_look += 1
         return self.asked_to_look == self.leaving_at
+
+    def is_last_moment(self):
+        return self.last_moment_at is not None and self.asked > self.last_moment_at
+
+    def rest(self):
+        self.rested, self.last_moment_at = self.asked, None
 
     def stop_asked(self):
         self.asked += 1

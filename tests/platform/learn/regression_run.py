@@ -8,6 +8,7 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).parent))
 from regression import Regression
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config as Base
 from farreach.errors import DataError
 from farreach.learn.restored import evaluated
@@ -16,7 +17,7 @@ from farreach.learn.trainer import fit
 
 
 class Config(Base):
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"training", "runtime", "nap"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"training", "runtime", "nap", "chaos"})
 
     name: str = "regression"
     seed: int = 3
@@ -26,6 +27,7 @@ class Config(Base):
     """Seconds that an update sleeps."""
     training: LoopConfig = LoopConfig(epochs=3, batch=10, lr=0.01)
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
 
 class Slow(Regression):

@@ -12,6 +12,8 @@ from regression import Notes, Regression, loop_of, trained
 from tests.platform.learn.sleeper import Sleeper, step_of
 
 from farreach import config as configs
+from farreach.actors.chaos import ChaosConfig
+from farreach.actors.guard import Guard
 from farreach.actors.services import ActorService
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import ActorError, ConfigError, DataError
@@ -108,7 +110,8 @@ class Side:
             arguments = (nap, folder / "deaths")
             return ActorService("evaluator", Sleeper, arguments, num_cpus=0.1)
 
-        self.side = SideEvaluation(start, self.run, self.report, 1, max_failures)
+        self.guard = Guard(self.run, ChaosConfig(), lambda line: None)
+        self.side = SideEvaluation(start, self.run, self.report, self.guard, 1, max_failures)
 
     def save(self, step, score, held=True):
         content = {"learner": {"score": score}}
@@ -136,6 +139,7 @@ def side_of(ray_local, tmp_path):
     yield make
     for one in made:
         one.side.stop()
+        one.guard.close()
 
 
 def never():
@@ -175,7 +179,11 @@ def test_an_evaluation_whose_process_dies_is_repeated(side_of):
     one.leave(1, 0.7)
     assert one.side.wait(never)
     assert one.store.newest().score == 0.7
-    assert [event["updates"] for event in one.events("evaluator_died")] == [1, 1]
+    for event in one.events("actor_died"):
+        assert event["role"] == "evaluator"
+        assert event["cause"] == "signal"
+        assert event["lost"] == "its evaluation of update 1"
+    assert len(one.events("actor_died")) == 2
 
 
 @pytest.mark.ray
@@ -183,7 +191,7 @@ def test_an_evaluator_that_dies_too_often_is_given_up_and_the_checkpoint_kept(si
     one = side_of(deaths=2, max_failures=1)
     one.side.begin(None)
     one.leave(1, 0.7)
-    with pytest.raises(ActorError, match=r"more often than runtime\.max_failures \(1\): .*died"):
+    with pytest.raises(ActorError, match=r"more often than runtime\.max_failures \(1\): signal 9"):
         one.side.wait(never)
     one.leave(2, 0.7)  # training goes on until it has heard of it
     assert steps(one.store) == [1, 2]

@@ -112,7 +112,8 @@ def test_an_evaluator_that_is_killed_costs_nothing(ray_local, tmp_path, meanwhil
     meanwhile(lambda: first.exists() and pids(path), lambda: os.kill(pids(path)[0], signal.SIGKILL))
     run = launch.train(file, run_dir=path)
     assert len(set(pids(path))) == 2
-    assert len([event for event in run.events() if event["event"] == "evaluator_died"]) == 1
+    died = [event for event in run.events() if event["event"] == "actor_died"]
+    assert [(event["role"], event["cause"]) for event in died] == [("evaluator", "signal")]
     found = evaluations(run)
     assert {5, 15} <= found.keys()
     assert scores(run)[15] == found[15] == result(run)["evaluation/top1"]

@@ -233,6 +233,15 @@ def test_a_checkpoint_is_written_at_once_when_a_machine_is_about_to_leave(tmp_pa
     assert len(notes.checkpoints) == 2
 
 
+def test_another_checkpoint_is_written_when_it_leaves_and_nothing_is_done_after_that(tmp_path):
+    notes = Notes(leaving_at=2, last_moment_at=6)
+    loop_of(tmp_path, Regression(), notes, checkpoint_every_epochs=3).run()
+    # Before the second update, before the seventh, and at the end.
+    assert notes.checkpoints[:2] == [1, 6]
+    assert len(notes.checkpoints) == 3
+    assert notes.rested == 7  # it rested before it had asked again
+
+
 def test_there_are_not_fewer_workers_than_the_least():
     with pytest.raises(ValueError, match="min_workers: 3 are more than workers, 2"):
         WorkersConfig(workers=2, min_workers=3)

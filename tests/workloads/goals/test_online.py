@@ -12,9 +12,11 @@ from farreach import config as configs
 from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import ActorError, ConfigError, EnvironmentFault
+from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import online
-from farreach_workloads.goals.coordinator import Coordinator, PartDied
+from farreach_workloads.goals.coordinator import Coordinator
+from farreach_workloads.goals.parts import PartDied
 
 SMALL = ["training.env_steps=9600", "training.checkpoint_every_steps=3200"]
 ACTORS = ["runtime.placement=actor", "runtime.cpus.learner=0.5"]
@@ -102,7 +104,7 @@ def actor_pid(run, role):
 
 def kill_when_running(path, role, kills):
     """Kill the role's process a while after the first checkpoint is there."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         time.sleep(0.05)
         if not (path / "events.jsonl").exists():
@@ -153,6 +155,9 @@ def test_several_rollouts_share_the_work_of_one_run(tmp_path, ray_local):
     assert len(messages) == 2
     # 25 messages of 8 x 200 steps; each rollout has one in flight at a time, so they take turns.
     assert min(messages.values()) >= 5
+    written = {name for line in read_metrics(run.metrics_path) for name in line}
+    seen = {"throughput/learner_waiting_share", "throughput/rollouts_held_share", "busy/rollouts"}
+    assert {*seen, "weights/age_versions", "weights/age_s", "evaluation/seconds"} <= written
 
 
 @pytest.mark.ray
@@ -183,10 +188,12 @@ def is_alive(pid, patience_s=10):
 
 def test_a_death_before_the_first_checkpoint_says_what_to_do(tmp_path, monkeypatch):
     def die(self):
-        raise PartDied("memory", "killed")
+        raise PartDied("memory", RuntimeError("killed"))
 
     monkeypatch.setattr(Coordinator, "_begin", die)
-    with pytest.raises(ActorError, match="memory died before the first checkpoint: killed"):
+    with pytest.raises(
+        ActorError, match=r"memory died before the first checkpoint: it raised RuntimeError: killed"
+    ):
         train(tmp_path, "run")
 
 

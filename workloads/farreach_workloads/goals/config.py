@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
 from farreach_workloads.goals import fidelity
 
@@ -279,6 +280,9 @@ class MachineConfig(Config):
     """Device of the learner: cpu or cuda."""
 
 
+Role = Literal["learner", "rollout", "reachability", "memory", "evaluator"]
+
+
 class RuntimeConfig(MachineConfig):
     """Where the parts run and how tightly they are coupled."""
 
@@ -290,8 +294,14 @@ class RuntimeConfig(MachineConfig):
     learner_chunk: int = Field(32, ge=1)
     """Updates per call of the learner."""
     max_restarts: int = Field(20, ge=0)
-    """Deaths per role within ten minutes before the run gives up."""
+    """Deaths per role within ten minutes before the run gives up; those of machines that were taken
+    away after a notice do not count."""
+    start_timeout_s: float = Field(600.0, gt=0)
+    """Seconds that an actor may wait for room, such as a machine that the cluster adds for it."""
     cpus: CpusConfig = CpusConfig()
+    resources: dict[Role, dict[str, float]] = Field({})
+    """What each role reserves besides of the cluster's own resources, by which a cluster tells its
+    kinds of machines apart: `{rollout: {rollout: 1}, learner: {learner: 1}}`."""
 
     @model_validator(mode="after")
     def _inline_is_sync(self) -> RuntimeConfig:
@@ -324,7 +334,9 @@ class ReachingConfig(Config):
 class GoalsRunConfig(ReachingConfig):
     """A run of Walk the Random Walk or of one of its baselines."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "evaluation", "runtime"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"name", "training", "evaluation", "runtime", "chaos"}
+    )
     """Sections that may change when a run is resumed."""
 
     fidelity: Literal["improved", "paper"] = "improved"
@@ -340,6 +352,7 @@ class GoalsRunConfig(ReachingConfig):
     agent: AgentConfig = AgentConfig()
     training: TrainingConfig = TrainingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -363,4 +376,9 @@ class GoalsRunConfig(ReachingConfig):
             )
         if self.goals.source == "replay" and self.relabel.node > 0:
             raise ValueError("relabel.node needs goals.source: memory; set relabel.replay instead")
+        if self.runtime.placement == "inline" and self.chaos.needs_processes:
+            raise ValueError(
+                "chaos: there is nobody to kill in a run of one process; set runtime.placement: "
+                "actor"
+            )
         return self

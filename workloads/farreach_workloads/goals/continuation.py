@@ -9,15 +9,14 @@ refreshes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from farreach import config as configs
-from farreach import seeding
-from farreach.checkpoint import CheckpointStore
+from farreach import launch, seeding
 from farreach.data.episodes import ACTION, INDEX_FILE, OBSERVATION, EpisodeStore
+from farreach.data.fetched import here
 from farreach.errors import ConfigError
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals.environments.base import Floats, Ints
@@ -68,15 +67,14 @@ def load(config: GoalsRunConfig) -> Continuation:
     """
     assert config.start.run is not None
     run = RunDirectory.open(config.start.run)
-    path = run.path
+    path = run.place
     offline: Any = configs.load(run.config_path).config
     _expect_fit(config, offline, path)
-    checkpoints = CheckpointStore(run.checkpoints)
-    checkpoint = checkpoints.best() or checkpoints.newest()
+    checkpoint = launch.find_checkpoint(run, "best")
     if checkpoint is None:
         raise ConfigError(f"start.run: {path} has no checkpoint yet. Train it first.")
     learner = checkpoint.part("learner")
-    folder = Path(offline.data.path)
+    folder = here(offline.data.path)
     if not (folder / INDEX_FILE).exists():
         raise ConfigError(
             f"start.run: the data set of {path} is no longer at {folder}. Bring it back, or start "
@@ -123,7 +121,7 @@ def _pieces(store: EpisodeStore, steps: int, count: int, rng: np.random.Generato
     return begin[:, None] + np.arange(steps + 1)
 
 
-def _expect_fit(config: GoalsRunConfig, offline: Any, path: Path) -> None:
+def _expect_fit(config: GoalsRunConfig, offline: Any, path: str) -> None:
     if not hasattr(offline, "data") or getattr(offline.agent, "kind", None) != "sac":
         raise ConfigError(
             f"start.run: {path} is no offline run whose agent is SAC, and only that goes on online."

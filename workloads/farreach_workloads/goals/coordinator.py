@@ -8,69 +8,37 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
+from farreach.actors.guard import Guard
 from farreach.actors.ratio import RatioController
-from farreach.actors.services import Service, death_cause, fetch
+from farreach.actors.services import DEATHS, LOSSES, Service, fetch
 from farreach.actors.supervisor import RestartPolicy
 from farreach.actors.weights import WeightBoard
+from farreach.actors.witness import Whereabouts
 from farreach.checkpoint import Checkpoint, CheckpointStore
-from farreach.errors import ActorError
+from farreach.errors import ActorError, CheckpointError
 from farreach.stopping import Stopped, StopRequest
 from farreach_workloads.goals import continuation
 from farreach_workloads.goals.bundle import Bundle
-from farreach_workloads.goals.parts import Parts
+from farreach_workloads.goals.counters import Counters, mean_metrics
+from farreach_workloads.goals.parts import PartDied, Parts
 from farreach_workloads.goals.report import Reporter
 
 if TYPE_CHECKING:
+    from farreach.failures import Report
     from farreach.rundir import RunDirectory
     from farreach_workloads.goals.config import GoalsRunConfig
 
 SUCCESS = "evaluation/success_final"
 NODES = "memory/nodes_"
-
-
-@dataclass
-class Counters:
-    """What a run has done; saved with every checkpoint.
-
-    Attributes:
-        env_steps: policy and random steps together.
-        walk_steps: random steps.
-        walk_steps_at_refresh: random steps when the last refresh began.
-        refreshes: of network, memory and graph.
-        evaluated_at, saved_at, drawn_at: env_steps of the last evaluation, checkpoint, figures.
-        train_s: seconds of training, without start-up, summed over resumes.
-        evaluations: metrics of the last evaluations, newest last.
-        ratio: steps and updates of the ratio controller.
-        first_steps_with_nodes: category → env_steps at which the memory first held a node there.
-    """
-
-    env_steps: int = 0
-    walk_steps: int = 0
-    walk_steps_at_refresh: int = 0
-    refreshes: int = 0
-    evaluated_at: int = 0
-    saved_at: int = 0
-    drawn_at: int = 0
-    train_s: float = 0.0
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    ratio: list[int] = field(default_factory=lambda: [0, 0])
-    first_steps_with_nodes: dict[str, int] = field(default_factory=dict)
-
-
-class PartDied(Exception):  # noqa: N818 (a message to the loop, not to the user)
-    """An actor that holds state has died; the run continues from its newest checkpoint."""
-
-    def __init__(self, role: str, cause: str) -> None:
-        """`role` died of `cause`."""
-        super().__init__(role, cause)
-        self.role, self.cause = role, cause
 
 
 class Coordinator(ABC):
@@ -83,15 +51,21 @@ class Coordinator(ABC):
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self._policy = RestartPolicy(config.runtime.max_restarts)
-        self._incarnations = 0
+        self._guard = Guard(run, config.chaos, reporter.log)
         self._begun = time.monotonic()
         self._fragment = config.environment.num_envs * config.phases.policy_steps
-        self._start_parts()
+        try:
+            self._start_parts()
+        except PartDied as death:
+            raise ActorError(self._nothing_to_go_back_to(death)) from death
 
     def _start_parts(self) -> None:
         self._parts = Parts(self._config)
-        if self._parts.pids:
-            self._run.event("actors", pids=self._parts.pids)
+        self._watch(self._parts.places)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget what was done."""
         self._board = WeightBoard()
         self._counters = Counters()
         self._visits = np.zeros(0, np.int64)
@@ -100,6 +74,14 @@ class Coordinator(ABC):
         self._ratio = RatioController(
             self._config.agent.updates_per_policy_step, (actors + 1) * self._fragment
         )
+
+    def _watch(self, places: dict[str, Whereabouts]) -> None:
+        """Keep watch over new processes, and note them down."""
+        if places:
+            pids = {role: place.pid for role, place in places.items()}
+            hosts = {role: place.host for role, place in places.items()}
+            self._run.event("actors", pids=pids, nodes=hosts)
+            self._guard.watch(places)
 
     # ---------------------------------------------------------------- start, save, restore
 
@@ -112,13 +94,14 @@ class Coordinator(ABC):
         try:
             self._begin()
         except PartDied as death:
-            raise ActorError(_nothing_to_go_back_to(death)) from death
+            raise ActorError(self._nothing_to_go_back_to(death)) from death
 
     def _begin(self) -> None:
         parts = self._parts
-        share = -(-self._config.phases.initial_random_steps // len(parts.rollouts))
-        firsts = [rollout.call("first_walks", share, returns=2) for rollout in parts.rollouts]
-        for rollout, (walks, info) in zip(parts.rollouts, firsts, strict=True):
+        rollouts = parts.ready()
+        share = -(-self._config.phases.initial_random_steps // len(rollouts))
+        firsts = [rollout.call("first_walks", share, returns=2) for rollout in rollouts]
+        for rollout, (walks, info) in zip(rollouts, firsts, strict=True):
             self._take_walks(walks, self._fetch(rollout.role, info))
         start = continuation.load(self._config) if self._config.start.run is not None else None
         if start is not None:
@@ -138,30 +121,40 @@ class Coordinator(ABC):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         content = checkpoint.parts()
-        parts = self._parts
         mine = content["coordinator"]
         self._counters = Counters(**mine["counters"])
         self._ratio.steps, self._ratio.updates = self._counters.ratio
         self._visits = np.array(mine["visits"])
-        for part in (parts.learner, parts.reachability, parts.memory):
-            self._tell(part, "restore", content[part.role])
-        for rollout in parts.rollouts:
-            # A run that continues with more actors gives the new ones a fresh start.
-            if rollout.role in content:
-                self._tell(rollout, "restore", content[rollout.role])
-        bundle = Bundle.from_arrays(content["learner"]["bundle"])
-        self._board.publish("bundle", self._shared(bundle))
-        self._board.publish("policy", parts.learner.call("policy"))
+        bundle = self._fill(self._to_restore(), content)
         self._saved_time = time.monotonic()
         self._reporter.restored(self._counters.env_steps, bundle)
 
-    def save(self) -> None:
-        """Write a checkpoint of everything; nothing may be in flight."""
+    def _to_restore(self) -> list[Service]:
+        """Parts that get their states from a checkpoint that all go back to."""
+        return self._parts.all()
+
+    def _fill(self, parts: Iterable[Service], content: Mapping[str, Any]) -> Bundle:
+        """Give parts the states of a checkpoint, and publish what it holds for all; its bundle."""
+        for part in parts:
+            # Of a part that has no room yet nobody waits for the answer.
+            tell = partial(self._tell, part) if part.is_ready else part.call
+            if part.role in content:
+                tell("restore", content[part.role])
+            elif part in self._parts.rollouts:  # it is new, or was just starting or dying then
+                tell("begin_anew", self._next_incarnation())
+        bundle = Bundle.from_arrays(content["learner"]["bundle"])
+        self._board.publish("bundle", self._shared(bundle))
+        self._board.publish("policy", self._parts.learner.call("policy"))
+        return bundle
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything, its folder; nothing may be in flight."""
         counters = self._counters
         counters.saved_at = counters.env_steps
         counters.ratio = [self._ratio.steps, self._ratio.updates]
-        states = {name: part.call("state") for name, part in self._parts.stateful().items()}
-        content: dict[str, Any] = {name: self._fetch(name, state) for name, state in states.items()}
+        states = [(part, part.call("state")) for part in self._parts.stateful()]
+        taken = {part.role: self._take_state(part, state) for part, state in states}
+        content = {role: state for role, state in taken.items() if state is not None}
         content["coordinator"] = {"counters": asdict(counters), "visits": self._visits}
         last = counters.evaluations[-1] if counters.evaluations else {}
         info = {"env_steps": counters.env_steps, "updates": self._ratio.updates}
@@ -170,6 +163,40 @@ class Coordinator(ABC):
         self._saved_time = time.monotonic()
         self._reporter.flush()
         self._run.event("checkpoint", path=path.name, **info)
+        return path
+
+    def _take_state(self, part: Service, state: Any) -> Any:
+        """The state of a part for a checkpoint; None if there shall be none."""
+        return self._fetch(part.role, state)
+
+    def _next_incarnation(self) -> int:
+        """A number that no rollout had whose messages the learner knows."""
+        self._counters.incarnations += 1
+        return self._counters.incarnations
+
+    def _move(self, roles: Sequence[str]) -> None:
+        """Have parts go on elsewhere, from a checkpoint of now; nothing may be in flight.
+
+        Args:
+            roles: whose machines are about to leave.
+        """
+        begun = time.monotonic()
+        path = self.save()
+        try:
+            content = CheckpointStore.load(path).parts()
+        except CheckpointError as error:
+            raise PartDied(roles[0], error) from error
+        self._guard.forget(roles)
+        self._fill(self._restart(roles), content)
+        took_s = round(time.monotonic() - begun, 1)
+        self._run.event("moved", roles=list(roles), seconds=took_s, lost_env_steps=0)
+        self._reporter.log(f"{', '.join(roles)} went on elsewhere; nothing is done again")
+
+    def _restart(self, roles: Sequence[str]) -> list[Service]:
+        """Parts in place of others, watched, with nothing in them."""
+        started = self._parts.restart(roles)
+        self._watch({part.role: part.place for part in started if part.place is not None})
+        return started
 
     def _shared(self, value: Any) -> Any:
         return ray.put(value) if self._config.runtime.placement == "actor" else value
@@ -177,8 +204,8 @@ class Coordinator(ABC):
     def _fetch(self, role: str, result: Any) -> Any:
         try:
             return fetch(result)
-        except ray.exceptions.RayActorError as error:
-            raise PartDied(role, death_cause(error)) from error
+        except (*DEATHS, *LOSSES) as error:
+            raise PartDied(role, error) from error
 
     def _tell(self, part: Service, method: str, *arguments: Any) -> None:
         """Call a method for its effect, and raise what it raises."""
@@ -206,33 +233,67 @@ class Coordinator(ABC):
                 self._recover(death)
 
     def _recover(self, death: PartDied) -> None:
-        """Go on from the newest checkpoint with new parts; they too may die meanwhile."""
-        reached, pending = self._counters.env_steps, [death]
+        """Go on from the newest checkpoint, with another part; it too may die meanwhile."""
+        begun, pending = time.monotonic(), [death]
+        reached, updates = self._counters.env_steps, self._ratio.updates
+        incarnations = self._counters.incarnations
         while pending:
             death = pending.pop()
-            self._died(death.role, death.cause)
             checkpoint = self._store.newest()
             if checkpoint is None:
-                raise ActorError(_nothing_to_go_back_to(death))
-            self._parts.stop()
-            self._start_parts()
+                raise ActorError(self._nothing_to_go_back_to(death))
+            step = checkpoint.step
+            lost = f"{reached - step:,} environment steps"
+            lost += f" and {updates - int(checkpoint.info['updates']):,} updates since the last one"
+            then = f"all parts go back to the checkpoint at step {step:,}"
+            neighbours = self._guard.beside(death.role)
+            report = self._died(death.role, death.error, lost=lost, then=then)
+            gone = neighbours if report.cause in ("node_lost", "preempted") else []
+            for role in gone:
+                self._guard.tell(self._guard.look_into(role, death.error), lost="", then=then)
+            self._reset()
             try:
+                self._restart([death.role, *gone])
                 self.restore(checkpoint)
             except PartDied as again:
                 pending.append(again)
-        lost = reached - self._counters.env_steps
-        self._run.event("recovered", role=death.role, lost_env_steps=lost)
-        self._reporter.log(f"{death.role} is back; {lost:,} environment steps are done again")
+            # Numbers that rollouts have had which go on.
+            self._counters.incarnations = max(incarnations, self._counters.incarnations)
+        lost_steps, took_s = reached - self._counters.env_steps, time.monotonic() - begun
+        self._run.event(
+            "recovered", role=death.role, lost_env_steps=lost_steps, seconds=round(took_s, 1)
+        )
+        self._reporter.log(f"{death.role} is back; {lost_steps:,} environment steps are done again")
 
-    def _died(self, role: str, cause: str) -> None:
-        self._run.event("actor_died", role=role, cause=cause)
-        self._reporter.log(f"{role} died: {cause}")
-        if not self._policy.allows(role, time.monotonic()):
+    def _died(self, role: str, error: BaseException, *, lost: str, then: str) -> Report:
+        """Tell of a death, and end the run if there were too many.
+
+        Args:
+            role: who died.
+            error: what its caller was told.
+            lost: work that is done again or is missing.
+            then: what happens next.
+        """
+        report = self._guard.look_into(role, error)
+        may_go_on = report.cause == "preempted" or self._policy.allows(role, time.monotonic())
+        limit = f"{self._policy.max_restarts} times within {self._policy.window_s:g} s"
+        then = then if may_go_on else f"gives up: {role} died more than {limit}"
+        self._guard.tell(report, lost=lost, then=then)
+        if not may_go_on:
             raise ActorError(
-                f"{role} died more than {self._policy.max_restarts} times within "
-                f"{self._policy.window_s:g} s, the last time: {cause}. Raise "
+                f"{role} died more than {limit}, the last time: {report.detail}. Raise "
                 "runtime.max_restarts if the machines are that unreliable."
             )
+        return report
+
+    def _nothing_to_go_back_to(self, death: PartDied) -> str:
+        """Tell of a death before the first checkpoint; the message that ends the run."""
+        report = self._guard.look_into(death.role, death.error)
+        self._guard.tell(report, lost="all so far", then="the run ends")
+        return (
+            f"{death.role} died before the first checkpoint: {report.detail}. "
+            "Start the run again; if it dies again, look at its log with FARREACH_DEBUG=1."
+        )
 
     @property
     def _progress(self) -> float:
@@ -291,6 +352,7 @@ class Coordinator(ABC):
     def _updated(self, metrics: Mapping[str, float], weights: Any, count: int) -> None:
         self._board.publish("policy", weights)
         self._reporter.count("updates", count)
+        self._reporter.reached({"training/updates": float(self._ratio.updates)})
         self._reporter.learner(self._counters.env_steps, metrics)
 
     def _evaluated(self, at: int, metrics: dict[str, float], outcome: Any) -> None:
@@ -302,7 +364,7 @@ class Coordinator(ABC):
         due = at - counters.drawn_at >= self._config.training.figures_every_steps
         if due or self._finished():
             counters.drawn_at = at
-            bundle = fetch(self._board.newest("bundle").value)
+            bundle = self._fetch("memory", self._board.newest("bundle").value)
             self._reporter.figures(at, bundle, fetch(outcome), self._visits)
 
     def _report(self, metrics: Mapping[str, float], at: int | None = None) -> None:
@@ -317,7 +379,7 @@ class Coordinator(ABC):
     def _final_metrics(self) -> dict[str, float]:
         counters = self._counters
         final = mean_metrics(counters.evaluations[-self._config.evaluation.last :])
-        bundle = fetch(self._board.newest("bundle").value)
+        bundle = self._fetch("memory", self._board.newest("bundle").value)
         self._reporter.final(counters.env_steps)
         totals = {
             "training/env_steps": counters.env_steps,
@@ -333,22 +395,12 @@ class Coordinator(ABC):
     def _evaluate_now(self) -> None:
         at = self._counters.evaluated_at = self._counters.env_steps
         newest = (self._board.newest("policy").value, self._board.newest("bundle").value)
+        begun = time.monotonic()
         metrics, outcome = self._parts.evaluator.call("evaluate", *newest, returns=2)
         self._evaluated(at, self._fetch("evaluator", metrics), outcome)
+        self._report({"evaluation/seconds": time.monotonic() - begun}, at)
 
     def stop(self) -> None:
         """End all parts."""
         self._parts.stop()
-
-
-def _nothing_to_go_back_to(death: PartDied) -> str:
-    return (
-        f"{death.role} died before the first checkpoint: {death.cause}. "
-        "Start the run again; if it dies again, look at its log with FARREACH_DEBUG=1."
-    )
-
-
-def mean_metrics(evaluations: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over evaluations, {} for none."""
-    names = evaluations[-1] if evaluations else {}
-    return {n: float(np.mean([e[n] for e in evaluations if n in e])) for n in names}
+        self._guard.close()

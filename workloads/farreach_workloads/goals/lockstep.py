@@ -16,6 +16,7 @@ class Lockstep(Coordinator):
         parts, config, counters = self._parts, self._config, self._counters
         while not self._finished():
             self._stop_if_asked()
+            self._look_around()
             newest = (self._board.newest("policy").value, self._board.newest("bundle").value)
             before = counters.env_steps
             collected = [r.call("collect", *newest, before, returns=3) for r in parts.rollouts]
@@ -42,3 +43,10 @@ class Lockstep(Coordinator):
         if counters.evaluated_at < counters.env_steps:
             self._evaluate_now()
         counters.train_s = self._elapsed()
+
+    def _look_around(self) -> None:
+        """Leave machines that will be taken away; nothing is in flight between two rounds."""
+        self._guard.tend()
+        if self._guard.news() and (leaving := self._guard.leaving()):
+            self._counters.train_s, self._begun = self._elapsed(), time.monotonic()
+            self._move([part.role for part in self._parts.all() if part.role in leaving])

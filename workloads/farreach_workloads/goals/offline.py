@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from farreach import runtime
+from farreach.actors.chaos import ChaosConfig
+from farreach.actors.guard import Guard
 from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.cluster.demand import Demand
 from farreach.config import flat
 from farreach.data.episodes import OBSERVATION
 from farreach.errors import CheckpointError
@@ -27,7 +30,7 @@ from farreach_workloads.goals.agents.build import make_agent
 from farreach_workloads.goals.agents.rows import TrainingRows
 from farreach_workloads.goals.agents.trunk import TrunkAgent, TrunkRows
 from farreach_workloads.goals.config import SacConfig
-from farreach_workloads.goals.coordinator import mean_metrics
+from farreach_workloads.goals.counters import mean_metrics
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
 from farreach_workloads.goals.evaluate import success_table
@@ -48,6 +51,7 @@ SUCCESS = "evaluation/success_final"
 # Updates between two looks at the clock and at whether to stop.
 UPDATES_TOGETHER = 100
 VISITED_ROWS = 1_000_000
+_ASKED = ("runtime.cpus",)
 
 
 def check(config: FreshRunConfig) -> list[str]:
@@ -64,6 +68,14 @@ def check(config: FreshRunConfig) -> list[str]:
     if not deviations:
         return ["every setting is the paper's"]
     return ["differs from the paper in:", *(f"  {line}" for line in deviations)]
+
+
+def demand(config: FreshRunConfig) -> list[Demand]:
+    """What a run asks Ray for: the evaluator; its stages' tasks, before that, take what is free."""
+    if config.runtime.placement == "inline":
+        return []
+    asked = {"CPU": config.runtime.cpus}
+    return [Demand("evaluator", 1, asked), Demand("task", 1, asked, least=0)]
 
 
 @dataclass
@@ -102,7 +114,8 @@ class Offline:
         self._foundation = foundation
         agent, source = agent_and_rows(config, env, foundation)
         self.learner = FreshLearner(config, agent, source, foundation.bundle)
-        self._evaluator = SideEvaluator(config, foundation.bundle, reporter.log)
+        self._guard = Guard(run, ChaosConfig(), reporter.log)
+        self._evaluator = SideEvaluator(config, foundation.bundle, self._guard)
         self._waiting: _Evaluation | None = None
         self._visits = visited(foundation, env)
         self._checkpoints = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
@@ -255,6 +268,7 @@ class Offline:
     def stop(self) -> None:
         """End the evaluator."""
         self._evaluator.stop()
+        self._guard.close()
 
 
 @dataclass
@@ -313,7 +327,7 @@ def run(
     reporter = Reporter(config, run, env, total, "updates", purge_step=step)
     begun = time.monotonic()
     try:
-        with runtime.connection(config.runtime.cpus) if tasks else nullcontext():
+        with runtime.connection(demand(config), settings=_ASKED) if tasks else nullcontext():
             foundation = Pipeline(config, env, reporter.log).run(
                 lambda epoch, metrics: reporter.log(_epoch_line(config, epoch, metrics))
             )

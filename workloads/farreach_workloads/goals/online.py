@@ -26,6 +26,7 @@ from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
 from farreach_workloads.goals.report import Reporter
 
 Config = GoalsRunConfig
+demand = parts.demand
 
 
 def check(config: GoalsRunConfig) -> list[str]:
@@ -50,8 +51,9 @@ def run(
     env = make_environment(config.environment, 1)
     if config.runtime.placement == "actor":
         runtime.connect(
-            parts.cpus_needed(config),
+            demand(config),
             settings=("runtime.rollout_actors", "runtime.cpus.rollout", "runtime.cpus.learner"),
+            wait_s=config.runtime.start_timeout_s,
         )
     step = None if checkpoint is None else int(checkpoint.info["env_steps"])
     reporter = Reporter(config, run, env, config.training.env_steps, purge_step=step)

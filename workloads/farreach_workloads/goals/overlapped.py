@@ -7,22 +7,27 @@ couplings are the ratio of updates to steps and the bundle that everybody reads.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
 
-from farreach.actors.services import ActorService, Service, death_cause, user_error
-from farreach_workloads.goals.coordinator import Coordinator, PartDied
+from farreach.actors.services import DEATHS, LOSSES, ActorService, Service, fetch
+from farreach.actors.weights import Published
+from farreach_workloads.goals.coordinator import Coordinator
+from farreach_workloads.goals.parts import PartDied
 
 LEARNER_CALLS_IN_FLIGHT = 2  # the second one waits in the actor, so the learner never idles
 POLL_S = 0.2
+# Seconds between two looks at how busy the parts are, and those that each part adds.
+FACTS_EVERY_S, FACTS_EACH_S = 10.0, 0.05
 
 
 class Overlapped(Coordinator):
     """Hands out work and takes in small messages; see `Coordinator`."""
 
-    _overlapping = False
+    _overlapping = _is_recovering = False
 
     def _tell(self, part: Service, method: str, *arguments: Any) -> None:
         """Call a method for its effect; while parts overlap, what it raises comes on arrival."""
@@ -30,14 +35,27 @@ class Overlapped(Coordinator):
             super()._tell(part, method, *arguments)
             return
         result = part.call(method, *arguments)
-        self._flight[result] = lambda reference: self._fetch(part.role, reference)
+        self._flight[result] = lambda reference: self._told(part.role, method, reference)
+
+    def _told(self, role: str, method: str, reference: Any) -> None:
+        """Take note that a call for its effect is done; what it was to store may be lost."""
+        try:
+            self._fetch(role, reference)
+        except PartDied as death:
+            if method != "add" or not isinstance(death.error, LOSSES):
+                raise
+            self._run.event("lost", role=role, what="a part of a fragment, with its machine")
 
     def _loop(self) -> None:
         """All parts at once; this loop only hands out work and takes in small messages."""
         self._begun = time.monotonic()
         self._flight: dict[Any, Callable[[Any], Any]] = {}
+        self._starting, self._parts.late = self._parts.late, {}
+        self._evaluation: Any = None
+        self._facts_due, self._asked = self._begun, set[str]()
         self._overlapping = True
-        self._idle = list(range(len(self._parts.rollouts)))
+        rollouts = enumerate(self._parts.rollouts)
+        self._idle = [index for index, rollout in rollouts if rollout.is_ready]
         self._busy: dict[str, int] = {"learner": 0, "refresh": 0, "evaluator": 0}
         while not self._finished():
             if self._stop.signum is not None or self._save_due():
@@ -45,7 +63,10 @@ class Overlapped(Coordinator):
                 self._stop_if_asked()
                 self._counters.train_s, self._begun = self._elapsed(), time.monotonic()
                 self.save()
+            self._look_around()
             self._dispatch()
+            self._ask_for_facts()
+            self._reporter.levels(self._loads())
             self._take_in(POLL_S)
             self._reporter.progress(self._counters.env_steps, self._progress)
         self._drain()
@@ -54,21 +75,72 @@ class Overlapped(Coordinator):
             self._evaluate_now()
         self._counters.train_s = self._elapsed()
 
+    def _look_around(self) -> None:
+        """Leave machines that will be taken away: what is on them hands over what it has first."""
+        self._guard.tend()
+        if not self._guard.news():
+            return
+        leaving = self._guard.leaving()
+        for index in [i for i in self._idle if self._parts.rollouts[i].role in leaving]:
+            self._idle.remove(index)
+            self._start_rollout(index)
+        if "evaluator" in leaving and not self._busy["evaluator"]:
+            self._restart_evaluator()
+        stateful = [role for role in ("learner", "reachability", "memory") if role in leaving]
+        if stateful:
+            self._drain(but=self._evaluation)
+            self._overlapping = False
+            self._counters.train_s, self._begun = self._elapsed(), time.monotonic()
+            self._move(stateful)
+            self._overlapping = True
+
+    def _loads(self) -> dict[str, float]:
+        """Who waits for whom, and how much is under way."""
+        return {
+            "throughput/learner_waiting_share": float(self._busy["learner"] == 0),
+            "throughput/rollouts_held_share": len(self._idle) / len(self._parts.rollouts),
+            "queue/calls_in_flight": len(self._flight),
+            "queue/learner_calls": self._busy["learner"],
+            "queue/steps_waiting": self._ratio.waiting_steps,
+        }
+
+    def _ask_for_facts(self) -> None:
+        """Now and then ask every part how busy it is; it answers between two calls."""
+        now = time.monotonic()
+        if now < self._facts_due:
+            return
+        parts = self._parts.all()
+        self._facts_due = now + FACTS_EVERY_S + FACTS_EACH_S * len(parts)
+        # An answer behind a long evaluation would keep `_drain` waiting.
+        left_out = self._asked | ({"evaluator"} if self._busy["evaluator"] else set())
+        for part in parts:
+            if isinstance(part, ActorService) and part.is_ready and part.role not in left_out:
+                self._asked.add(part.role)
+                self._flight[part.ask()] = self._on_facts(part.role)
+
+    def _on_facts(self, role: str) -> Callable[[Any], None]:
+        def arrived(reference: Any) -> None:
+            self._asked.discard(role)
+            with suppress(*DEATHS):  # a call that matters tells of its death
+                self._reporter.busy(role, ray.get(reference)["busy_share"])
+
+        return arrived
+
     def _save_due(self) -> bool:
         """Time for a checkpoint, and nothing long is running that it would have to wait for."""
         due = time.monotonic() - self._saved_time >= self._config.training.checkpoint_every_s
         return due and not self._busy["refresh"] and not self._busy["evaluator"]
 
-    def _drain(self) -> None:
-        """Hand out nothing and wait until everything in flight has arrived."""
-        while self._flight:
+    def _drain(self, but: Any = None) -> None:
+        """Hand out nothing and wait until everything in flight has arrived, `but` one call."""
+        while self._flight.keys() - {but}:
             self._take_in(POLL_S)
 
     def _dispatch(self) -> None:
         parts, config, counters = self._parts, self._config, self._counters
         policy, bundle = (self._board.newest(name).value for name in ("policy", "bundle"))
         while self._idle and self._ratio.may_collect:
-            self._collect(self._idle.pop(0), policy, bundle)
+            self._collect(self._idle.pop(0), self._board.newest("policy"), bundle)
         while self._busy["learner"] < LEARNER_CALLS_IN_FLIGHT:
             count = min(self._ratio.due, config.runtime.learner_chunk)
             if count < config.runtime.learner_chunk:
@@ -87,40 +159,68 @@ class Overlapped(Coordinator):
             at = counters.evaluated_at = counters.env_steps
             self._busy["evaluator"] = 1
             metrics, outcome = parts.evaluator.call("evaluate", policy, bundle, returns=2)
+            self._evaluation = metrics
             self._flight[metrics] = self._on_evaluation(at, outcome)
 
     def _recover(self, death: PartDied) -> None:
-        self._overlapping = False
+        self._overlapping, self._is_recovering = False, True
+        self._parts.late |= self._starting
         super()._recover(death)
+        self._is_recovering = False
 
-    def _collect(self, index: int, policy: Any, bundle: Any) -> None:
+    def _to_restore(self) -> list[Service]:
+        """Rollouts that are there go on as they are: they hold nothing that matters."""
+        parts = super()._to_restore()
+        left = self._parts.rollouts if self._is_recovering else []
+        return [part for part in parts if part not in left]
+
+    def _restart(self, roles: Sequence[str]) -> list[Service]:
+        """Nobody waits for rollouts."""
+        lost = [i for i, rollout in enumerate(self._parts.rollouts) if rollout.role in roles]
+        for index in lost:
+            self._start_rollout(index)
+        return super()._restart([role for role in roles if not role.startswith("rollout-")])
+
+    def _collect(self, index: int, policy: Published, bundle: Any) -> None:
         rollout = self._parts.rollouts[index]
         self._ratio.request(self._fragment)
-        result = rollout.call("collect", policy, bundle, self._counters.env_steps, returns=3)
-        self._flight[result[2]] = self._on_fragment(index, result[0], result[1])
+        result = rollout.call("collect", policy.value, bundle, self._counters.env_steps, returns=3)
+        self._flight[result[2]] = self._on_fragment(index, result[0], result[1], policy)
 
     def _take_in(self, timeout_s: float) -> None:
         """Wait for the first result and act on all that are there."""
-        if not self._flight:
+        pending = [*self._flight, *self._starting]
+        if not pending:
             time.sleep(timeout_s / 10)
             return
-        pending = list(self._flight)
         ready, _ = ray.wait(pending, num_returns=1, timeout=timeout_s)
         more, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
         for reference in dict.fromkeys([*ready, *more]):
-            self._flight.pop(reference)(reference)
+            if reference in self._starting:
+                self._started(self._starting.pop(reference), reference)
+            else:
+                self._flight.pop(reference)(reference)
 
-    def _on_fragment(self, index: int, episodes: Any, walks: Any) -> Callable[[Any], None]:
+    def _on_fragment(
+        self, index: int, episodes: Any, walks: Any, policy: Published
+    ) -> Callable[[Any], None]:
         def arrived(reference: Any) -> None:
-            self._idle.append(index)
             try:
-                info = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                self._replace_rollout(index, death_cause(error))
+                info = fetch(reference)
+            except LOSSES:  # what it was to act with; who had that has died or is about to be found
+                self._ratio.lost(self._fragment)
+                self._free(index)
                 return
-            except ray.exceptions.RayTaskError as error:
-                raise user_error(error) from error
+            except DEATHS as error:
+                self._replace_rollout(index, error)
+                return
+            self._free(index)
             self._tell(self._parts.learner, "add", episodes)
+            age = {
+                "weights/age_versions": self._board.version("policy") - policy.version,
+                "weights/age_s": time.monotonic() - policy.published_s,
+            }
+            self._reporter.rollout(self._counters.env_steps, age)
             self._take_walks(walks, info)
             self._ratio.collected(self._fragment)
 
@@ -149,27 +249,79 @@ class Overlapped(Coordinator):
         return arrived
 
     def _on_evaluation(self, at: int, outcome: Any) -> Callable[[Any], None]:
+        begun = time.monotonic()
+
         def arrived(reference: Any) -> None:
-            self._busy["evaluator"] = 0
+            self._busy["evaluator"], self._evaluation = 0, None
             try:
-                metrics = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                self._died("evaluator", death_cause(error))
-                self._parts.evaluator = self._parts.start_evaluator()
+                self._evaluated(at, fetch(reference), outcome)
+            except LOSSES:
+                self._run.event("lost", role="evaluator", what=f"the evaluation at step {at:,}")
                 return
-            except ray.exceptions.RayTaskError as error:
-                raise user_error(error) from error
-            self._evaluated(at, metrics, outcome)
+            except DEATHS as error:
+                lost, then = f"the evaluation at step {at:,}", "a new one makes the next"
+                self._died("evaluator", error, lost=lost, then=then)
+                self._restart_evaluator()
+                return
+            self._report({"evaluation/seconds": time.monotonic() - begun}, at)
 
         return arrived
 
-    def _replace_rollout(self, index: int, cause: str) -> None:
+    def _restart_evaluator(self) -> None:
+        self._guard.forget(["evaluator"])
+        evaluator = self._parts.restart_evaluator()
+        assert isinstance(evaluator, ActorService)
+        self._flight[evaluator.settling()] = self._on_evaluator(evaluator)
+
+    def _on_evaluator(self, evaluator: ActorService) -> Callable[[Any], None]:
+        def arrived(reference: Any) -> None:
+            with suppress(*DEATHS):  # the next evaluation tells of its death
+                self._watch({evaluator.role: evaluator.settled(reference)})
+
+        return arrived
+
+    def _replace_rollout(self, index: int, error: Exception) -> None:
         """A rollout holds nothing that matters: its running episodes are lost, and that is all."""
         self._ratio.lost(self._fragment)
-        self._died(self._parts.rollouts[index].role, cause)
-        self._incarnations += 1
-        incarnation = self._incarnations + 1000 * self._counters.refreshes
-        rollout: Service = self._parts.start_rollout(index, incarnation)
-        self._parts.rollouts[index] = rollout
+        lost = f"the fragment under way, {self._fragment:,} steps of the policy"
+        role = self._parts.rollouts[index].role
+        self._died(role, error, lost=lost, then="a new one takes its place")
+        self._start_rollout(index)
+
+    def _free(self, index: int) -> None:
+        """A rollout has handed over what it had: more work, or another if its machine leaves."""
+        if self._parts.rollouts[index].role in self._guard.leaving():
+            self._start_rollout(index)
+        else:
+            self._idle.append(index)
+
+    def _take_state(self, part: Service, state: Any) -> Any:
+        """A rollout that died meanwhile is left out; its next call tells of it."""
+        try:
+            return super()._take_state(part, state)
+        except PartDied:
+            if part not in self._parts.rollouts:
+                raise
+            return None
+
+    def _start_rollout(self, index: int) -> None:
+        """Let another rollout take a place; nobody waits until it has found room and is ready."""
+        old = self._parts.rollouts[index]
+        self._guard.forget([old.role])
+        old.stop()
+        incarnation = self._next_incarnation()
+        rollout = self._parts.rollouts[index] = self._parts.start_rollout(index, incarnation)
         assert isinstance(rollout, ActorService)
-        self._run.event("actors", pids={rollout.role: rollout.wait_until_ready()})
+        waiting = self._starting if self._overlapping else self._parts.late
+        waiting[rollout.settling()] = index
+
+    def _started(self, index: int, reference: Any) -> None:
+        rollout = self._parts.rollouts[index]
+        assert isinstance(rollout, ActorService)
+        try:
+            self._watch({rollout.role: rollout.settled(reference)})
+        except DEATHS as error:
+            self._died(rollout.role, error, lost="nothing", then="a new one takes its place")
+            self._start_rollout(index)
+        else:
+            self._free(index)

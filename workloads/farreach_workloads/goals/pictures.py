@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from farreach.rundir import atomic_write
+from farreach.disk import atomic_write
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.evaluate import Outcome, shortcuts

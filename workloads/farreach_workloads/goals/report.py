@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from farreach.metrics import MetricsWriter, Rates
+from farreach.metrics import Levels, MetricsWriter, Rates
 from farreach.progress import Progress
+from farreach.watch import COMMON, Rule, Watch
 from farreach_workloads.goals import pictures
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
@@ -23,6 +24,33 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.config import ReachingConfig
 
 FLUSH_EVERY_S = 2.0
+# Rollouts up to this number have a curve each for how busy they are; all have that of their mean.
+ROLLOUTS_SHOWN = 16
+
+RULES = (
+    Rule(
+        "learner",
+        "throughput/learner_waiting_share",
+        lambda share: share > 0.7,
+        "the learner has nothing to do {value:.0%} of the time, because rollouts collect too "
+        "slowly: raise runtime.rollout_actors while there are CPUs, or environment.num_envs.",
+    ),
+    Rule(
+        "rollouts",
+        "throughput/rollouts_held_share",
+        lambda share: share > 0.7,
+        "{value:.0%} of the rollouts wait for the learner, which owes their steps updates: fewer "
+        "runtime.rollout_actors are as fast, and a GPU (runtime.device) or a smaller agent.batch "
+        "makes it faster.",
+    ),
+    Rule(
+        "weights",
+        "weights/age_versions",
+        lambda versions: versions > 100,
+        "rollouts act with weights that are {value:.0f} versions old: give them shorter fragments "
+        "(phases.policy_steps, environment.num_envs), or start fewer runtime.rollout_actors.",
+    ),
+)
 
 
 class Reporter:
@@ -48,9 +76,11 @@ class Reporter:
             purge_step: as in `MetricsWriter`.
         """
         self._config, self._run, self._env, self._unit = config, run, env, unit
-        self._metrics = MetricsWriter(run, purge_step)
+        self._metrics = MetricsWriter(run, purge_step, Watch(run, (*COMMON, *RULES)))
         self._progress = Progress(config.name, total, unit)
-        self._rates = Rates()
+        self._rates, self._levels = Rates(), Levels()
+        self._newest: dict[str, float] = {}
+        self._busy_shares: dict[str, float] = {}
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._fields: dict[str, str | float] = {}
         self._flushed = time.monotonic()
@@ -66,6 +96,19 @@ class Reporter:
     def count(self, name: str, amount: int) -> None:
         """Count towards a rate per second."""
         self._rates.add(name, amount)
+
+    def levels(self, values: Mapping[str, float]) -> None:
+        """Quantities that hold from now on; their means over time are written."""
+        for name, value in values.items():
+            self._levels.set(name, value)
+
+    def reached(self, values: Mapping[str, float]) -> None:
+        """Quantities whose newest value is written."""
+        self._newest |= values
+
+    def busy(self, role: str, share: float) -> None:
+        """Share of the last time that a part has worked."""
+        self._busy_shares[role] = share
 
     def rollout(self, step: int, metrics: Mapping[str, float]) -> None:
         """Average metrics that come with every fragment."""
@@ -86,6 +129,7 @@ class Reporter:
         values = {name: float(np.mean(v)) for name, v in self._sums.items()}
         values |= {f"throughput/{name}_per_s": rate for name, rate in rates.items()}
         values["throughput/learner_busy_share"] = self._busy_s / (now - self._busy_since)
+        values |= self._levels.means() | self._newest | busy_metrics(self._busy_shares)
         for name, rate in rates.items():
             self._fields[f"{name.replace('_', ' ')}/s"] = f"{rate:,.0f}"
         self._metrics.scalars(step, values)
@@ -100,6 +144,8 @@ class Reporter:
 
     def progress(self, step: int, fraction: float) -> None:
         """Show how far the run is."""
+        kind = "env_steps" if self._unit == "env steps" else "updates"
+        self.reached({"training/share": fraction, f"training/{kind}": float(step)})
         self._progress.update(step, self._fields, fraction)
         self._log_pictures(wait=False)
 
@@ -148,3 +194,14 @@ class Reporter:
         self._drawing.shutdown(wait=True)
         self._progress.close()
         self._metrics.close()
+
+
+def busy_metrics(shares: Mapping[str, float]) -> dict[str, float]:
+    """How busy each part is, by role, and the mean of the rollouts."""
+    rollouts = [share for role, share in shares.items() if role.startswith("rollout-")]
+    shown = {
+        f"busy/{role}": share
+        for role, share in shares.items()
+        if len(rollouts) <= ROLLOUTS_SHOWN or not role.startswith("rollout-")
+    }
+    return shown | ({"busy/rollouts": float(np.mean(rollouts))} if rollouts else {})

@@ -32,8 +32,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
+from farreach.disk import sync
 from farreach.errors import CheckpointError, ConfigError, DataError
-from farreach.rundir import sync
 from farreach_workloads.goals.config import AgentConfig, FeaturesConfig, ReachabilityConfig
 from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
 from farreach_workloads.goals.environments.factory import make_environment

@@ -116,15 +116,20 @@ class Rollout:
     ) -> None:
         """Rollout number `index`; a replacement after a death gets the next `incarnation`."""
         torch.set_num_threads(config.runtime.torch_threads)
-        self._config, self._env = config, env
-        self._producer = index + 1_000_000 * incarnation
-        self._seq = 0
-        self._rng = seeding.generator(config.seed, f"rollout/{incarnation}", index)
-        env.rng = seeding.generator(config.seed, f"environment/{incarnation}", index)
+        self._config, self._env, self._index = config, env, index
+        self.begin_anew(incarnation)
         self._seen = Ring(max(1, config.agent.replay_steps // config.phases.policy_steps))
         phases, goals = config.phases, config.goals
         planned = round(phases.planned_frac * config.environment.num_envs)
         self._planned = planned if goals.source == "memory" else 0
+
+    def begin_anew(self, incarnation: int) -> None:
+        """Take the randomness of an incarnation, and number messages anew."""
+        seed, index = self._config.seed, self._index
+        self._producer = index + 1_000_000 * incarnation
+        self._seq = 0
+        self._rng = seeding.generator(seed, f"rollout/{incarnation}", index)
+        self._env.rng = seeding.generator(seed, f"environment/{incarnation}", index)
 
     def first_walks(self, steps: int) -> tuple[Message, Message]:
         """At least `steps` random steps in walks from the reset state; (walks, info)."""

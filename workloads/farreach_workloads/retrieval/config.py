@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
+from farreach.data.fetched import absolute
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.retrieval.contrast import ContrastConfig, MocoConfig
 from farreach_workloads.retrieval.encoder import EncoderConfig, whole_path
@@ -43,7 +44,7 @@ class TextConfig(Config):
     @classmethod
     def _whole_paths(cls, path: str | dict[str, str] | None) -> str | dict[str, str] | None:
         if isinstance(path, dict):
-            return {name: str(Path(one).absolute()) for name, one in path.items()}
+            return {name: absolute(one) for name, one in path.items()}
         return whole_path(path)
 
 
@@ -99,7 +100,9 @@ class ProbeConfig(Config):
 class RetrievalConfig(Config):
     """A run of pretraining."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "probe"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"name", "training", "runtime", "probe", "chaos"}
+    )
     """Sections that may change when a run is resumed."""
 
     name: str = "retrieval"
@@ -116,6 +119,7 @@ class RetrievalConfig(Config):
     probe: ProbeConfig = ProbeConfig()
     training: RetrievalLoopConfig = RetrievalLoopConfig()
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
     @model_validator(mode="after")
     def _is_sound(self) -> RetrievalConfig:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
 from farreach.linear import linear
-from farreach.rundir import sync
 from farreach_workloads.retrieval.embedding import BUDGET, Ids, bundles
 from farreach_workloads.retrieval.encoder import Bert, TextEncoder
 from farreach_workloads.retrieval.hub import CONFIG, PICKLED, WEIGHTS, open_encoder, save_encoder

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from farreach import runtime
 from farreach.actors.pool import pulled
+from farreach.cluster.demand import Demand
 from farreach.data import text
 from farreach.data.text import Document, Piece
 from farreach.data.wordpieces import one_thread
@@ -147,8 +148,8 @@ def _embed_missing(pieces: Sequence[Piece], out: Path, config: EmbedConfig) -> N
     with contextlib.ExitStack() as stack:
         if config.workers:
             workers = min(config.workers, len(numbers))
-            needed = float(workers * config.cpus)
-            stack.enter_context(runtime.connection(needed, settings=["workers", "cpus"]))
+            needed = [Demand("worker", workers, {"CPU": config.cpus, "GPU": config.gpus})]
+            stack.enter_context(runtime.connection(needed, settings=["workers", "cpus", "gpus"]))
         progress = stack.enter_context(Progress("embed", sum(sizes), "MB"))
         rates = _Rates(sizes, sum(sizes) - sum(sizes[n] for n in numbers), progress)
         messages = pulled(

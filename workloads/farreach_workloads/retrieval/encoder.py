@@ -7,7 +7,6 @@ Hugging Face.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farreach.config import Config
+from farreach.data.fetched import absolute
 from farreach.errors import ConfigError
 from farreach_workloads.retrieval.packed import Block, exact, first_tokens, layout_of, pooled
 
@@ -24,7 +24,7 @@ Pooling = Literal["average", "cls"]
 
 def whole_path(path: str | None) -> str | None:
     """A path from the root on, since workers begin in other folders; `latest` is none."""
-    return path if path in (None, "latest") else str(Path(path or "").absolute())
+    return path if path in (None, "latest") else absolute(path or "")
 
 
 class EncoderConfig(Config):

@@ -13,12 +13,14 @@ from farreach import launch
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.console import say
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.launch import Evaluation, Format
+from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.loop import as_tensors
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import figures, mining
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import TextEncoder
@@ -43,6 +45,7 @@ from farreach_workloads.retrieval.supervision import (
 )
 
 Config = FinetuneConfig
+demand = asked_of_ray
 
 
 def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
@@ -117,7 +120,7 @@ def run(
 
 def _first_phase(config: FinetuneConfig) -> Path:
     """The run of the first phase, trained if it is not yet."""
-    same = config.model_dump(exclude={"name", "second", "runtime", "probe"})
+    same = config.model_dump(exclude={"name", "second", "runtime", "probe", "chaos"})
     folder = Path(config.data.cache).absolute() / f"first-{key_of(same)}"
     if folder.exists():
         if not RunDirectory.open(folder).result_path.exists():

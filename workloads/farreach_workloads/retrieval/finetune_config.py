@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
 from farreach.config import differences as all_differences
 from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -50,7 +51,9 @@ class FinetuneLoopConfig(LoopConfig):
 class FinetuneConfig(Config):
     """A run of fine-tuning."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "probe"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"name", "training", "runtime", "probe", "chaos"}
+    )
     """Sections that may change when a run is resumed."""
 
     name: str = "finetune"
@@ -71,6 +74,7 @@ class FinetuneConfig(Config):
     probe: ProbeConfig = ProbeConfig()
     training: FinetuneLoopConfig = FinetuneLoopConfig()
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
     _whole = field_validator("start")(whole_path)
 

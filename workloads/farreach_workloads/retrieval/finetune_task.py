@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from farreach.data.fetched import here
 from farreach.errors import DataError
 from farreach.figures import rendered
 from farreach.learn.collectives import collected, gathered_unequal, rank
@@ -224,7 +225,7 @@ class Dev:
 def probe_folder(config: FinetuneConfig) -> Path:
     """What is searched: as configured, the folder with the questions, or the shipped extract."""
     if config.probe.path is not None:
-        return Path(config.probe.path)
+        return here(config.probe.path)
     path = source_of(config.data).rows[0]
     return path if is_beir(path) else extract.folder(Path(config.data.cache))
 

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
-from farreach.rundir import sync
 from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig, TextEncoder
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -138,7 +139,7 @@ def make_encoder(config: EncoderConfig, words: WordPieces) -> TextEncoder:
         DataError: a folder to begin with is no encoder, or of another vocabulary.
     """
     if config.path is not None:
-        folder = Path(config.path)
+        folder = here(config.path)
         found = _config_of(folder) | {FARREACH: {"normalised": config.normalised}}
         encoder = _made(folder, found, words)
         if len(encoder.words.weight) < words.size:
@@ -149,7 +150,7 @@ def make_encoder(config: EncoderConfig, words: WordPieces) -> TextEncoder:
         return encoder
     encoder = Bag(words.size, config) if config.kind == "bag" else Bert(words.size, config)
     if config.embeddings is not None:
-        _begin_with(encoder, Path(config.embeddings), words)
+        _begin_with(encoder, here(config.embeddings), words)
     return encoder
 
 

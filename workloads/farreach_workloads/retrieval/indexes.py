@@ -20,13 +20,13 @@ from pydantic import Field
 
 from farreach import config as configs
 from farreach.config import Config
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.index.files import link_or_copy
 from farreach.index.fusion import Kind
 from farreach.index.kinds import IndexConfig
 from farreach.index.store import WASTE, Index
 from farreach.index.vectors import Vectors
-from farreach.rundir import atomic_write
 from farreach_workloads.retrieval import stores, words
 from farreach_workloads.retrieval.embed import embed
 from farreach_workloads.retrieval.jobs import JOB, MODEL, EmbedConfig, WorkConfig, read_job

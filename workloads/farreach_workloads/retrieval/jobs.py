@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from farreach.config import Config
 from farreach.data import text
+from farreach.disk import atomic_write
 from farreach.errors import DataError
-from farreach.rundir import atomic_write
 from farreach_workloads.retrieval import models, stores
 from farreach_workloads.retrieval.embedding import BUDGET
 from farreach_workloads.retrieval.models import Model, TextsConfig

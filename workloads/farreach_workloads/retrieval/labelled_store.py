@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from farreach.data.text import Document
 from farreach.data.wordpieces import WordPieces, normalised
+from farreach.disk import sync
 from farreach.errors import DataError
-from farreach.rundir import sync
 
 if TYPE_CHECKING:
     from farreach_workloads.retrieval.labelled import Row

@@ -26,12 +26,13 @@ from farreach.config import Config
 from farreach.console import say
 from farreach.data.text import Document
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import sync
 from farreach.errors import ConfigError
 from farreach.index.flat import search_flat
 from farreach.index.vectors import Vectors
 from farreach.launch import Evaluation
 from farreach.progress import Progress
-from farreach.rundir import RunDirectory, sync
+from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import models, stores
 from farreach_workloads.retrieval.embed import embed
 from farreach_workloads.retrieval.embedding import Ids, embedded

@@ -18,6 +18,7 @@ from pydantic import Field
 from farreach import config as configs
 from farreach import launch
 from farreach.config import Config
+from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces, normalised
 from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import LATEST, RunDirectory
@@ -52,8 +53,8 @@ def open_model(path: str | Path) -> Model:
         ConfigError: it is a run that trains no text encoder.
         CheckpointError: the run has no intact checkpoint.
     """
-    folder = Path(path)
-    if str(path) != LATEST and not RunDirectory(folder).is_run():
+    if str(path) != LATEST and not RunDirectory.is_there(path):
+        folder = here(path)
         if not (folder / hub.CONFIG).is_file():
             raise DataError(
                 f"{path}: is neither a run nor a folder with {hub.CONFIG} and weights. Name the "

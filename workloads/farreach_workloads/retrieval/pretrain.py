@@ -10,6 +10,7 @@ from farreach.data import text
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
 from farreach.launch import Evaluation, Format
+from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.loop import as_tensors
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
@@ -25,6 +26,7 @@ from farreach_workloads.retrieval.presets import differences
 from farreach_workloads.retrieval.task import PretrainTask, probe_folder
 
 Config = RetrievalConfig
+demand = asked_of_ray
 
 
 def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:

@@ -18,6 +18,7 @@ from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
 from farreach.figures import save
 from farreach.launch import Evaluation, Format
+from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
@@ -41,6 +42,7 @@ from farreach_workloads.retrieval.rerank_task import (
 from farreach_workloads.retrieval.supervision import parted, prepared
 
 Config = RerankConfig
+demand = asked_of_ray
 
 
 class Reranker:

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from farreach import config as configs
 from farreach import launch, seeding
+from farreach.actors.chaos import ChaosConfig
 from farreach.checkpoint import CheckpointStore
 from farreach.config import Config
+from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import CheckpointError, ConfigError
 from farreach.learn.loop import as_tensors
@@ -85,7 +87,9 @@ class RerankLoopConfig(LoopConfig):
 class RerankConfig(Config):
     """A run that trains a re-ranker."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "probe"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"name", "training", "runtime", "probe", "chaos"}
+    )
     """Sections that may change when a run is resumed."""
 
     name: str = "rerank"
@@ -100,6 +104,7 @@ class RerankConfig(Config):
     probe: ProbeConfig = ProbeConfig()
     training: RerankLoopConfig = RerankLoopConfig()
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
 
 class RerankData:
@@ -239,8 +244,8 @@ def begin(config: RerankConfig) -> tuple[CrossEncoder, WordPieces]:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.child_seed(config.seed, "head"))
-        if config.start is not None and is_reranker(Path(config.start)):
-            model, words = open_reranker(Path(config.start))
+        if config.start is not None and is_reranker(config.start):
+            model, words = open_reranker(config.start)
         else:
             encoder, words = begun(config.start, config.encoder, config.data, config.seed)
             model = CrossEncoder(encoder)
@@ -248,14 +253,14 @@ def begin(config: RerankConfig) -> tuple[CrossEncoder, WordPieces]:
     return model.train(), words
 
 
-def is_reranker(path: Path) -> bool:
+def is_reranker(path: Path | str) -> bool:
     """Whether a run or a folder holds a re-ranker."""
-    if not RunDirectory(path).is_run():
-        return is_cross_encoder(path)
-    return isinstance(configs.load(RunDirectory(path).config_path).config, RerankConfig)
+    if not RunDirectory.is_there(path):
+        return is_cross_encoder(here(path))
+    return isinstance(configs.load(RunDirectory.open(path).config_path).config, RerankConfig)
 
 
-def open_reranker(path: Path) -> tuple[CrossEncoder, WordPieces]:
+def open_reranker(path: Path | str) -> tuple[CrossEncoder, WordPieces]:
     """The re-ranker of a run (its best checkpoint) or of a folder, in evaluation mode.
 
     Raises:
@@ -263,15 +268,15 @@ def open_reranker(path: Path) -> tuple[CrossEncoder, WordPieces]:
         ConfigError: a run of something else.
         CheckpointError: the run has no intact checkpoint.
     """
-    run = RunDirectory(path)
-    if not run.is_run():
-        return open_cross_encoder(path)
+    if not RunDirectory.is_there(path):
+        return open_cross_encoder(here(path))
     if not is_reranker(path):
         raise ConfigError(f"{path}: is a run of something else. Name one of re-ranking.")
+    run = RunDirectory.open(path)
     checkpoint = launch.find_checkpoint(run, "best")
     if checkpoint is None:
         raise CheckpointError(f"{path} has no checkpoint yet. Go on with `farreach resume {path}`.")
-    return reranker_of(path, checkpoint.path)
+    return reranker_of(run.path, checkpoint.path)
 
 
 def reranker_of(run: Path, checkpoint: Path) -> tuple[CrossEncoder, WordPieces]:
@@ -286,6 +291,6 @@ def reranker_of(run: Path, checkpoint: Path) -> tuple[CrossEncoder, WordPieces]:
 def candidates_folder(config: RerankConfig, wanted: CandidatesConfig) -> Path:
     """Where what is re-ranked comes from: see `CandidatesConfig.path`."""
     if wanted.path is not None:
-        return Path(wanted.path)
+        return here(wanted.path)
     path = source_of(config.data).rows[0]
     return path if is_beir(path) else extract.folder(Path(config.data.cache))

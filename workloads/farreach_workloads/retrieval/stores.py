@@ -15,11 +15,12 @@ from pathlib import Path
 
 from farreach.console import say
 from farreach.data import text, tokens, wordpieces
+from farreach.data.fetched import here
 from farreach.data.token_building import MANIFEST_FILE
 from farreach.data.tokens import TokenStore
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
-from farreach.rundir import sync
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.corpora import extract
 
@@ -40,10 +41,11 @@ def sources(config: RetrievalConfig) -> dict[str, Path]:
     named = path if isinstance(path, dict) else {Path(path).stem or "text": path}
     if not named:
         raise ConfigError("data.path: names no text. Give a file, a folder, or several by name.")
-    for name, place in named.items():
-        if not Path(place).exists():
+    found = {name: here(place) for name, place in named.items()}
+    for name, place in found.items():
+        if not place.exists():
             raise ConfigError(f"data.path: {place} ({name}) is not there.")
-    return {name: Path(place) for name, place in named.items()}
+    return found
 
 
 def fingerprint(source: Path) -> str:
@@ -68,7 +70,7 @@ def words_of(config: RetrievalConfig) -> WordPieces:
     """
     given = config.data.words or config.encoder.path or config.encoder.embeddings
     if given is not None:
-        return WordPieces.open(Path(given))
+        return WordPieces.open(here(given))
     folder = Path(config.data.cache) / f"words-{_words_key(config)}"
     if not folder.is_dir():
         _train_words(config, folder)

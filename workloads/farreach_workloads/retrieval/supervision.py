@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from farreach import seeding
 from farreach.data import text
+from farreach.data.fetched import here
 from farreach.data.text import Document
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError
@@ -86,12 +87,12 @@ def source_of(config: LabelledConfig) -> Source:
 
     The extract is unpacked into the cache when it is first asked for.
     """
-    path = extract.folder(Path(config.cache)) if config.path is None else Path(config.path)
+    path = extract.folder(Path(config.cache)) if config.path is None else here(config.path)
     dev = None
     if config.dev is not None:
         is_split = (path / QRELS_FOLDER / f"{config.dev}.tsv").is_file()
-        dev = (path if is_split else Path(config.dev), config.dev if is_split else config.split)
-    corpus = None if config.corpus is None else Path(config.corpus)
+        dev = (path if is_split else here(config.dev), config.dev if is_split else config.split)
+    corpus = None if config.corpus is None else here(config.corpus)
     if corpus is None and is_beir(path):
         corpus = path
     for name, place in (("path", path), ("dev", dev and dev[0]), ("corpus", corpus)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from farreach import seeding
+from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
 from farreach.figures import rendered
 from farreach.learn.asam import Asam
@@ -130,10 +131,10 @@ class PretrainTask:
 def probe_folder(config: RetrievalConfig) -> Path:
     """What is searched while training: as configured, the text itself, or the shipped extract."""
     if config.probe.path is not None:
-        return Path(config.probe.path)
+        return here(config.probe.path)
     path = config.data.path
-    if isinstance(path, str) and (Path(path) / "queries.jsonl").is_file():
-        return Path(path)
+    if isinstance(path, str) and (here(path) / "queries.jsonl").is_file():
+        return here(path)
     return extract.folder(Path(config.data.cache))
 
 
@@ -169,7 +170,7 @@ def sizes_of(config: RetrievalConfig) -> tuple[int, int]:
     """Width of the encoder and tokens of its longest text; raises as `encoder_config` does."""
     given = config.encoder
     if given.path is not None:
-        given = encoder_config(Path(given.path), given)
+        given = encoder_config(here(given.path), given)
     return given.width, given.positions
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from farreach.console import say
 from farreach.data.text import Document
+from farreach.disk import atomic_write
 from farreach.errors import DataError
 from farreach.index.lexical import Bm25
 from farreach.index.store import Index
-from farreach.rundir import atomic_write
 
 WORDS = "words.json"
 _BLOCK = 4096

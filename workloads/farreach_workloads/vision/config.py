@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
+from farreach.data.fetched import absolute
 from farreach.learn.settings import LoopConfig, WorkersConfig
 
 SHIPPED_SET = "openclipart"
@@ -36,7 +37,7 @@ class BackboneConfig(Config):
     @field_validator("weights")
     @classmethod
     def _from_anywhere(cls, path: str | None) -> str | None:
-        return None if path is None else os.path.abspath(path)
+        return None if path is None else absolute(path)
 
 
 class ImagesConfig(Config):
@@ -52,7 +53,7 @@ class ImagesConfig(Config):
     @classmethod
     def _from_anywhere(cls, path: str) -> str:
         """Workers and later commands may have another working directory."""
-        return path if path == SHIPPED_SET else os.path.abspath(path)
+        return path if path == SHIPPED_SET else absolute(path)
 
 
 class AugmentConfig(Config):
@@ -121,7 +122,7 @@ class AverageConfig(Config):
 class SuperviseConfig(Config):
     """A run of supervised training."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "chaos"})
     """Sections that may change when a run is resumed."""
 
     name: str = "classify"
@@ -135,6 +136,7 @@ class SuperviseConfig(Config):
     average: AverageConfig = AverageConfig()
     training: LoopConfig = LoopConfig()
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
     @model_validator(mode="after")
     def _recipe_is_sound(self) -> SuperviseConfig:

@@ -21,8 +21,10 @@ from torchvision.transforms.v2 import functional as TF
 
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
+from farreach.data.fetched import here
 from farreach.data.instances import Instances, InstanceSet, open_instances
 from farreach.figures import rendered, save
+from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
@@ -41,6 +43,7 @@ from farreach_workloads.vision.pictures import Found
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
 
 Config = DetectConfig
+demand = asked_of_ray
 
 PICTURED = 8
 LEAST_SHOWN = 0.5
@@ -326,7 +329,7 @@ def images_of(config: DetectConfig) -> tuple[InstanceSet, InstanceSet]:
     """Training and held-out images."""
     data = config.data
     if data.path is not None:
-        return open_instances(Path(data.path))
+        return open_instances(here(data.path))
     scenes = data.scenes
     train, held_out = open_scenes(scenes.cut_outs, scenes.grounds, data.size, scenes.most)
     return SceneInstances(train, scenes.train), SceneInstances(held_out, scenes.held_out)

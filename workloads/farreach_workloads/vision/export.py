@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from farreach.disk import sync
 from farreach.errors import ConfigError, FarreachError
 from farreach.launch import Format
-from farreach.rundir import sync
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.backbones.xcit import Xca, cheaper_form
 

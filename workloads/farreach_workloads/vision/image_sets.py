@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from farreach.data.fetched import here
 from farreach.data.images import ImageSet, open_images
 from farreach_workloads.vision.config import SHIPPED_SET, ImagesConfig
 
@@ -18,4 +19,4 @@ def images_of(config: ImagesConfig, *, labelled: bool = True) -> tuple[ImageSet,
 
 @lru_cache(maxsize=2)
 def _opened(path: str, labelled: bool) -> tuple[ImageSet, ImageSet]:
-    return open_images(Path(path), labelled=labelled)
+    return open_images(here(path), labelled=labelled)

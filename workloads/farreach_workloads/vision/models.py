@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import farreach_workloads.vision.backbones  # noqa: F401 (registers our models with timm)
+from farreach.data.fetched import here
 from farreach.errors import ConfigError
 from farreach.learn.loop import as_tensors
 from farreach.linear import use_fast_linear
@@ -61,7 +62,7 @@ def make_model(
     if backbone.checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
     if backbone.weights is not None:
-        load_weights(model, Path(backbone.weights), keep_head)
+        load_weights(model, here(backbone.weights), keep_head)
     return model
 
 

@@ -9,6 +9,7 @@ from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.data.images import UNLABELLED
 from farreach.errors import DataError
 from farreach.launch import Evaluation, Format
+from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
@@ -25,6 +26,7 @@ from farreach_workloads.vision.selfsup.method_configs import MsnConfig
 from farreach_workloads.vision.selfsup.task import PretrainTask
 
 Config = PretrainConfig
+demand = asked_of_ray
 
 
 def encoder_of(run: Path, checkpoint: Path) -> Encoder:

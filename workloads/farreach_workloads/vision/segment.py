@@ -19,8 +19,10 @@ from torchvision.transforms.v2 import functional as TF
 
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
+from farreach.data.fetched import here
 from farreach.data.label_maps import IGNORED, LabelMap, LabelMapSet, open_label_maps
 from farreach.figures import rendered, save
+from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
@@ -37,6 +39,7 @@ from farreach_workloads.vision.dense.scenes import SceneLabelMaps, open_scenes
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
 
 Config = SegmentConfig
+demand = asked_of_ray
 
 PICTURED = 8
 CROPS_TRIED = 10
@@ -306,7 +309,7 @@ def images_of(config: SegmentConfig) -> tuple[LabelMapSet, LabelMapSet]:
     """Training and held-out images."""
     data = config.data
     if data.path is not None:
-        return open_label_maps(Path(data.path))
+        return open_label_maps(here(data.path))
     scenes = data.scenes
     train, held_out = open_scenes(scenes.cut_outs, scenes.grounds, data.size, scenes.most)
     return SceneLabelMaps(train, scenes.train), SceneLabelMaps(held_out, scenes.held_out)

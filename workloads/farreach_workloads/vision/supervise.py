@@ -20,16 +20,18 @@ from farreach import seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.data.image_files import SUFFIXES
 from farreach.data.images import ImageSet, as_rgb
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.figures import rendered, save
 from farreach.launch import Format
+from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.rundir import RunDirectory
 from farreach_workloads.vision import attention, pictures
 from farreach_workloads.vision.augment import (
     evaluation_transform,
@@ -53,6 +55,7 @@ from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.stochastic_depth import install
 
 Config = SuperviseConfig
+demand = asked_of_ray
 
 EVALUATED_TOGETHER = 128
 # Images of the pictures: with their predictions, and with what is looked at.

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from farreach import runtime, seeding
 from farreach.actors.tasks import done_in_any_order
+from farreach.cluster.demand import Demand
 from farreach.config import Config as Section
 from farreach.data.episodes import (
     ACTION,
@@ -79,8 +80,19 @@ def check(config: GenerateConfig) -> list[str]:
     made.close()
     rows = config.episodes * (config.steps + 1)
     size = rows * (4 * (spec.observation_dim + spec.action_dim) + ROW_NUMBERS_BYTES)
-    shards = -(-config.episodes // config.episodes_per_shard)
-    return [f"{config.episodes * config.steps:,} transitions, {size / 1e9:.2g} GB, {shards} shards"]
+    transitions, files = config.episodes * config.steps, _shards(config)
+    return [f"{transitions:,} transitions, {size / 1e9:.2g} GB, {files} shards"]
+
+
+def demand(config: GenerateConfig) -> list[Demand]:
+    """What recording asks Ray for: a task for each file, of which one is enough to begin."""
+    if config.runtime.placement == "inline":
+        return []
+    return [Demand("task", _shards(config), {"CPU": config.runtime.cpus}, least=1)]
+
+
+def _shards(config: GenerateConfig) -> int:
+    return -(-config.episodes // config.episodes_per_shard)
 
 
 def generate(config: GenerateConfig, out: Path) -> None:
@@ -92,7 +104,7 @@ def generate(config: GenerateConfig, out: Path) -> None:
     """
     source = _source(config)
     shards = _recorded(out, source)
-    count = -(-config.episodes // config.episodes_per_shard)
+    count = _shards(config)
     missing = [number for number in range(count) if number not in shards]
     out.mkdir(parents=True, exist_ok=True)
     items = [(config, number, source, out.resolve()) for number in missing]
@@ -100,7 +112,7 @@ def generate(config: GenerateConfig, out: Path) -> None:
     done = sum(shard.rows - shard.episodes for shard in shards.values())
     tasks = missing and not inline
     with (
-        runtime.connection(cpus, settings=("runtime.cpus",)) if tasks else nullcontext(),
+        runtime.connection(demand(config), settings=("runtime.cpus",)) if tasks else nullcontext(),
         Progress(config.name, config.episodes * config.steps, "transitions") as progress,
         closing(done_in_any_order(record_shard, items, inline=inline, num_cpus=cpus)) as recorded,
     ):

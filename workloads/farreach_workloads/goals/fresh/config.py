@@ -6,12 +6,12 @@ arXiv:2301.02099 and its released code wherever a config says nothing.
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from farreach.config import Config
+from farreach.data.fetched import absolute
 from farreach_workloads.goals.agents.build import OfflineAgent, agent_kind
 from farreach_workloads.goals.config import (
     FeaturesConfig,
@@ -72,7 +72,7 @@ class DataConfig(Config):
     @classmethod
     def _from_anywhere(cls, path: str) -> str:
         """Parts of a run, and later commands, may have another working directory."""
-        return os.path.abspath(path)
+        return absolute(path)
 
 
 class OfflineFeaturesConfig(FeaturesConfig):

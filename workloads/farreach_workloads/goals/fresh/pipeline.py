@@ -18,9 +18,10 @@ import numpy as np
 from farreach import datasets, messages
 from farreach.actors.tasks import done_in_any_order
 from farreach.data.episodes import INDEX_FILE, EpisodeStore
+from farreach.data.fetched import here
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.progress import Progress
-from farreach.rundir import atomic_write
 from farreach.stages import StageCache
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.data.layouts import open_recording
@@ -84,7 +85,7 @@ def check_data(config: FreshRunConfig, env: GoalEnvironment) -> None:
         ConfigError: there are none and no configuration to record them from.
         DataError: there are, of another environment's shape.
     """
-    path = Path(config.data.path)
+    path = here(config.data.path)
     if not path.exists():
         if config.data.config is None:
             raise ConfigError(
@@ -239,7 +240,7 @@ class Pipeline:
 
     def _data(self) -> EpisodeStore:
         """Open, record or copy the data set."""
-        path, config = Path(self._config.data.path), self._config.data.config
+        path, config = here(self._config.data.path), self._config.data.config
         if not (path / INDEX_FILE).exists() and config is not None:
             self._log(f"{'data':<13} to be recorded from {config} into {path}")
             store = datasets.generate(config, _placed(self._config), path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from farreach.data.text import documents
-from farreach.rundir import sync
+from farreach.disk import sync
 from farreach_workloads.retrieval.corpora.layout import TRAIN, Shares, part_of
 
 ALIGNED = "aligned.jsonl"

@@ -12,8 +12,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from farreach.disk import sync
 from farreach.errors import DataError
-from farreach.rundir import sync
 from farreach_workloads.retrieval.corpora.apt import Apt
 from farreach_workloads.retrieval.corpora.descriptions import (
     LICENCE,

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from farreach.data.text import Document
+from farreach.disk import sync
 from farreach.errors import DataError
-from farreach.rundir import sync
 
 MANIFEST = "manifest.json"
 SEED = 0

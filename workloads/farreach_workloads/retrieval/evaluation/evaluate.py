@@ -18,6 +18,8 @@ from pydantic import Field
 
 from farreach.checkpoint import Checkpoint
 from farreach.console import say, warn
+from farreach.data.fetched import here
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError
 from farreach.index.fusion import Kind
 from farreach.index.gains import Floats
@@ -26,7 +28,7 @@ from farreach.index.kinds import IndexConfig
 from farreach.index.store import Index
 from farreach.index.vectors import MANIFEST
 from farreach.provenance import installed_versions
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import indexes, models, words
 from farreach_workloads.retrieval.embed import embed
 from farreach_workloads.retrieval.evaluation import trec
@@ -122,7 +124,7 @@ def search_set(
     if not settings.modes:
         raise ConfigError("modes: there are none. Give dense, lexical, hybrid or several.")
     model = models.open_model(model) if isinstance(model, Path) else model
-    top = Path(settings.path)
+    top = here(settings.path)
     results: dict[str, Result] = {}
     for part in parts_of(top):
         name = top.name if part == top else f"{top.name}-{part.name}"

@@ -15,9 +15,11 @@ import numpy as np
 
 from farreach.checkpoint import Checkpoint
 from farreach.console import say, warn
+from farreach.data.fetched import here
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.index.hits import Hits
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import indexes, models
 from farreach_workloads.retrieval.evaluation.answers import Answered, answered, hit_rates
 from farreach_workloads.retrieval.evaluation.asked import ask
@@ -75,7 +77,7 @@ def answer_rates(
     if not settings.modes or not settings.cuts:
         raise ConfigError("modes, cuts: there are none. Give at least one.")
     model = models.open_model(model) if isinstance(model, Path) else model
-    file = Path(settings.questions)
+    file = here(settings.questions)
     questions = read_questions(file)
     searcher = engine(model, Path(settings.path), settings, keep)
     weight = indexes.FusionConfig().weight if settings.weight is None else settings.weight

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from farreach.disk import atomic_write
 from farreach.errors import DataError
 from farreach.index.hits import Hits
-from farreach.rundir import atomic_write
 
 # By query and document: scores of a run, or grades.
 Run = dict[str, dict[str, float]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
+from farreach.data.fetched import absolute
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.vision.config import BackboneConfig, OptimizerConfig
 
@@ -30,7 +31,7 @@ class ScenesConfig(Config):
     @field_validator("cut_outs", "grounds")
     @classmethod
     def _from_anywhere(cls, path: str | None) -> str | None:
-        return None if path is None else os.path.abspath(path)
+        return None if path is None else absolute(path)
 
 
 class DenseImagesConfig(Config):
@@ -45,7 +46,7 @@ class DenseImagesConfig(Config):
     @field_validator("path")
     @classmethod
     def _from_anywhere(cls, path: str | None) -> str | None:
-        return None if path is None else os.path.abspath(path)
+        return None if path is None else absolute(path)
 
     @field_validator("size")
     @classmethod
@@ -116,7 +117,7 @@ class DetectorConfig(Config):
 class DenseConfig(Config):
     """What segmentation and detection share."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "chaos"})
     """Sections that may change when a run is resumed."""
 
     seed: int = 0
@@ -125,6 +126,7 @@ class DenseConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: LoopConfig = LoopConfig()
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
 
 class SegmentConfig(DenseConfig):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from farreach import seeding
+from farreach.data.fetched import here
 from farreach.data.image_files import SUFFIXES
 from farreach.data.images import ImageSet, as_rgb, open_images
 from farreach.data.instances import Instances, InstanceSet
@@ -155,11 +156,11 @@ def open_scenes(
     Raises:
         DataError: a cut-out covers all of its ground, or there are fewer than three photos.
     """
-    train, held_out = open_images(SHIPPED_FILE if cut_outs is None else Path(cut_outs))
+    train, held_out = open_images(SHIPPED_FILE if cut_outs is None else here(cut_outs))
     alpha = np.asarray(train.load_cut_out(0).getchannel("A"))
     if alpha.min() > SOLID_ALPHA:
         raise DataError(f"{train.name(0)}: has no clear ground to cut it out by. Give RGBA images.")
-    photos = [] if grounds is None else _photos(Path(grounds))
+    photos = [] if grounds is None else _photos(here(grounds))
     is_held_out = np.arange(len(photos)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     parts = [
         [photo for photo, out in zip(photos, is_held_out, strict=True) if out == part]

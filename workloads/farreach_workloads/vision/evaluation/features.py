@@ -24,9 +24,10 @@ from farreach.actors.tasks import done_in_any_order
 from farreach.checkpoint import Checkpoint
 from farreach.config import Config
 from farreach.data.images import ImageSet
+from farreach.disk import atomic_write
 from farreach.learn.order import Rows
 from farreach.progress import Progress
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.rundir import RunDirectory
 from farreach_workloads.vision.augment import evaluation_transform
 
 # `normal`: what training looks at; `raw`: before the last norm; `layer N`: of some depth; `map`:

@@ -11,7 +11,8 @@ from torch import nn
 
 from farreach import launch, yaml_source
 from farreach.config import Config
-from farreach.rundir import RunDirectory, atomic_write
+from farreach.disk import atomic_write
+from farreach.rundir import RunDirectory
 
 WORKLOAD = "farreach_workloads.vision.supervise"
 

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from farreach.checkpoint import Checkpoint
+from farreach.data.fetched import here
 from farreach.errors import ConfigError, DataError
 from farreach.launch import Evaluation
 from farreach.rundir import RunDirectory
@@ -69,7 +70,7 @@ def shifted(source: Source, images: Any, settings: ShiftConfig) -> Metrics:
         raise ConfigError("sets: name some, such as sets={sketch: /data/imagenet-sketch}.")
     base = shift_layouts.ShiftSet(held_out)
     sets = {BASE: base} | {
-        name: LAYOUTS.get(name, shift_layouts.class_folders)(Path(path), train.classes)
+        name: LAYOUTS.get(name, shift_layouts.class_folders)(here(path), train.classes)
         for name, path in settings.sets.items()
     }
     scores = {
@@ -93,7 +94,7 @@ def fairness(source: Source, images: Any, settings: FairnessConfig, seed: int) -
     groups = grouped.crossed(*columns) if columns else np.full(len(logits), "all")
     result: Metrics = {}
     if settings.categories is not None:
-        categories = _categories(Path(settings.categories), train.classes)
+        categories = _categories(here(settings.categories), train.classes)
         found = grouped.label_association(
             probabilities, categories, groups, settings.top, settings.confidence
         )
@@ -125,7 +126,7 @@ def _put(result: Metrics, name: str, share: grouped.Share) -> None:
 def _table(settings: FairnessConfig, classes: list[str]) -> GroupTable:
     if settings.path is None:
         raise ConfigError(f"path: where is it? Add path=PATH, of {settings.layout}.")
-    path = Path(settings.path)
+    path = here(settings.path)
     if settings.layout == "dollar_street":
         return dollar_street(path, classes)
     if settings.layout == "casual_conversations":
@@ -134,7 +135,7 @@ def _table(settings: FairnessConfig, classes: list[str]) -> GroupTable:
         return table_of(path)
     if settings.images is None:
         raise ConfigError("images: where are those of MIAP? Add images=PATH.")
-    return miap(path, Path(settings.images))
+    return miap(path, here(settings.images))
 
 
 def _named(name: str, values: Any) -> Any:

@@ -6,7 +6,6 @@ Sources: the protocols of MSN (arXiv:2204.07141, appendix A) and of VISSL for SE
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from farreach.checkpoint import Checkpoint
+from farreach.data.fetched import absolute
 from farreach.errors import DataError
 from farreach.launch import Evaluation
 from farreach.rundir import RunDirectory
@@ -108,7 +108,7 @@ class Labelled:
 
 
 def _absolute(path: str) -> str:
-    return path if path == SHIPPED_SET else str(Path(path).absolute())
+    return path if path == SHIPPED_SET else absolute(path)
 
 
 # (config of the run, its directory, checkpoint, settings) → where features come from.

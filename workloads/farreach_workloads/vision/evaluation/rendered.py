@@ -25,8 +25,8 @@ from PIL import Image
 
 from farreach import seeding
 from farreach.data.images import ImageSet
+from farreach.disk import atomic_write
 from farreach.errors import DataError
-from farreach.rundir import atomic_write
 from farreach_workloads.vision.evaluation import arrangements
 from farreach_workloads.vision.evaluation.arrangements import LIMITS, Camera, Solids
 from farreach_workloads.vision.evaluation.layouts import Task

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from farreach.checkpoint import Checkpoint
 from farreach.config import Config
+from farreach.data.fetched import here
 from farreach.data.images import ImageSet
 from farreach.errors import ConfigError
 from farreach.launch import Evaluation
@@ -140,7 +141,7 @@ def _copy_set(images: ImagesConfig, settings: CopiesConfig, seed: int) -> CopySe
     path = _needed(settings.path, settings.layout)
     if settings.layout == "disc21":
         return disc21(path)
-    others = [None if x is None else Path(x) for x in (settings.distractors, settings.training)]
+    others = [None if x is None else here(x) for x in (settings.distractors, settings.training)]
     return copydays(path, settings.block, *others)
 
 
@@ -237,7 +238,7 @@ def of_share(share: grouped.Share) -> Mapping[str, float]:
 def _needed(path: str | None, layout: str, setting: str = "path") -> Path:
     if path is None:
         raise ConfigError(f"{setting}: where is it? Add {setting}=PATH, of {layout}.")
-    return Path(path)
+    return here(path)
 
 
 def evaluations(make_source: MakeSource) -> dict[str, Evaluation]:

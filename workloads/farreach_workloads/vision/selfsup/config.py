@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.vision.config import BackboneConfig, ImagesConfig
@@ -98,7 +99,9 @@ class ProbeConfig(Config):
 class PretrainConfig(Config):
     """A run of pretraining."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "probe"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"name", "training", "runtime", "probe", "chaos"}
+    )
     """Sections that may change when a run is resumed."""
 
     name: str = "pretrain"
@@ -112,6 +115,7 @@ class PretrainConfig(Config):
     probe: ProbeConfig = ProbeConfig()
     training: PretrainLoopConfig = PretrainLoopConfig()
     runtime: WorkersConfig = WorkersConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
     @model_validator(mode="after")
     def _is_sound(self) -> PretrainConfig:

@@ -1,0 +1,201 @@
+"""Drills on machines: their power, their network, their disk and their memory. See `chaos.py`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from chaos_processes import LIMIT_S, MAZE, MAZE_SETTINGS, Drills
+from far_node import LOST_AFTER_S, FarNode, far_node
+
+from farreach.memory import available_bytes, usable_bytes
+from farreach.testing.drills import Outcome, Training, newest_saved, outcomes
+from farreach.testing.nodes import Nodes, several_nodes
+
+MIB = 2**20
+# Takes memory until so much of all is in use, and holds it.
+HUNGRY = """
+import sys, time
+from farreach.memory import available_bytes, usable_bytes
+kept = []
+while True:
+    if 1 - available_bytes() / usable_bytes() < float(sys.argv[1]):
+        kept.append(bytearray(b"x") * (64 << 20))
+    time.sleep(0.05)
+"""
+
+
+class MachineDrills(Drills):
+    """Those that need several nodes, a disk of their own, or all the memory."""
+
+    def node(self, faults: int) -> None:
+        """A machine with two rollouts and the memory is switched off; another is there."""
+        for _ in range(faults):
+            self._on_nodes("switch off a machine", [], self._switch_off)
+
+    def drain(self, faults: int) -> None:
+        """A machine gets a notice of 8 s and is taken away; another is there."""
+        settings = ["chaos.drain_node_after_s=10", "chaos.notice_s=8"]
+        for _ in range(faults):
+            self._on_nodes("notice of 8 s", settings, lambda training, nodes, there: None)
+
+    def _switch_off(self, training: Training, nodes: Nodes, there: list[str]) -> float:
+        training.until_saved(self.rng.uniform(4, 10), after=1 << 60)
+        begun = time.time()
+        nodes.switch_off(there[0])
+        return begun
+
+    def _on_nodes(
+        self, what: str, settings: list[str], hit: Callable[[Training, Nodes, list[str]], object]
+    ) -> None:
+        """A run whose parts are on a machine of two, the driver on a third."""
+        parts = "{learner: {part: 1}, memory: {part: 1}, reachability: {part: 1}, "
+        parts += "rollout: {part: 1}, evaluator: {part: 1}}"
+        two = [{"num_cpus": 2, "resources": {"part": 6}}] * 2
+        with several_nodes(two, head_cpus=0) as nodes:
+            address = {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
+            more = [f"runtime.resources={parts}", "training.env_steps=100000", *settings]
+            training = self.training(what, MAZE, [*MAZE_SETTINGS, *more], address)
+            training.start()
+            training.until_saved(LIMIT_S)
+            begun = hit(training, nodes, nodes.ids()[1:])
+            done = training.wait(LIMIT_S) == 0
+            events = training.events()
+        if not isinstance(begun, float):
+            self.note(*outcomes("maze", events, done))
+            return
+        back = [e for e in events if e["event"] in ("recovered", "actors") and e["time"] > begun]
+        took_s = back[-1]["time"] - begun if back else None
+        steps = sum(e.get("lost_env_steps", 0) for e in back)
+        self.note(Outcome("maze", what, done, took_s, f"{steps:,} environment steps"))
+
+    def head(self, faults: int) -> None:
+        """The cluster's head dies with all machines; the run goes on in another cluster."""
+        training = self.training("head", MAZE, [*MAZE_SETTINGS, "training.env_steps=120000"])
+        hits: list[float | None] = []
+        begun = 0.0
+        for number in range(faults + 1):
+            with several_nodes([{"num_cpus": 2}], head_cpus=0) as nodes:
+                known = len(training.events())
+                training.start(RAY_ADDRESS=nodes.address, RAY_AUTH_MODE="disabled")
+                back = training.until_event("checkpoint", LIMIT_S, known=known)
+                if number:
+                    hits.append(time.monotonic() - begun if back else None)
+                if number < faults:
+                    training.until_saved(LIMIT_S, after=newest_saved(training.path))
+                    begun = time.monotonic()
+                    for node in nodes.ids()[::-1]:
+                        nodes.switch_off(node)
+                    training.wait(180)
+                else:
+                    done = training.wait(LIMIT_S) == 0
+        self.note(*[Outcome("maze", "kill head", done, took_s) for took_s in hits])
+
+    def disk(self, faults: int) -> None:
+        """The run's disk is full; the run ends with a message and goes on when there is room."""
+        for _ in range(faults):
+            with _small_disk(self.folder / "disk", 260 * MIB) as place:
+                if place is None:
+                    print("disk: no tmpfs can be mounted here", file=sys.stderr)
+                    return
+                settings = [*MAZE_SETTINGS, "training.env_steps=60000"]
+                training = Training(MAZE, settings, place / "run")
+                training.start()
+                training.until_saved(LIMIT_S)
+                begun = time.monotonic()
+                with suppress(OSError), open(place / "ballast", "wb") as file:
+                    while True:
+                        file.write(bytes(MIB))
+                        file.flush()
+                code = training.wait(LIMIT_S)
+                told = code == 1 and "Free" in training.output
+                (place / "ballast").unlink()
+                training.start()
+                back = training.until_saved(LIMIT_S, after=newest_saved(training.path))
+                took_s = time.monotonic() - begun if back else None
+                done = training.wait(LIMIT_S) == 0
+                self.note(Outcome("maze", "full disk", told and done, took_s))
+
+    def memory(self, faults: int) -> None:
+        """A process beside the run eats memory until Ray's monitor ends one of its actors."""
+        share = 1 - (available_bytes() - 3 * 1024 * MIB) / usable_bytes()
+        settings = [*MAZE_SETTINGS, "training.env_steps=120000"]
+        variables = {"RAY_memory_usage_threshold": f"{share:.3f}"}
+        training = self.training("memory", MAZE, settings, variables)
+        training.start()
+        hits: list[float] = []
+        for _ in range(faults):
+            training.until_saved(LIMIT_S, after=newest_saved(training.path))
+            known = len(training.events())
+            hits.append(time.time())
+            with _hungry(share):
+                training.until_event("actor_died", 120, known=known)
+            training.until_event("checkpoint", LIMIT_S, known=known)
+        done = training.wait(LIMIT_S) == 0
+        for begun in hits:
+            after = [e for e in training.events() if e["time"] > begun]
+            died = [e for e in after if e["event"] == "actor_died"][:1]
+            told = bool(died) and died[0]["cause"] == "out_of_memory"
+            again = [e for e in after if died and e["event"] in ("recovered", "actors")]
+            took_s = again[0]["time"] - died[0]["time"] if again else None
+            lost = died[0]["lost"] if died else ""
+            self.note(Outcome("maze", "eaten memory", done and told, took_s, lost))
+
+    def network(self, faults: int) -> None:
+        """The cable to a machine with all parts but the driver is pulled for 2 s, then for 20 s.
+
+        A call outlasts the first; the machine is lost in the second, and another is there.
+        """
+        for number in range(2 * faults):
+            with far_node(self.folder) as node:
+                if node is None:
+                    print("network: namespaces are not permitted here", file=sys.stderr)
+                    return
+                self._pulled(node, 2.0 if number % 2 == 0 else 20.0)
+
+    def _pulled(self, node: FarNode, seconds: float) -> None:
+        where = {"RAY_ADDRESS": node.address, "RAY_AUTH_MODE": "disabled"}
+        parts = "{rollout: {far: 1}, memory: {far: 1}}"
+        settings = [f"runtime.resources={parts}", "training.env_steps=80000"]
+        training = self.training("network", MAZE, [*MAZE_SETTINGS, *settings], where)
+        training.start()
+        training.until_saved(LIMIT_S)
+        known, begun = len(training.events()), time.monotonic()
+        node.pull(seconds)
+        if seconds > LOST_AFTER_S:
+            node.replace()
+        back = training.until_event("checkpoint", LIMIT_S, known=known)
+        took_s = time.monotonic() - begun if back else None
+        done = training.wait(LIMIT_S) == 0
+        self.note(Outcome("maze", f"network cut for {seconds:.0f} s", done, took_s))
+
+
+@contextmanager
+def _small_disk(place: Path, size: int) -> Iterator[Path | None]:
+    place.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    try:
+        yield place if mounted.returncode == 0 else None
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@contextmanager
+def _hungry(share: float) -> Iterator[None]:
+    """Have a process take memory, until a little more than a share of all is in use."""
+    words = [sys.executable, "-c", HUNGRY, str(share + 0.02)]
+    process = subprocess.Popen(words)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,422 @@
+"""What more rollout actors bring, and what having them in Ray costs.
+
+`python benchmarks/scaling.py [ROW …]` prints one JSON line per row; rows without a note of their
+own give ours over the peer's, and CPU seconds are those of the whole process tree, less what an
+idle Ray takes meanwhile.
+
+- `two_actors`: environment steps per second of two rollout actors and of one, without a learner.
+- `two_actors_cpu`: CPU seconds per environment step of the same; smaller is better.
+- `rollout_1000`, `rollout_200`: CPU seconds per environment step with calls of so many steps of one
+  copy of the maze, over the same environment and policy in a plain loop; smaller is better.
+- `learner_beside`: updates per CPU-second of the learner with a rollout running, over alone.
+- `bytes_per_step`: see `networked.py`.
+- `weights_88mb`: milliseconds until an actor has 88 MB of weights, and until it has the same as
+  PyTorch's; the ratio is theirs over ours.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measure
+import networked
+import numpy as np
+import processes
+import ray
+import torch
+
+from farreach import runtime
+from farreach.actors.services import ActorService, fetch
+from farreach.actors.weights import WeightBoard
+from farreach.checkpoint import CheckpointStore
+from farreach_workloads.goals import parts
+from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.config import GoalsRunConfig
+from farreach_workloads.goals.environments.factory import make_environment
+from farreach_workloads.goals.sac import Policy
+
+ROUNDS = 5
+STORE_BYTES = 1_500_000_000
+# Fragments of each actor in a round of `two_actors`, and steps in one of `rollout_*`.
+FRAGMENTS, STEPS = 20, 16_000
+UPDATES = 640
+# More fragments than are collected while the learner takes so many updates.
+BESIDE = 300
+READERS, READS = 4, 15
+# ViT-S: width 384, 12 blocks of 12 × width² each and 1,000 classes.
+WIDTH, BLOCKS = 384, 12
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a short training has come to: settings, state of the learner, policy, memory."""
+
+    learner: dict[str, Any]
+    policy: dict[str, np.ndarray]
+    bundle: Bundle
+
+    @classmethod
+    def maze(cls, folder: Path) -> Trained:
+        """Train the maze for a moment."""
+        run = folder / "run"
+        # Standard output is for the rows alone.
+        command = [sys.executable, "-m", "farreach", "train", "goals/walk_maze_debug"]
+        settings = ["training.env_steps=6000", "evaluation.episodes=10"]
+        subprocess.run([*command, *settings, "--run-dir", str(run)], check=True, stdout=sys.stderr)
+        checkpoint = CheckpointStore(run / "checkpoints").newest()
+        assert checkpoint is not None
+        state = checkpoint.parts()["learner"]
+        learner = parts.make_learner(GoalsRunConfig())
+        learner.restore(state)
+        return cls(state, learner.policy(), Bundle.from_arrays(state["bundle"]))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a piece of work has taken."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def spent(work: Callable[[], object], process: int | None = None) -> Spent:
+    """Do a work; CPU seconds are of a process, or of this one and all below it."""
+    watched = processes.family(os.getpid()) if process is None else [process]
+    before, begun = processes.total_cpu_s(watched), time.perf_counter()
+    work()
+    wall_s = time.perf_counter() - begun
+    return Spent(wall_s, processes.total_cpu_s(watched) - before)
+
+
+def in_turns(works: Sequence[Callable[[], Spent]], rounds: int = ROUNDS) -> list[Spent]:
+    """Medians over rounds in which the works take turns; a first round does not count."""
+    taken: list[list[Spent]] = [[] for _ in works]
+    for number in range(rounds + 1):
+        for work, each in zip(works, taken, strict=True):
+            found = work()
+            if number:
+                each.append(found)
+    return [
+        Spent(
+            statistics.median(one.wall_s for one in each),
+            statistics.median(one.cpu_s for one in each),
+        )
+        for each in taken
+    ]
+
+
+def idle() -> Spent:
+    """What Ray takes when there is nothing to do."""
+    return spent(lambda: time.sleep(2.0))
+
+
+def busy_cpu_s(whole: Spent, nothing: Spent) -> float:
+    """CPU seconds of a work, without what an idle Ray takes in its time."""
+    return whole.cpu_s - nothing.cpu_s / nothing.wall_s * whole.wall_s
+
+
+def actors_of(config: GoalsRunConfig, count: int) -> list[ActorService]:
+    """Rollout actors, ready."""
+    actors = [
+        ActorService(f"rollout-{i}", parts.make_rollout, (config, i, 0), num_cpus=0.5)
+        for i in range(count)
+    ]
+    for actor in actors:
+        actor.wait_until_ready()
+    return actors
+
+
+def collect(actors: Sequence[ActorService], policy: Any, bundle: Any, fragments: int) -> None:
+    """So many fragments of each actor, the next as soon as one is there, as a run does."""
+    left = dict.fromkeys(range(len(actors)), fragments)
+    flight: dict[Any, int] = {}
+    while left or flight:
+        for index in [i for i in left if i not in flight.values()]:
+            results = actors[index].call("collect", policy, bundle, 0, returns=3)
+            flight[results[2]] = index
+            left[index] -= 1
+            if not left[index]:
+                del left[index]
+        for reference in ray.wait(list(flight), num_returns=1)[0]:
+            fetch(reference)
+            del flight[reference]
+
+
+def two_actors(trained: Trained) -> None:
+    """Rows `two_actors` and `two_actors_cpu`."""
+    config = GoalsRunConfig()
+    phases = config.phases
+    steps = FRAGMENTS * config.environment.num_envs * (phases.policy_steps + phases.random_steps)
+    actors = actors_of(config, 2)
+    policy, bundle = ray.put(trained.policy), ray.put(trained.bundle)
+    one, two, nothing = in_turns(
+        [
+            lambda: spent(lambda: collect(actors[:1], policy, bundle, FRAGMENTS)),
+            lambda: spent(lambda: collect(actors, policy, bundle, FRAGMENTS)),
+            idle,
+        ]
+    )
+    for actor in actors:
+        actor.stop()
+    rates = 2 * steps / two.wall_s, steps / one.wall_s
+    costs = [1e6 * busy_cpu_s(two, nothing) / (2 * steps), 1e6 * busy_cpu_s(one, nothing) / steps]
+    extra = {"ray_idle_cpu_share": round(nothing.cpu_s / nothing.wall_s, 3), "cores": cores()}
+    measure.row(
+        "two_actors",
+        *rates,
+        "env steps per s",
+        rates[0] / rates[1],
+        cpu_us_per_step=[round(cost, 2) for cost in costs],
+        **extra,
+    )
+    measure.row("two_actors_cpu", costs[0], costs[1], "CPU µs per env step", costs[0] / costs[1])
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Bare:
+    """The plain loop: one environment, one policy, arrays that keep what happened."""
+
+    def __init__(self, config: GoalsRunConfig, trained: Trained) -> None:
+        """Pursue nodes of the memory."""
+        self._config, self._bundle = config, trained.bundle
+        self._env = make_environment(config.environment, config.environment.num_envs)
+        features = trained.bundle.features(config, self._env.spec)
+        self._policy = Policy(config.agent, features, self._env.spec.action_dim)
+        self._policy.load(trained.policy)
+        self._rng = np.random.default_rng(0)
+
+    def fragment(self) -> None:
+        """Both phases, as a rollout does them."""
+        env, rng, phases = self._env, self._rng, self._config.phases
+        count, actions = env.num_envs, env.spec.action_dim
+        goals = self._bundle.nodes[rng.integers(0, len(self._bundle), count)]
+        current = env.reset()
+        kept = np.empty((count, phases.policy_steps + 1, current.shape[1]), np.float32)
+        chosen = np.empty((count, phases.policy_steps, actions), np.float32)
+        kept[:, 0] = current
+        for t in range(phases.policy_steps):
+            chosen[:, t] = self._policy.act(current, goals, rng)
+            current = env.step(chosen[:, t])
+            kept[:, t + 1] = current
+        shape = (phases.random_steps, count, actions)
+        env.walk(rng.uniform(-1.0, 1.0, shape).astype(np.float32))
+
+
+def rollout(trained: Trained, fragment: int) -> None:
+    """Row `rollout_1000` or `rollout_200`."""
+    half = fragment // 2
+    config = GoalsRunConfig.model_validate(
+        {
+            "environment": {"num_envs": 1},
+            "phases": {"policy_steps": half, "random_steps": half},
+        }
+    )
+    fragments = STEPS // fragment
+    actors = actors_of(config, 1)
+    policy, bundle = ray.put(trained.policy), ray.put(trained.bundle)
+    bare, inline = Bare(config, trained), parts.make_rollout(config, 1, 0)
+    ours, plain, without_ray, nothing = in_turns(
+        [
+            lambda: spent(lambda: collect(actors, policy, bundle, fragments)),
+            lambda: spent(lambda: [bare.fragment() for _ in range(fragments)], os.getpid()),
+            lambda: spent(
+                lambda: [
+                    inline.collect(trained.policy, trained.bundle, 0) for _ in range(fragments)
+                ],
+                os.getpid(),
+            ),
+            idle,
+        ]
+    )
+    actors[0].stop()
+    costs = [1e6 * busy_cpu_s(ours, nothing) / STEPS, 1e6 * plain.cpu_s / STEPS]
+    measure.row(
+        f"rollout_{fragment}",
+        *costs,
+        "CPU µs per env step",
+        costs[0] / costs[1],
+        over_the_same_without_ray=round(busy_cpu_s(ours, nothing) / without_ray.cpu_s, 4),
+        ray_idle_cpu_share=round(nothing.cpu_s / nothing.wall_s, 3),
+    )
+
+
+def learner_beside(trained: Trained) -> None:
+    """Row `learner_beside`."""
+    config = GoalsRunConfig()
+    learner = ActorService("learner", parts.make_learner, (config,), num_cpus=1)
+    process = learner.wait_until_ready()
+    fetch(learner.call("restore", trained.learner))
+    (actor,) = actors_of(config, 1)
+    policy, bundle = ray.put(trained.policy), ray.put(trained.bundle)
+
+    def update() -> None:
+        for _ in range(UPDATES // config.runtime.learner_chunk):
+            fetch(learner.call("update", config.runtime.learner_chunk, 0.0, returns=2)[0])
+
+    def beside() -> Spent:
+        fragments = [actor.call("collect", policy, bundle, 0, returns=3)[2] for _ in range(BESIDE)]
+        ray.wait(fragments, num_returns=1)
+        found = spent(update, process)
+        assert ray.wait(fragments, num_returns=BESIDE, timeout=0)[1], "the rollout was done first"
+        for reference in fragments:
+            ray.cancel(reference)
+        ray.wait(fragments, num_returns=BESIDE)
+        return found
+
+    alone, together = in_turns([lambda: spent(update, process), beside])
+    for part in (learner, actor):
+        part.stop()
+    rates = UPDATES / together.cpu_s, UPDATES / alone.cpu_s
+    measure.row(
+        "learner_beside",
+        *rates,
+        "updates per CPU-second",
+        rates[0] / rates[1],
+        wall_ratio=round(alone.wall_s / together.wall_s, 4),
+        updates_per_s=round(UPDATES / together.wall_s, 1),
+        cores=cores(),
+    )
+
+
+class Source:
+    """Has weights, and hands them out as what a call returns, as the learner does."""
+
+    def __init__(self) -> None:
+        """Random numbers."""
+        rng = np.random.default_rng(0)
+        shapes = [(WIDTH, 1000), (WIDTH, 768), (197, WIDTH)]
+        shapes += BLOCKS * [
+            (3 * WIDTH, WIDTH),
+            (WIDTH, WIDTH),
+            (4 * WIDTH, WIDTH),
+            (WIDTH, 4 * WIDTH),
+        ]
+        shapes += BLOCKS * 6 * [(WIDTH,)]
+        self._arrays = {
+            str(i): rng.standard_normal(shape, np.float32) for i, shape in enumerate(shapes)
+        }
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Arrays of NumPy."""
+        return self._arrays
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The same as tensors."""
+        return {name: torch.from_numpy(array.copy()) for name, array in self._arrays.items()}
+
+
+class Reader:
+    """Looks how long it takes until weights are there."""
+
+    def read(self, boxed: list[Any]) -> tuple[float, int]:
+        """Milliseconds, and bytes; the reference is in a list, which Ray leaves as it is."""
+        begun = time.perf_counter()
+        found = ray.get(boxed[0])
+        taken_ms = 1e3 * (time.perf_counter() - begun)
+        return taken_ms, sum(value.nbytes for value in found.values())
+
+
+def weights_88mb() -> None:
+    """Row `weights_88mb`."""
+    source = ActorService("source", Source, (), num_cpus=0)
+    readers = [ActorService(f"reader-{i}", Reader, (), num_cpus=0) for i in range(READERS)]
+    for part in (source, *readers):
+        part.wait_until_ready()
+    board, taken = WeightBoard(), {}
+    for method in ("weights", "state_dict"):
+        before = store_bytes()
+        begun = time.perf_counter()
+        board.publish(method, source.call(method))
+        ray.wait([board.newest(method).value], fetch_local=False)
+        put_ms = 1e3 * (time.perf_counter() - begun)
+        reads = []
+        for _ in range(READS):
+            calls = [reader.call("read", [board.newest(method).value]) for reader in readers]
+            reads += [fetch(call) for call in calls]
+        times = [ms for ms, _ in reads[READERS:]]
+        taken[method] = (statistics.median(times), max(times), put_ms, store_bytes() - before)
+    size = reads[0][1]
+    for part in (source, *readers):
+        part.stop()
+    ours, theirs = taken["weights"], taken["state_dict"]
+    measure.row(
+        "weights_88mb",
+        ours[0],
+        theirs[0],
+        "ms per get, median",
+        theirs[0] / ours[0],
+        slowest_ms=round(ours[1], 3),
+        put_ms=round(ours[2], 1),
+        peer_put_ms=round(theirs[2], 1),
+        megabytes=round(size / 1e6, 1),
+        copies_in_store=round(ours[3] / size, 2),
+        actors=READERS,
+    )
+
+
+def store_bytes() -> float:
+    """What is in Ray's object store."""
+    name = "object_store_memory"
+    time.sleep(1.5)  # Ray counts it now and then
+    return ray.cluster_resources()[name] - ray.available_resources().get(name, 0.0)
+
+
+ROWS: dict[str, Callable[[Trained], None]] = {
+    "two_actors": two_actors,
+    "two_actors_cpu": two_actors,
+    "rollout_1000": lambda trained: rollout(trained, 1000),
+    "rollout_200": lambda trained: rollout(trained, 200),
+    "learner_beside": learner_beside,
+    "weights_88mb": lambda _: weights_88mb(),
+}
+
+
+def main() -> None:
+    """Print the rows that are asked for, or all."""
+    asked = sys.argv[1:] or [*ROWS, "bytes_per_step"]
+    unknown = set(asked) - {*ROWS, "bytes_per_step"}
+    if unknown:
+        sys.exit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    torch.set_num_threads(1)
+    here = dict.fromkeys(ROWS[name] for name in asked if name in ROWS)
+    if here:
+        with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
+            trained = Trained.maze(Path(folder))
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=STORE_BYTES,
+                runtime_env=runtime.local_runtime_env(),
+                _temp_dir=folder,
+            )
+            try:
+                for row in here:
+                    row(trained)
+            finally:
+                ray.shutdown()
+    if "bytes_per_step" in asked:
+        networked.bytes_per_step()
+
+
+if __name__ == "__main__":
+    main()

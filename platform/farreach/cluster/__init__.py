@@ -1,0 +1,1 @@
+"""Running on clusters: submitting jobs, files for launchers, trying things out on one machine."""

@@ -1,0 +1,50 @@
+import sys
+
+import pytest
+
+from farreach.cli import main
+
+NOBODY = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def count(tmp_path, monkeypatch):
+    """A configuration, and the folder that has its workload."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/shipped_counting.py").write_text(
+        "from farreach.config import Config as Base\n"
+        "class Config(Base):\n    name: str = 'c'\n    lr: float = 1.0\n"
+        "def run(config, run, checkpoint): ...\n"
+    )
+    (tmp_path / "c.yaml").write_text("workload: shipped_counting\nlr: 0.5\n")
+    return ["submit", "c.yaml", "--working-dir", "code", "--address", NOBODY]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lrr=1"], "lrr: unknown key. Did you mean 'lr'?"),
+        (["lr=fast"], "command line 'lr=fast': lr:"),
+        (["--run-dir", "runs/x"], "--run-dir runs/x: the job runs elsewhere. Give an absolute"),
+        (["--root", "../shared"], "--root ../shared: the job runs elsewhere."),
+        (["--driver-cpus", "-1"], "should be 0 or more (got '-1')"),
+        (["--env", "A"], "should read NAME=VALUE (got 'A')"),
+        (["--code", "git"], "invalid choice: 'git'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anybody_is_asked(words, message, count, capsys):
+    assert main([*count, *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert NOBODY not in shown.err
+    assert shown.out == ""
+
+
+def test_an_address_where_nobody_answers_is_one_error(count, capsys):
+    assert main(count) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: no cluster answers at {NOBODY}: ")
+    assert len(shown.err.splitlines()) == 1
+    assert shown.out == ""

@@ -1,0 +1,155 @@
+import asyncio
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from page_index import made
+
+from farreach.errors import ConfigError, DataError
+from farreach_workloads.retrieval.serving import Arguments, SearchService, application
+
+SERVE = all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn", "grpc_reflection"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
+    return made(folder).index.path
+
+
+@pytest.fixture(scope="module")
+def service(folder):
+    return SearchService(str(folder))
+
+
+def test_a_question_is_answered_in_json(service):
+    answer = json.loads(json.dumps(service.answer({"query": "files of sound", "mode": "lexical"})))
+    assert answer["documents"] == 6
+    assert answer["seconds"] > 0
+    best = answer["hits"][0]
+    assert (best["rank"], best["id"], best["title"]) == (1, "sox", "Sound exchange")
+    assert set(best["matched"]) == {"files", "of", "sound"}
+
+
+def test_several_questions_are_answered_at_once_each_for_itself(service):
+    both = service.answer({"query": ["sound", "disk"], "k": 2})["hits"]
+    each = [service.answer({"query": one, "k": 2})["hits"] for one in ("sound", "disk")]
+    assert [[hit["id"] for hit in of_one] for of_one in both] == [
+        [hit["id"] for hit in of_one] for of_one in each
+    ]
+
+
+def test_a_filter_holds_and_more_than_there_is_may_be_asked_for(service):
+    question = {"query": "disk", "k": 1000, "where": "section = 'admin'"}
+    assert {hit["id"] for hit in service.answer(question)["hits"]} == {"mount", "umount", "fdisk"}
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ({"query": "a", "kk": 1}, "kk: is unknown. Give query, k, mode, where."),
+        ({}, "query: is missing."),
+        ({"query": "a", "k": 0}, "k: input should be greater than or equal to 1."),
+        ({"query": "a", "k": "5"}, "k: input should be a valid integer."),
+        ({"query": 5}, "query: input should be a valid string."),
+        ({"query": []}, "query: should be 1 to 256 texts (got 0)."),
+        ({"query": "a" * 2001}, "query: has 2,001 characters, and 2,000 are allowed. Shorten it."),
+        (
+            {"query": "a", "mode": "dens"},
+            "mode: input should be 'hybrid', 'dense' or 'lexical'.",
+        ),
+        (["a"], 'the question should be a mapping, such as {"query": "mount a disk"}.'),
+        (
+            {"k": 0, "q": "a"},
+            "query: is missing. k: input should be greater than or equal to 1. "
+            "q: is unknown. Give query, k, mode, where.",
+        ),
+    ],
+)
+def test_a_wrong_question_is_told_what_is_wrong(service, question, told):
+    with pytest.raises(ConfigError) as caught:
+        service.answer(question)
+    assert str(caught.value) == told
+
+
+def test_a_blank_query_is_refused(service):
+    with pytest.raises(DataError, match="is empty"):
+        service.answer({"query": " "})
+
+
+def test_no_index_is_an_error_of_the_start(tmp_path):
+    with pytest.raises(DataError):
+        SearchService(str(tmp_path))
+
+
+@pytest.mark.skipif(SERVE, reason="ray[serve] is installed")
+def test_without_ray_serve_the_application_says_what_to_install():
+    with pytest.raises(ConfigError, match=r"Ray Serve lacks .* pip install 'farreach\[serve\]'"):
+        application({"index": "index/debian"})
+
+
+def test_the_application_names_a_wrong_argument():
+    with pytest.raises(ConfigError) as caught:
+        application({"indx": "index/debian"})
+    assert str(caught.value) == "index: is missing. indx: is unknown. Give index, device."
+
+
+def test_what_the_shipped_service_is_started_with_is_understood():
+    import yaml
+
+    root = Path(__file__).parents[3]
+    shipped = yaml.safe_load((root / "cluster/kuberay/rayservice.yaml").read_text())
+    (served,) = yaml.safe_load(shipped["spec"]["serveConfigV2"])["applications"]
+    assert Arguments.model_validate(served["args"]).device == "cpu"
+    assert served["deployments"][0]["name"] == SearchService.__name__
+
+
+class Asked:
+    """A request as Starlette makes it, as far as the service looks at it."""
+
+    def __init__(self, body):
+        self._body = body
+
+    async def body(self):
+        return self._body
+
+    async def json(self):
+        return json.loads(self._body)
+
+
+@pytest.mark.skipif(not SERVE, reason="ray[serve] is not installed")
+@pytest.mark.parametrize(
+    ("body", "status", "inside"),
+    [
+        (b'{"query": "sound"}', 200, "sox"),
+        (b'{"query": "sound"', 400, "is no JSON"),
+        (b'{"quer": "sound"}', 400, "quer: is unknown"),
+        (b'{"query": "' + b"a" * (1 << 20) + b'"}', 413, "bytes"),
+    ],
+)
+def test_a_request_is_answered_with_a_status(service, body, status, inside):
+    response = asyncio.run(service(Asked(body)))
+    assert response.status_code == status
+    assert inside in response.body.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(not SERVE, reason="ray[serve] is not installed")
+def test_ray_serve_serves_it(ray_local, folder):
+    from urllib.request import Request, urlopen
+
+    from ray import serve
+
+    serve.start(http_options={"host": "127.0.0.1", "port": 18437})
+    try:
+        serve.run(application({"index": str(folder)}), name="search", route_prefix="/")
+        body = json.dumps({"query": "sound", "k": 1}).encode()
+        with urlopen(Request("http://127.0.0.1:18437/", body), timeout=60) as response:
+            assert json.load(response)["hits"][0]["id"] == "sox"
+    finally:
+        serve.shutdown()

@@ -1,0 +1,44 @@
+"""What a run has done, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Counters:
+    """What a run has done; saved with every checkpoint.
+
+    Attributes:
+        env_steps: policy and random steps together.
+        walk_steps: random steps.
+        walk_steps_at_refresh: random steps when the last refresh began.
+        refreshes: of network, memory and graph.
+        evaluated_at, saved_at, drawn_at: env_steps of the last evaluation, checkpoint, figures.
+        train_s: seconds of training, without start-up, summed over resumes.
+        evaluations: metrics of the last evaluations, newest last.
+        ratio: steps and updates of the ratio controller.
+        first_steps_with_nodes: category → env_steps at which the memory first held a node there.
+        incarnations: rollouts that took the place of others.
+    """
+
+    env_steps: int = 0
+    walk_steps: int = 0
+    walk_steps_at_refresh: int = 0
+    refreshes: int = 0
+    evaluated_at: int = 0
+    saved_at: int = 0
+    drawn_at: int = 0
+    train_s: float = 0.0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    ratio: list[int] = field(default_factory=lambda: [0, 0])
+    first_steps_with_nodes: dict[str, int] = field(default_factory=dict)
+    incarnations: int = 0
+
+
+def mean_metrics(evaluations: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over evaluations, {} for none."""
+    names = evaluations[-1] if evaluations else {}
+    return {n: float(np.mean([e[n] for e in evaluations if n in e])) for n in names}

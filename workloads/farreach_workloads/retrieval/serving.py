@@ -1,0 +1,183 @@
+"""Search as a service: a deployment of Ray Serve that opens an index and answers in JSON.
+
+`cluster/kuberay/rayservice.yaml` serves it on Kubernetes, `serve run` anywhere else:
+
+```
+serve run farreach_workloads.retrieval.serving:application index=index/debian
+curl -d '{"query": "how do I mount a disk", "k": 5}' http://127.0.0.1:8000/
+```
+
+It needs the extra `serve`, and knows no users: whoever reaches its port may ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from farreach.errors import ConfigError, FarreachError
+from farreach_workloads.retrieval.searcher import Mode, Searcher
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+MOST_QUERIES, MOST_HITS = 256, 1000
+LONGEST_QUERY, LONGEST_WHERE = 2000, 1000
+MOST_BYTES = 1 << 20
+_CLIENT_ERROR, _TOO_LARGE = 400, 413
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Question(_Strict):
+    """What a client asks, in JSON."""
+
+    query: str | list[str]
+    """What is looked for, or several such texts."""
+    k: int = Field(10, ge=1, le=MOST_HITS)
+    """Documents for each, at most."""
+    mode: Mode | None = None
+    """By vectors, by words or by both; null: by both if words are indexed."""
+    where: str | None = Field(None, max_length=LONGEST_WHERE)
+    """A filter on metadata; see `farreach.index.where`."""
+
+
+class Arguments(_Strict):
+    """What the service is started with."""
+
+    index: str
+    """Folder of an index, as all machines see it."""
+    device: str = "cpu"
+    """Where queries are encoded."""
+
+
+class SearchService:
+    """Answers questions about one index; works without Ray Serve too."""
+
+    def __init__(self, index: str, device: str = "cpu") -> None:
+        """Open an index.
+
+        Args:
+            index: its folder.
+            device: where queries are encoded.
+
+        Raises:
+            DataError: there is no index, or it is damaged.
+        """
+        self._searcher = Searcher.open(Path(index), device=device)
+        self._searching = threading.Lock()
+
+    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a question, as JSON takes both.
+
+        Args:
+            question: see `Question`.
+
+        Returns:
+            `documents`: how many there are; `seconds` it took; `hits`: a row for each document
+            that was found, see `Found.as_row`, or a list of such lists if `query` is a list.
+
+        Raises:
+            ConfigError: a field is unknown, missing, of another type or out of range.
+            DataError: a query is blank, or the filter is wrong.
+        """
+        asked = _question(question)
+        queries = [asked.query] if isinstance(asked.query, str) else asked.query
+        began = time.perf_counter()
+        with self._searching:
+            k = min(asked.k, self._searcher.documents)
+            found = self._searcher.search(queries, k, mode=asked.mode, where=asked.where)
+        hits = [[hit.as_row() for hit in of_one] for of_one in found]
+        return {
+            "documents": self._searcher.documents,
+            "seconds": time.perf_counter() - began,
+            "hits": hits[0] if isinstance(asked.query, str) else hits,
+        }
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer a POST of a question; an `error` with status 400 says what is wrong with it."""
+        from starlette.responses import JSONResponse
+
+        body = await request.body()
+        if len(body) > MOST_BYTES:
+            error = f"the question has {len(body):,} bytes, and {MOST_BYTES:,} are allowed."
+            return JSONResponse({"error": error}, _TOO_LARGE)
+        try:
+            question = await request.json()
+        except ValueError as error:
+            return JSONResponse({"error": f"the question is no JSON: {error}."}, _CLIENT_ERROR)
+        try:
+            return JSONResponse(await asyncio.to_thread(self.answer, question))
+        except FarreachError as error:
+            return JSONResponse({"error": str(error)}, _CLIENT_ERROR)
+
+
+def application(arguments: dict[str, Any]) -> Application:
+    """The application for Ray Serve, whose options of deployment its configuration sets.
+
+    Args:
+        arguments: see `Arguments`.
+
+    Raises:
+        ConfigError: an argument is wrong, or Ray Serve is not installed.
+    """
+    try:
+        settings = Arguments.model_validate(arguments)
+    except ValidationError as error:
+        raise ConfigError(_told(error, Arguments)) from error
+    try:
+        from ray import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Ray Serve lacks the package {error.name!r}. Install it on every machine: "
+            "pip install 'farreach[serve]'."
+        ) from error
+    deployment: Any = serve.deployment(SearchService)  # typed as a decorator
+    return deployment.bind(**settings.model_dump())
+
+
+def _question(question: Any) -> Question:
+    if not isinstance(question, Mapping):
+        raise ConfigError('the question should be a mapping, such as {"query": "mount a disk"}.')
+    try:
+        asked = Question.model_validate(question)
+    except ValidationError as error:
+        raise ConfigError(_told(error, Question)) from error
+    queries = [asked.query] if isinstance(asked.query, str) else asked.query
+    if not 1 <= len(queries) <= MOST_QUERIES:
+        raise ConfigError(f"query: should be 1 to {MOST_QUERIES} texts (got {len(queries)}).")
+    longest = max(map(len, queries))
+    if longest > LONGEST_QUERY:
+        raise ConfigError(
+            f"query: has {longest:,} characters, and {LONGEST_QUERY:,} are allowed. Shorten it."
+        )
+    return asked
+
+
+def _told(error: ValidationError, model: type[BaseModel]) -> str:
+    """All mistakes, a sentence each."""
+    known = ", ".join(model.model_fields)
+    sentences = {}
+    for details in error.errors(include_url=False):
+        name = str(details["loc"][0]) if details["loc"] else "question"
+        if details["type"] == "extra_forbidden":
+            sentences[name] = f"{name}: is unknown. Give {known}."
+        elif details["type"] == "missing":
+            sentences[name] = f"{name}: is missing."
+        else:
+            sentences.setdefault(name, f"{name}: {_lower(details['msg'])}.")
+    return " ".join(sentences.values())
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
