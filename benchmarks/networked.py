@@ -43,12 +43,15 @@ SETTINGS = (
     + ", ".join(f"{role}: {{learner: 1}}" for role in CENTRAL)
     + "}",
     "training.env_steps=1000000000",
+    "training.max_minutes=null",
     "training.checkpoint_every_s=1000000",
     "evaluation.every_steps=1000000000",
     "evaluation.stop_success=null",
 )
 STARTED_S, STOPPED_S = 300.0, 120.0
 LOOK_EVERY_S = 0.05
+# Edges, hops and next hops of a graph, per pair of nodes.
+MATRICES_BYTES = 1 + 2 + 2
 MEASURED_S = 45.0
 
 
@@ -150,6 +153,10 @@ class Series:
         x, y = x - x.mean(), y - y.mean()
         return float((x * y).sum() / max((x * x).sum(), 1e-12))
 
+    def rises(self, name: str) -> NDArray[np.float64]:
+        """By how much a counter has grown from line to line."""
+        return np.diff(self.column(name))
+
     def mean(self, name: str) -> float:
         """Mean of a quantity, NaN if it was not there."""
         values = self.column(name)
@@ -200,6 +207,11 @@ class Sizes:
     fragment: int
     fragment_steps: int
     bare_per_step: float
+
+    def bundle_of(self, nodes: float) -> float:
+        """Bytes of a bundle of another number of nodes: three matrices of n², rows of n."""
+        squared = MATRICES_BYTES * self.nodes**2
+        return MATRICES_BYTES * nodes**2 + (self.bundle - squared) * nodes / self.nodes
 
     @classmethod
     def of(cls, run: NetworkedRun) -> Sizes:

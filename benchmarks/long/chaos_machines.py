@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,45 +33,44 @@ class MachineDrills(Drills):
     """Those that need several nodes, a disk of their own, or all the memory."""
 
     def node(self, faults: int) -> None:
-        """A machine with two rollouts and the memory is switched off; another is there."""
-        for _ in range(faults):
-            self._on_nodes("switch off a machine", [], self._switch_off)
+        """The machine of the learner is switched off, or that of a rollout; another is there."""
+        for number in range(faults):
+            role = ("learner", "rollout-0")[number % 2]
+            with self._on_two_machines(f"switch off, {role}", []) as (training, nodes):
+                training.until_saved(self.rng.uniform(4, 10), after=1 << 60)
+                places = [e["node_ids"] for e in training.events() if e["event"] == "actors"]
+                begun, lost = time.time(), places[-1].get(role, places[0][role])
+                nodes.switch_off(lost)
+                done = training.wait(LIMIT_S) == 0
+            after = [e for e in training.events() if e["time"] > begun]
+            back = [e for e in after if e["event"] in ("recovered", "actors")]
+            took_s = back[-1]["time"] - begun if back else None
+            steps = sum(e.get("lost_env_steps", 0) for e in back)
+            what = f"machine of {role[:7]} off"
+            self.note(Outcome("maze", what, done, took_s, f"{steps:,} environment steps"))
 
     def drain(self, faults: int) -> None:
-        """A machine gets a notice of 8 s and is taken away; another is there."""
-        settings = ["chaos.drain_node_after_s=10", "chaos.notice_s=8"]
-        for _ in range(faults):
-            self._on_nodes("notice of 8 s", settings, lambda training, nodes, there: None)
+        """That machine gets a notice of 8 s and is taken away; another is there."""
+        for number in range(faults):
+            role = ("learner", "rollout")[number % 2]
+            settings = [f"chaos.roles=[{role}]", "chaos.drain_node_after_s=8", "chaos.notice_s=8"]
+            with self._on_two_machines(f"notice, {role}", settings) as (training, _):
+                done = training.wait(LIMIT_S) == 0
+            self.note(*outcomes(f"maze ({role})", training.events(), done))
 
-    def _switch_off(self, training: Training, nodes: Nodes, there: list[str]) -> float:
-        training.until_saved(self.rng.uniform(4, 10), after=1 << 60)
-        begun = time.time()
-        nodes.switch_off(there[0])
-        return begun
-
-    def _on_nodes(
-        self, what: str, settings: list[str], hit: Callable[[Training, Nodes, list[str]], object]
-    ) -> None:
-        """A run whose parts are on a machine of two, the driver on a third."""
-        parts = "{learner: {part: 1}, memory: {part: 1}, reachability: {part: 1}, "
-        parts += "rollout: {part: 1}, evaluator: {part: 1}}"
+    @contextmanager
+    def _on_two_machines(self, name: str, settings: list[str]) -> Iterator[tuple[Training, Nodes]]:
+        """A run that has begun, its parts on two machines, the driver on a third."""
+        roles = ("learner", "memory", "reachability", "rollout", "evaluator")
+        parts = ", ".join(f"{role}: {{part: 1}}" for role in roles)
         two = [{"num_cpus": 2, "resources": {"part": 6}}] * 2
         with several_nodes(two, head_cpus=0) as nodes:
             address = {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
-            more = [f"runtime.resources={parts}", "training.env_steps=100000", *settings]
-            training = self.training(what, MAZE, [*MAZE_SETTINGS, *more], address)
+            more = [f"runtime.resources={{{parts}}}", "training.env_steps=400000", *settings]
+            training = self.training(name, MAZE, [*MAZE_SETTINGS, *more], address)
             training.start()
             training.until_saved(LIMIT_S)
-            begun = hit(training, nodes, nodes.ids()[1:])
-            done = training.wait(LIMIT_S) == 0
-            events = training.events()
-        if not isinstance(begun, float):
-            self.note(*outcomes("maze", events, done))
-            return
-        back = [e for e in events if e["event"] in ("recovered", "actors") and e["time"] > begun]
-        took_s = back[-1]["time"] - begun if back else None
-        steps = sum(e.get("lost_env_steps", 0) for e in back)
-        self.note(Outcome("maze", what, done, took_s, f"{steps:,} environment steps"))
+            yield training, nodes
 
     def head(self, faults: int) -> None:
         """The cluster's head dies with all machines; the run goes on in another cluster."""

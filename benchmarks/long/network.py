@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import measure
+import numpy as np
 from networked import NetworkedRun, Series, Sizes, networked_run
 
 from farreach.cluster.sizing import Costs, Site, Size, size
@@ -47,6 +48,8 @@ COUNTS = (10, 100, 1000)
 SITE = Site(rollouts_per_machine=16, bytes_per_s=1.25e9, round_trip_s=5e-4)
 # A GPU, and a simulator that takes its time (HalfCheetah of MuJoCo with its policy).
 FAST, SIMULATOR_S = 50.0, 250e-6
+# By how much fragments are made longer and refreshes rarer, as a remedy.
+MENDED = 10
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def flows(seen: Seen, sizes: Sizes, machines: int) -> dict[str, float]:
     return {
         "fragments": 8e-6 * fragments_per_s * sizes.fragment,
         "weights": 8e-6 * fragments_per_s * sizes.policy,
-        "bundle": 8e-6 * refreshes_per_s * sizes.bundle,
+        "bundle": 8e-6 * refreshes_per_s * sizes.bundle_of(seen.series.mean("memory/nodes")),
     }
 
 
@@ -109,15 +112,13 @@ def costs_of(all_seen: Sequence[Seen], sizes: Sizes, machines: int) -> Costs:
     policy_share = config.phases.policy_steps / (
         config.phases.policy_steps + config.phases.random_steps
     )
-    calls = FRAGMENT_CALLS / sizes.fragment_steps
-    calls += free.per("updates", "step") / config.runtime.learner_chunk
     refresh_s = sum(free.per(f"cpu/{role}", "refreshes") for role in ("reachability", "memory"))
     return Costs(
         step_s=free.per("cpu/rollout", "step"),
         step_bytes=free.per("sent", "step"),
         fragment_steps=sizes.fragment_steps,
         fragment_calls=FRAGMENT_CALLS,
-        call_s=free.per("cpu/driver", "step") / calls,
+        call_s=call_s(all_seen, sizes),
         call_round_trips=round_trips(all_seen, sizes, machines),
         update_s=free.per("cpu/learner", "updates"),
         updates_per_step=config.agent.updates_per_policy_step * policy_share,
@@ -127,6 +128,19 @@ def costs_of(all_seen: Sequence[Seen], sizes: Sizes, machines: int) -> Costs:
         refresh_steps=config.reachability.refresh_every_steps / (1 - policy_share),
         bundle_bytes=sizes.bundle,
     )
+
+
+def call_s(all_seen: Sequence[Seen], sizes: Sizes) -> float:
+    """CPU seconds of the driver per call, apart from what it takes by the second."""
+    chunk = GoalsRunConfig().runtime.learner_chunk
+    series = [seen.series for seen in all_seen]
+    seconds, steps, updates, taken = (
+        np.concatenate([each.rises(name) for each in series])
+        for name in ("seconds", "step", "updates", "cpu/driver")
+    )
+    calls = FRAGMENT_CALLS * steps / sizes.fragment_steps + updates / chunk
+    fitted = np.linalg.lstsq(np.stack([seconds, calls], 1), taken, rcond=None)[0]
+    return max(1e-6, float(fitted[1]))
 
 
 def round_trips(all_seen: Sequence[Seen], sizes: Sizes, machines: int) -> float:
@@ -146,7 +160,7 @@ def print_rows(all_seen: Sequence[Seen], sizes: Sizes, machines: int) -> None:
         series = seen.series
         up, down = (8e-6 * series.per(way, "seconds") / machines for way in ("sent", "received"))
         shares = [seen.link_share(way, machines) for way in ("sent", "received")]
-        used = None if shares[0] is None else max(share for share in shares if share is not None)
+        used = max((round(share, 3) for share in shares if share is not None), default=None)
         values = {
             "updates_per_s": series.per("updates", "seconds"),
             "weights_age_versions": series.mean("weights/age_versions"),
@@ -179,12 +193,18 @@ def print_sizes(costs: Costs) -> None:
     """On paper, what more rollouts come to, as measured and with what is first in short supply."""
     slow = replace(costs, step_s=SIMULATOR_S)
     fast = replace(SITE, learner_speed=FAST, memory_speed=FAST)
+    mended = replace(
+        slow,
+        fragment_steps=MENDED * slow.fragment_steps,
+        refresh_steps=MENDED * slow.refresh_steps,
+    )
     print(f"Computed from {costs}", file=sys.stderr)
     for title, these, site in (
         ("the maze, learner as measured", costs, SITE),
         (f"the maze, learner and memory {FAST:g} times as fast", costs, fast),
         ("250 µs a step, learner as measured", slow, SITE),
         (f"250 µs a step, learner and memory {FAST:g} times as fast", slow, fast),
+        (f"the same, fragments {MENDED} times as long, refreshes as much rarer", mended, fast),
     ):
         print(f"\n{title}", file=sys.stderr)
         print_table([SIZE_HEADS, *(size_cells(size(these, site, count)) for count in COUNTS)])

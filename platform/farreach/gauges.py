@@ -117,7 +117,8 @@ class Gauges:
 
     def _own_tags(self) -> dict[str, str]:
         if not self._tags:
-            self._tags = {"run": self._run.path.name, "workload": workload_name(self._run)}
+            name = self._run.place.rstrip("/").rpartition("/")[2]
+            self._tags = {"run": name, "workload": workload_name(self._run)}
         return self._tags
 
 

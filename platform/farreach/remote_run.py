@@ -27,6 +27,8 @@ from farreach.roster import is_held
 from farreach.storage import Remote, copy_of
 
 MANIFEST = "manifest.json"
+# All that a process leaves at the URI that was killed before its new run was one.
+BEGUN = {"config.yaml", leases.OBJECT}
 TENSORBOARD, FIGURES = "tensorboard", "figures"
 _STATE = ".mirror.json"
 
@@ -68,7 +70,7 @@ class RemoteRun:
         Raises:
             RunDirectoryError: there is something at the URI.
         """
-        if self.remote.list():
+        if not self.remote.list().keys() <= BEGUN:
             raise RunDirectoryError(
                 f"{self.uri} exists and is not empty. `farreach resume {self.uri}` continues the "
                 "run in it; otherwise name another place."

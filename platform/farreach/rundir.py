@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from farreach.remote_run import RemoteRun
 
 LATEST = "latest"
+_FOLDERS = ("figures", "checkpoints", "tensorboard")
+_TEMPORARY = re.compile(r"\.probe\.\d+|\.(config\.yaml|manifest\.json)\.\d+\.tmp")
 MIN_FREE_BYTES = 200 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -99,8 +101,8 @@ class RunDirectory:
         run = cls._made(root, name, now, path)
         run.check_writable()
         try:
-            for folder in (run.figures, run.checkpoints, run.tensorboard):
-                folder.mkdir(exist_ok=True)
+            for folder in _FOLDERS:
+                (run.path / folder).mkdir(exist_ok=True)
         except OSError as error:
             raise disk_error(run.path, error) from error
         atomic_write(run.config_path, config_text)
@@ -347,7 +349,7 @@ class RunDirectory:
             cut_torn_line(self.events_path)
             with open(self.events_path, "a") as file:
                 file.write(json_line({"event": kind, "time": time.time(), **fields}) + "\n")
-            record(kind, run=self.path.name, **fields)
+            record(kind, run=self.place, **fields)
         except OSError as error:
             raise disk_error(self.events_path, error) from error
 
@@ -428,13 +430,25 @@ def _make_exactly(place: Path | str) -> Path:
     path = Path(place)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        occupied = any(path.iterdir())
+        occupied = _is_occupied(path)
     except OSError as error:
         raise disk_error(path, error) from error
     if occupied:
         mend = f"`farreach resume {path}` continues the run in it; otherwise name another directory"
         raise RunDirectoryError(f"{path} exists and is not empty. {mend}.")
     return path
+
+
+def _is_occupied(path: Path) -> bool:
+    """Whether a folder holds more than what is left where a process died while it made a run."""
+    entries = {entry.name: entry for entry in path.iterdir()}
+    begun = [entries.pop(name) for name in _FOLDERS if name in entries]
+    if len(begun) == len(_FOLDERS):
+        entries.pop("config.yaml", None)  # written after the folders, and before the manifest
+    temporary = [name for name in entries if _TEMPORARY.fullmatch(name)]
+    return len(temporary) < len(entries) or any(
+        not folder.is_dir() or any(folder.iterdir()) for folder in begun
+    )
 
 
 def _runs_in(folder: Path) -> list[RunDirectory]:

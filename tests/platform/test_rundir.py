@@ -53,6 +53,32 @@ def test_the_users_own_directory_is_taken_if_it_is_empty(tmp_path):
         RunDirectory.create(tmp_path, "maze", "", [], seed=0, path=own)
 
 
+@pytest.mark.parametrize("moment", [".probe.7", "figures", "tensorboard", "config.yaml"])
+def test_what_a_killed_process_left_of_a_new_run_is_no_obstacle(tmp_path, moment):
+    path = tmp_path / "own"
+    path.mkdir()
+    for name in ("figures", "checkpoints", "tensorboard", "config.yaml", ".manifest.json.7.tmp"):
+        if moment.startswith("."):
+            (path / moment).touch()
+            break
+        (path / name).touch() if "." in name else (path / name).mkdir()
+        if name == moment:
+            break
+    made = RunDirectory.create(tmp_path, "maze", "seed: 4\n", [], seed=4, path=path)
+    assert made.config_path.read_text() == "seed: 4\n"
+    assert made.is_run()
+
+
+@pytest.mark.parametrize("mine", ["config.yaml", "checkpoints/step_000000000001", "notes.txt"])
+def test_whatever_a_user_may_have_put_there_is_one(tmp_path, mine):
+    file = tmp_path / "own" / mine
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(RunDirectoryError, match="is not empty"):
+        RunDirectory.create(tmp_path, "maze", "seed: 4\n", [], seed=4, path=tmp_path / "own")
+    assert file.read_text() == "mine"
+
+
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (None, tmp_path / "file" / "run"):

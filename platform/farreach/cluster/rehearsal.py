@@ -19,6 +19,8 @@ from farreach.cluster.simulate import Moment, cluster_of, scale_of
 from farreach.errors import ClusterError
 
 POLL_S = 0.25
+# What this machine is thought to bear of processes that really train.
+MOST_PROCESSES = 16
 
 
 def rehearse(
@@ -66,7 +68,7 @@ def check(plan: Plan, demands: Sequence[Demand]) -> None:
             f"{' and '.join(on_gpus)} would train on GPUs, which are only pretended here. Let it "
             "train on CPUs (runtime.device=cpu or runtime.gpus=0), or leave out --run."
         )
-    scale = scale_of(plan, demands, forecast(plan, demands))
+    scale = scale_of(demands, forecast(plan, demands), MOST_PROCESSES)
     if scale > 1:
         raise ClusterError(
             f"the run would need about {scale} times as many machines and processes as can be "

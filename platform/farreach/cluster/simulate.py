@@ -25,7 +25,7 @@ from farreach.cluster.plan import Plan
 from farreach.errors import ClusterError
 
 # What this machine is thought to bear: pretended machines, and empty processes.
-MOST_NODES, MOST_PROCESSES = 6, 16
+MOST_NODES, MOST_PROCESSES = 6, 32
 IDLE_S = 6.0
 POLL_S = 0.25
 # Nothing more will happen: after the forecast has come true, and otherwise.
@@ -97,7 +97,7 @@ def simulate(
         ClusterError: a process has no room on any kind of machine, or the pretended cluster fails.
     """
     expected = forecast(plan, demands)
-    scale = scale_of(plan, demands, expected)
+    scale = scale_of(demands, expected)
     found = Simulation(list(demands), expected, scale)
     small_plan, small_demands = scaled(plan, demands, scale)
     with cluster_of(small_plan, version, ports) as cluster, _joined(cluster):
@@ -109,11 +109,17 @@ def simulate(
     return found
 
 
-def scale_of(plan: Plan, demands: Sequence[Demand], expected: Forecast) -> int:
-    """By how much a cluster and a run must be made smaller for this machine to bear them."""
+def scale_of(demands: Sequence[Demand], expected: Forecast, processes: int = MOST_PROCESSES) -> int:
+    """By how much a cluster and a run must be made smaller for this machine to bear them.
+
+    Args:
+        demands: of the run.
+        expected: the machines for it.
+        processes: that this machine bears.
+    """
     nodes = sum(expected.nodes.values())
     several = [demand.count for demand in demands if not demand.together]
-    return max(1, math.ceil(nodes / MOST_NODES), math.ceil(sum(several) / MOST_PROCESSES))
+    return max(1, math.ceil(nodes / MOST_NODES), math.ceil(sum(several) / processes))
 
 
 def scaled(plan: Plan, demands: Sequence[Demand], scale: int) -> tuple[Plan, list[Demand]]:

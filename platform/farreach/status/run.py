@@ -140,7 +140,7 @@ class RunFollower:
             evaluation = Noted("evaluation", step, now - written_s, values)
         parts = tuple(self._part(m, state) for m in self._roster.members.values())
         return RunStatus(
-            path=str(self._run.path),
+            path=self._run.place,
             workload=self._workload,
             state=state,
             detail=detail,
@@ -234,7 +234,7 @@ class RunFollower:
 
     def _doctor(self, now: float, state: str, detail: str, parts: tuple[Part, ...]) -> list[str]:
         """What is clearly wrong: what the run has remarked, and what it cannot say itself."""
-        path, said = self._run.path, []
+        path, said = self._run.place, []
         if state == "died":
             hours = (now - max(self._written_s, self._begun_s)) / 3600
             said.append(

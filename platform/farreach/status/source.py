@@ -25,6 +25,10 @@ def source_of(what: str) -> Callable[[], Status]:
     if what != LATEST and not Path(what).exists() and cluster.is_address(what):
         return lambda: cluster.look(what)
     run = RunDirectory.open(what)
-    if run.remote is None:
-        return RunFollower(run).look
-    return lambda: RunFollower(RunDirectory.open(what)).look()
+    follower = RunFollower(run)
+
+    def look() -> RunStatus:
+        run.refresh()
+        return follower.look()
+
+    return look

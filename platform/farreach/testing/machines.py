@@ -27,7 +27,7 @@ from farreach.testing.networks import Host, network
 
 PORT = 6379
 STARTED_S = 120.0
-OBJECT_STORE_BYTES = 150_000_000
+NUM_CPUS, OBJECT_STORE_BYTES = 4, 150_000_000
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,12 @@ class Cluster:
 
 @contextmanager
 def machines(
-    resources: Sequence[Mapping[str, float]],
-    *,
-    num_cpus: int = 4,
-    object_store_bytes: int = OBJECT_STORE_BYTES,
-    whole_frames: bool = True,
+    resources: Sequence[Mapping[str, float]], *, whole_frames: bool = True
 ) -> Iterator[Cluster]:
     """Start a cluster, and end it afterwards with all that runs in it.
 
     Args:
-        resources: of each machine, besides its CPUs.
-        num_cpus: logical CPUs of each, which need not be there.
-        object_store_bytes: of each.
+        resources: of each machine, besides four logical CPUs.
         whole_frames: see `network`.
 
     Raises:
@@ -81,8 +75,8 @@ def machines(
         # One after the other: those that find no head give up soon, and files are shared.
         for host, own in zip(hosts, resources, strict=True):
             words = [*([f"--address={address}"] if nodes else head)]
-            words += [f"--node-ip-address={host.address}", f"--num-cpus={num_cpus}"]
-            words += [f"--object-store-memory={object_store_bytes}"]
+            words += [f"--node-ip-address={host.address}", f"--num-cpus={NUM_CPUS}"]
+            words += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
             words += [f"--resources={json.dumps(dict(own))}"]
             nodes.append(_Node(host, words, Path(folder)))
             _wait(nodes, hosts[0], address)

@@ -104,16 +104,19 @@ class Host:
         self._port, self._near, self._far = (f"{bridge}{end}{number}" for end in "pqr")
         self._line: subprocess.Popen[str] | None = None
         self._is_cut = False
+        self._started: list[subprocess.Popen[Any]] = []
 
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start a program there.
+        """Start a program there, which ends with the network at the latest.
 
         Args:
             command: words of its command line.
             options: of `subprocess.Popen`.
         """
         options = {"start_new_session": True} | options
-        return subprocess.Popen(["ip", "netns", "exec", self._name, *command], **options)
+        process = subprocess.Popen(["ip", "netns", "exec", self._name, *command], **options)
+        self._started.append(process)
+        return process
 
     def run(self, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a program there and wait for its end; `options` are those of `subprocess.run`."""
@@ -213,6 +216,9 @@ class Host:
             self._line = None
 
     def _remove(self) -> None:
+        for process in self._started:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_S)
         self._end_line()
         for interface in (self._near, self._port):
             _try("ip", "link", "del", interface)

@@ -102,19 +102,19 @@ def found(monkeypatch):
 
 def test_what_this_machine_bears_is_tried_out_as_it_is():
     demands = [LEARNER, rollouts(15)]
-    assert scale_of(PLAN, demands, forecast(PLAN, demands)) == 1
+    assert scale_of(demands, forecast(PLAN, demands)) == 1
     assert scaled(PLAN, demands, 1) == (PLAN, demands)
 
 
 def test_of_more_machines_and_processes_fewer_are_tried_out():
-    demands = [LEARNER, rollouts(111)]  # 112 processes for the 16 that are borne
+    demands = [LEARNER, rollouts(111)]  # 112 processes for the 32 that are borne
     expected = forecast(PLAN, demands)
     assert expected.nodes == {"rollout": 8, "learner": 1}  # for the 6 that are borne
-    assert scale_of(PLAN, demands, expected) == 7
-    plan, fewer = scaled(PLAN, demands, 7)
-    assert [group.most for group in plan.groups] == [1, 5, 1]
-    assert plan.most_workers == 5
-    assert [demand.count for demand in fewer] == [1, 16]
+    assert scale_of(demands, expected) == 4
+    plan, fewer = scaled(PLAN, demands, 4)
+    assert [group.most for group in plan.groups] == [1, 8, 1]
+    assert plan.most_workers == 9
+    assert [demand.count for demand in fewer] == [1, 28]
 
 
 def test_pretended_machines_have_what_the_file_says_and_count_its_memory_apart():

@@ -67,6 +67,12 @@ def test_a_root_at_a_uri_gets_a_fresh_name_and_an_occupied_place_is_refused(s3, 
         launch.train(config, run_dir=run.place)
 
 
+def test_a_place_where_a_killed_process_began_a_run_is_free(s3, config):
+    Remote(f"{s3}/runs/begun").write("config.yaml", b"steps: 1\n")
+    run = launch.train(config, run_dir=f"{s3}/runs/begun", go_on=True)
+    assert RunDirectory.is_there(run.place)
+
+
 def test_what_is_not_a_run_is_told_before_anything_starts(s3, config, monkeypatch):
     with pytest.raises(RunDirectoryError, match=f"there is no run at {s3}/none"):
         launch.resume(f"{s3}/none")

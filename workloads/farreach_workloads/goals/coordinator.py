@@ -80,7 +80,8 @@ class Coordinator(ABC):
         if places:
             pids = {role: place.pid for role, place in places.items()}
             hosts = {role: place.host for role, place in places.items()}
-            self._run.event("actors", pids=pids, nodes=hosts)
+            ids = {role: place.node for role, place in places.items()}
+            self._run.event("actors", pids=pids, nodes=hosts, node_ids=ids)
             self._guard.watch(places)
 
     # ---------------------------------------------------------------- start, save, restore
@@ -243,8 +244,8 @@ class Coordinator(ABC):
             if checkpoint is None:
                 raise ActorError(self._nothing_to_go_back_to(death))
             step = checkpoint.step
-            lost = f"{reached - step:,} environment steps"
-            lost += f" and {updates - int(checkpoint.info['updates']):,} updates since the last one"
+            lost = f"{reached - step:,} environment steps since the last checkpoint"
+            lost += f" and {updates - int(checkpoint.info['updates']):,} updates since that"
             then = f"all parts go back to the checkpoint at step {step:,}"
             neighbours = self._guard.beside(death.role)
             report = self._died(death.role, death.error, lost=lost, then=then)

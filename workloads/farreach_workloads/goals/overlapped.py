@@ -20,6 +20,7 @@ from farreach_workloads.goals.parts import PartDied
 
 LEARNER_CALLS_IN_FLIGHT = 2  # the second one waits in the actor, so the learner never idles
 POLL_S = 0.2
+EVALUATOR = -1  # among the numbers of rollouts that start
 # Seconds between two looks at how busy the parts are, and those that each part adds.
 FACTS_EVERY_S, FACTS_EACH_S = 10.0, 0.05
 
@@ -271,14 +272,7 @@ class Overlapped(Coordinator):
         self._guard.forget(["evaluator"])
         evaluator = self._parts.restart_evaluator()
         assert isinstance(evaluator, ActorService)
-        self._flight[evaluator.settling()] = self._on_evaluator(evaluator)
-
-    def _on_evaluator(self, evaluator: ActorService) -> Callable[[Any], None]:
-        def arrived(reference: Any) -> None:
-            with suppress(*DEATHS):  # the next evaluation tells of its death
-                self._watch({evaluator.role: evaluator.settled(reference)})
-
-        return arrived
+        self._starting[evaluator.settling()] = EVALUATOR
 
     def _replace_rollout(self, index: int, error: Exception) -> None:
         """A rollout holds nothing that matters: its running episodes are lost, and that is all."""
@@ -316,6 +310,12 @@ class Overlapped(Coordinator):
         waiting[rollout.settling()] = index
 
     def _started(self, index: int, reference: Any) -> None:
+        if index == EVALUATOR:
+            evaluator = self._parts.evaluator
+            assert isinstance(evaluator, ActorService)
+            with suppress(*DEATHS):  # the next evaluation tells of its death
+                self._watch({evaluator.role: evaluator.settled(reference)})
+            return
         rollout = self._parts.rollouts[index]
         assert isinstance(rollout, ActorService)
         try:
