@@ -29,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,7 +194,8 @@ def soak(config: str, settings: Iterable[str], minutes: float) -> tuple[Growth, 
     with tempfile.TemporaryDirectory(prefix="fr") as folder:
         path = Path(folder) / "run"
         words = [*settings, f"training.max_minutes={minutes}"]
-        launch.train(config, words, run_dir=path, root=Path(folder))
+        with redirect_stdout(sys.stderr):  # which is for the rows alone
+            launch.train(config, words, run_dir=path, root=Path(folder))
         watcher.stop()
         events = RunDirectory(path).events()
         own = {pid for event in events for pid in event.get("pids", {}).values()}

@@ -91,7 +91,7 @@ def connect(
             _join(resolve(where), arguments)
     try:
         demands = processes(needed) if isinstance(needed, float | int) else needed
-        room.check(demands, settings, wait_s)
+        room.check(demands, settings, wait_s, alone=where == "local" and _started_here)
     except BaseException:
         disconnect()
         raise

@@ -79,7 +79,11 @@ class View:
 
 
 def check(
-    demands: Sequence[Demand], settings: Sequence[str] = (), wait_s: float | None = None
+    demands: Sequence[Demand],
+    settings: Sequence[str] = (),
+    wait_s: float | None = None,
+    *,
+    alone: bool = False,
 ) -> None:
     """See that what a run needs to begin has room in the Ray that this process is connected to.
 
@@ -87,29 +91,33 @@ def check(
         demands: of the run.
         settings: dotted names of the settings that decide how much it is, for the error.
         wait_s: seconds to wait for machines; by default those of `FARREACH_WAIT_S`.
+        alone: this process has begun Ray for itself, on this machine alone.
 
     Raises:
         ClusterError: a cluster that does not grow has too little, or one that grows has not got
             enough in time.
     """
-    import ray
-
     asked = total(bundles(demands))
     if not asked:
         return
-    view, begun = look(), time.monotonic()
-    while (
-        not view.known
-        and lacking(asked, ray.cluster_resources())
-        and time.monotonic() - begun < FIRST_REPORT_S
-    ):
-        time.sleep(POLL_S)
-        view = look()
     lower = ", ".join(settings) or "the number of actors or what each asks for"
-    if view.grows:
+    if not alone and _grows(asked):
         _wait(demands, lower, default_wait_s() if wait_s is None else wait_s)
     else:
         _check_as_it_is(demands, asked, lower)
+
+
+def _grows(asked: Mapping[str, float]) -> bool:
+    """Whether the cluster starts machines; one that has too little may be about to say so."""
+    import ray
+
+    begun, view = time.monotonic(), look()
+    while not view.known and lacking(asked, ray.cluster_resources()):
+        if time.monotonic() - begun > FIRST_REPORT_S:
+            break
+        time.sleep(POLL_S)
+        view = look()
+    return view.grows
 
 
 def look() -> View:
@@ -243,7 +251,7 @@ def _no_room(
 ) -> ClusterError:
     first = [demand for demand in demands if demand.first and demand.asked]
     cause = f"after {waited_s:,.0f} s the cluster still has no room for"
-    longer = ", or wait longer (FARREACH_WAIT_S)"
+    longer = ", or wait longer (the run's start_timeout_s, or FARREACH_WAIT_S)"
     if hopeless:
         cause = "the cluster's autoscaler says that all machines it may start have no room for"
         longer = ""

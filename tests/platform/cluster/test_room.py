@@ -124,7 +124,7 @@ def test_a_run_that_waits_says_for_what_and_what_the_cluster_does(cluster, monke
         "after 0 s the cluster still has no room for 2 × rollout (1 CPU and 1 rollout each). Lower "
         "runtime.rollout_actors, let the cluster have more or larger machines"
     )
-    assert "or wait longer (FARREACH_WAIT_S)" in text
+    assert "or wait longer (the run's start_timeout_s, or FARREACH_WAIT_S)" in text
     assert text.endswith(STATUS)
     assert len(cluster.removed) == 1
 
