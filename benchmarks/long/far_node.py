@@ -6,7 +6,6 @@ The node lives in a network namespace of Linux that a pair of virtual devices jo
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -59,6 +58,11 @@ class FarNode:
             ["ip", "netns", "exec", SPACE], f"--address={self.address}", "--num-cpus=2",
             f"--node-ip-address={ip}", '--resources={"far": 6}',
         )  # fmt: skip
+        deadline = time.monotonic() + STARTED_S
+        while "Ray runtime started" not in self._log().read_text(errors="replace"):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no node has started, see {self._log()}")
+            time.sleep(0.5)
 
     def pull(self, seconds: float) -> None:
         """Cut the network between the two for a while."""
@@ -68,10 +72,13 @@ class FarNode:
 
     def stop(self) -> None:
         """End all processes."""
-        for process in self._processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        for process in reversed(self._processes):
+            process.terminate()
             process.wait()
+
+    def _log(self) -> Path:
+        """Of the newest process."""
+        return self._folder / f"node-{len(self._processes) - 1}.log"
 
     def _ray(self, before: Sequence[str], *options: str) -> None:
         command = [
@@ -79,7 +86,8 @@ class FarNode:
             "--object-store-memory=150000000", "--min-worker-port=0", "--max-worker-port=0",
         ]  # fmt: skip
         variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **QUICK_HEALTH}
-        log = open(self._folder / f"node-{len(self._processes)}.log", "ab")  # noqa: SIM115
+        variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
+        log = open(self._folder / f"node-{len(self._processes)}.log", "wb")  # noqa: SIM115
         self._processes.append(
             subprocess.Popen(
                 command, env={**os.environ, **variables}, stdout=log, stderr=log,
@@ -113,7 +121,7 @@ def far_node(folder: Path) -> Iterator[FarNode | None]:
         yield node
     finally:
         node.stop()
-        _ip("netns", "del", SPACE)
+        _remove_cable()
 
 
 def own_address() -> str:
@@ -124,6 +132,12 @@ def own_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
+
+
+def _remove_cable() -> None:
+    for words in (("link", "del", HERE), ("netns", "del", SPACE)):
+        with suppress(subprocess.CalledProcessError):
+            _ip(*words)
 
 
 def _lay_cable() -> bool:

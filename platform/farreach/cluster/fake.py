@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,7 +31,6 @@ from farreach import runtime
 from farreach.cluster import control
 from farreach.cluster.control import Node
 from farreach.errors import ClusterError
-from farreach.testing.heads import free_ports
 
 Version = Literal[1, 2]
 
@@ -42,6 +42,8 @@ GRACE_S, END_TIMEOUT_S = 2.0, 20.0
 POLL_S = 0.1
 # Bytes of a node's object store; Ray refuses less than 75 MiB.
 STORE_BYTES = 100 * 2**20
+# Below those that systems give to outgoing connections, which may take one meanwhile.
+PORTS = range(20_000, 30_000)
 # What Ray wants to find in the file of its launcher, and what nobody needs here.
 UNUSED_LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
@@ -128,7 +130,7 @@ class FakeCluster:
         # Paths of unix sockets are limited to 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="fr", dir="/tmp"))
         host = get_node_ip_address()
-        port, client, metrics = self._ports or free_ports(3)
+        port, client, metrics = self._ports or _free_ports(3)
         self.address = f"{host}:{port}"
         file = self._folder / "autoscaler.yaml"
         file.write_text(yaml.safe_dump(self._launcher_file()))
@@ -267,6 +269,8 @@ class FakeCluster:
         return kept
 
     def _wait_until_ready(self) -> None:
+        from ray.exceptions import RpcError
+
         assert self._process is not None
         host, port = self.address.rsplit(":", 1)
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -278,7 +282,7 @@ class FakeCluster:
                     f"says: {' '.join(log.split())[-600:] or 'nothing'}."
                 )
             if self._gcs is None:
-                with suppress(OSError):
+                with suppress(OSError, RpcError):
                     socket.create_connection((host, int(port)), timeout=1).close()
                     self._gcs = control.client(self.address)
             elif self.nodes() and self._autoscaler_is_up():
@@ -312,6 +316,16 @@ class FakeCluster:
             self._process.wait()
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.choice(PORTS)
+        with suppress(OSError), socket.create_server(("", port)):
+            found.add(port)
+    return list(found)
 
 
 def _plain(resources: Mapping[str, float]) -> dict[str, float]:

@@ -245,7 +245,9 @@ class Coordinator(ABC):
                 raise ActorError(self._nothing_to_go_back_to(death))
             step = checkpoint.step
             lost = f"{reached - step:,} environment steps and "
-            lost += f"{updates - int(checkpoint.info['updates']):,} updates since the last checkpoint"
+            lost += (
+                f"{updates - int(checkpoint.info['updates']):,} updates since the last checkpoint"
+            )
             then = f"all parts go back to the checkpoint at step {step:,}"
             neighbours = self._guard.beside(death.role)
             report = self._died(death.role, death.error, lost=lost, then=then)
