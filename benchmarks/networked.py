@@ -78,15 +78,16 @@ class NetworkedRun:
     def watch(self, seconds: float) -> Series:
         """Look at every line of metrics that is written in so many seconds."""
         deadline = time.monotonic() + seconds
-        pids = self._pids()
-        known, rows = len(self._records()), []
+        pids, rows = self._pids(), []
+        known, size = len(self._records()), self._size()
         while time.monotonic() < deadline:
             if self._driver.poll() is not None:
                 sys.exit("the training has ended before its time; what it said is above")
-            records = self._records()
-            if any("training/updates" in record for record in records[known:]):
-                rows.append(self._row(records, pids))
-            known = len(records)
+            if (now := self._size()) != size:
+                size, records = now, self._records()
+                if any("training/updates" in record for record in records[known:]):
+                    rows.append(self._row(records, pids))
+                known = len(records)
             time.sleep(LOOK_EVERY_S)
         return Series(rows)
 
@@ -103,6 +104,10 @@ class NetworkedRun:
 
     def _records(self) -> list[dict[str, Any]]:
         return read_metrics(self.run.metrics_path) if self.run.metrics_path.exists() else []
+
+    def _size(self) -> int:
+        path = self.run.metrics_path
+        return path.stat().st_size if path.exists() else 0
 
     def _pids(self) -> dict[str, list[int]]:
         """Role → processes; the rollouts together."""
@@ -170,14 +175,16 @@ def networked_run(
     """Start machines and a training on them, and end both afterwards.
 
     Args:
-        folder: of the run; if there is one in it, that goes on.
+        folder: of the run.
         rollout_machines: with one rollout each.
         settings: of the configuration, besides those of this file.
         whole_frames: see `networks.network`.
     """
     resources = [{"learner": 10.0}, *rollout_machines * [{"rollout": 1.0}]]
-    what = ["train", "goals/walk_maze", f"--run-dir={folder}", "--continue"]
+    what = ["train", "goals/walk_maze", f"--run-dir={folder}"]
     words = [*SETTINGS, f"runtime.rollout_actors={rollout_machines}", *settings]
+    # On SIGTERM too the machines are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with machines(resources, whole_frames=whole_frames) as cluster:
         # Standard output is for the rows alone.
         driver = cluster.start([sys.executable, "-m", "farreach", *what, *words], stdout=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -59,6 +60,8 @@ class Drills:
         self, name: str, config: str, settings: list[str], variables: dict[str, str] | None = None
     ) -> Training:
         """One with a run directory of its own in the folder."""
+        if config == TEXT:
+            settings = [*settings, f"data.cache={self.folder / 'cache'}"]
         number = sum(1 for path in self.folder.iterdir() if path.is_dir())
         return Training(
             config, settings, self.folder / f"{number}-{name.replace(' ', '-')}", variables
@@ -95,27 +98,30 @@ class ProcessDrills(Drills):
 
     def embed(self, faults: int) -> None:
         """SIGKILL of the actors that embed documents."""
-        model, source, out = (self.folder / name for name in ("model", "documents.txt", "vectors"))
-        encode = Training(TEXT, ["training.epochs=3"], model)
-        encode.start()
-        encode.wait(LIMIT_S)
-        source.write_text("".join(f"document {i} says {i * i}.\n" for i in range(400_000)))
-        words = [str(model), str(source), str(out), "workers=2", "piece_mb=1", "max_failures=1000"]
+        encoder = self.training("encoder", TEXT, ["training.epochs=3"])
+        encoder.start()
+        encoder.wait(LIMIT_S)
+        source, out = self.folder / "documents.txt", self.folder / "vectors"
+        source.write_text(
+            "".join(f"document {i} says {i * i}.\n" for i in range(100_000 * (3 + faults)))
+        )
+        words = [str(encoder.path), str(source), str(out), "workers=2", "piece_mb=1"]
         log = open(self.folder / "embed.log", "wb")  # noqa: SIM115 (closed below)
-        command = [sys.executable, "-m", "farreach", "embed", *words]
+        command = [sys.executable, "-m", "farreach", "embed", *words, "max_failures=1000"]
         job = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        hits: list[tuple[float, float | None]] = []
+        hits: list[float | None] = []
         for _ in range(faults):
-            time.sleep(self.rng.uniform(2, 6))
-            actors = _named(job.pid, "ray::Host")
-            if job.poll() is None and actors:
-                begun, victim = time.monotonic(), self.rng.choice(actors)
-                os.kill(victim, 9)
-                back = _until(lambda a=actors: bool(set(_named(job.pid, "ray::Host")) - set(a)), 60)
-                hits.append((begun, time.monotonic() - begun if back else None))
+            _until(lambda: bool(_actors(job.pid)) or job.poll() is not None, 120)
+            time.sleep(self.rng.uniform(5, 10))
+            before = _actors(job.pid)
+            if before:
+                os.kill(self.rng.choice(before), signal.SIGKILL)
+                begun = time.monotonic()
+                back = _until(lambda known=set(before): bool({*_actors(job.pid)} - known), 60)
+                hits.append(time.monotonic() - begun if back else None)
         survived = job.wait(LIMIT_S) == 0
         log.close()
-        self.note(*[Outcome("embed", "kill actor", survived, took_s) for _, took_s in hits])
+        self.note(*[Outcome("embed", "kill actor", survived, took_s) for took_s in hits])
 
     def driver(self, faults: int) -> None:
         """The driver is killed, and the run goes on from its newest checkpoint."""
@@ -191,8 +197,8 @@ def _resumed_at(training: Training) -> int:
     return int(found[-1] or 0) if found else 0
 
 
-def _named(session: int, name: str) -> list[int]:
-    """Processes below one, by the beginning of their names."""
+def _actors(ancestor: int) -> list[int]:
+    """Actors that hold a tool or a part, of the Ray that a process has started."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -203,12 +209,12 @@ def _named(session: int, name: str) -> list[int]:
 
     def is_below(pid: int) -> bool:
         while pid > 1:
-            if pid == session:
+            if pid == ancestor:
                 return True
             pid = parents.get(pid, 0)
         return False
 
-    return [pid for pid, text in names.items() if text.startswith(name) and is_below(pid)]
+    return [pid for pid, text in names.items() if text.startswith("ray::Host") and is_below(pid)]
 
 
 def _until(condition: Callable[[], bool], limit_s: float) -> bool:

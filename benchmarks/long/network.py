@@ -17,7 +17,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import signal
 import sys
 import tempfile
 import time
@@ -246,8 +245,6 @@ def main() -> None:
     options = parser.parse_args()
     if reason := networks.obstacle():
         sys.exit(reason)
-    # What is left of the networks is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = [f"agent.updates_per_policy_step={options.updates}"]
     with (
         tempfile.TemporaryDirectory(prefix="fr") as folder,

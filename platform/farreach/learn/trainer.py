@@ -273,7 +273,12 @@ class _Driver:
         return ended
 
     def _joined(self, rank: int, place: Whereabouts) -> None:
-        self._guard.watch({f"worker-{rank}": place})
+        role = f"worker-{rank}"
+        if role in self._guard.leaving():  # Ray Train says nothing of deaths that it expected
+            report = self._guard.look_into(role, Fault((), "", is_preemption=True))
+            then = f"all workers started again from {self._report.next()}"
+            self._guard.tell(report, lost=self._report.lost(), then=then)
+        self._guard.watch({role: place})
         self._report.joined(rank, place)
 
     def _leaving(self, nodes: list[str], deadline: float | None, ranks: list[int]) -> None:

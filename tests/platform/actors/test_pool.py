@@ -90,8 +90,13 @@ def test_who_is_done_takes_the_next_item(ray_local, tmp_path):
 
 @pytest.mark.ray
 def test_the_item_of_a_dead_actor_is_done_by_another(ray_local, tmp_path):
-    items = [(3, "die once"), (2,), (2,)]
-    messages = told(items, workers=1, arguments=(tmp_path,), num_cpus=0.1)
+    items, reports = [(3, "die once"), (2,), (2,)], []
+    messages = told(items, workers=1, arguments=(tmp_path,), num_cpus=0.1, tell=reports.append)
+    (report,) = reports
+    assert report.role == "worker-0"
+    assert report.cause == "signal"
+    assert report.pid
+    assert report.lost == "its work on item 1 of 3"
     assert steps(messages, 0)[-4:] == [0, 1, 2, None]
     assert [index for index, message in messages if message is None] == [0, 1, 2]
 

@@ -50,8 +50,12 @@ def test_what_a_call_raises_is_raised_as_itself(inline, ray_local):
 
 @pytest.mark.ray
 def test_work_of_a_process_that_dies_is_done_again(ray_local, tmp_path):
-    items = [(tmp_path / f"died-{number}", number) for number in range(2)]
-    assert sorted(done_in_any_order(die_once, items, inline=False)) == [(0, 0), (1, 1)]
+    items, reports = [(tmp_path / f"died-{number}", number) for number in range(2)], []
+    done = done_in_any_order(die_once, items, inline=False, tell=reports.append)
+    assert sorted(done) == [(0, 0), (1, 1)]
+    assert {report.cause for report in reports} == {"signal"}
+    assert {report.lost for report in reports} == {f"its work on item {i} of 2" for i in (1, 2)}
+    assert all(report.pid for report in reports)
 
 
 @pytest.mark.ray

@@ -1,0 +1,88 @@
+"""Whole runs that are hit at random times: short versions of `benchmarks/long/chaos.py`."""
+
+import pytest
+
+from farreach import config as configs
+from farreach.checkpoint import CheckpointStore
+from farreach.errors import ConfigError
+from farreach.rundir import RunDirectory
+from farreach.testing.drills import Training, outcomes
+from farreach.testing.nodes import several_nodes
+from farreach_workloads.goals import online
+
+MAZE = "goals/walk_maze_debug"
+SETTINGS = [
+    "runtime.placement=actor", "runtime.mode=async", "training.checkpoint_every_s=2",
+    "runtime.cpus={learner: 0.3, rollout: 0.3, reachability: 0.1, memory: 0.1, evaluator: 0.1}",
+    "training.figures_every_steps=100000000", "evaluation.every_steps=20000",
+    "training.env_steps=1000000000", "training.max_minutes=0.5",
+]  # fmt: skip
+LIMIT_S = 900
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_survives_kills_of_any_role_and_damaged_checkpoints(tmp_path):
+    more = ["chaos.kill_every_s=4", "chaos.faults=4", "chaos.seed=3"]
+    training = Training(MAZE, [*SETTINGS, *more], tmp_path / "run")
+    training.start()
+    code = training.wait(LIMIT_S)
+    assert code == 0, training.output
+    events = training.events()
+    found = outcomes("maze", events, code == 0)
+    assert len(found) >= 3
+    assert {event["pid"] for event in events if event["event"] == "actor_died"} <= {
+        event["pid"] for event in events if event["event"] == "chaos"
+    }
+    assert " died\n  cause   signal 9 (SIGKILL)" in training.output
+    assert "A worker died or was killed" not in training.output  # Ray's own words
+    assert "Traceback" not in training.output
+    result = RunDirectory(tmp_path / "run").read_result()
+    policy_steps = result["training/env_steps"] / 2
+    assert result["training/updates"] == pytest.approx(0.07 * policy_steps, rel=0.25)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_is_on_a_machine_that_leaves_goes_on_elsewhere_and_nothing_is_done_again(tmp_path):
+    roles = ("learner", "memory", "reachability", "rollout", "evaluator")
+    parts = ", ".join(f"{role}: {{part: 1}}" for role in roles)
+    more = [
+        f"runtime.resources={{{parts}}}", "runtime.max_restarts=0",
+        "chaos.roles=[learner]", "chaos.drain_node_after_s=5", "chaos.notice_s=12",
+    ]  # fmt: skip
+    two = [{"num_cpus": 2, "resources": {"part": 5}}] * 2
+    with several_nodes(two, head_cpus=0) as nodes:
+        variables = {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
+        training = Training(MAZE, [*SETTINGS, *more], tmp_path / "run", variables)
+        training.start()
+        code = training.wait(LIMIT_S)
+    assert code == 0, training.output  # a single death that counted would have ended it
+    events = training.events()
+    (fault,) = [event for event in events if event["event"] == "chaos"]
+    (notice,) = [event for event in events if event["event"] == "preemption"]
+    assert notice["node_id"] == fault["node_id"]
+    assert {"learner", "memory", "reachability"} <= set(notice["roles"])
+    (moved,) = [event for event in events if event["event"] == "moved"]
+    assert moved["roles"] == ["learner", "reachability", "memory"]
+    assert moved["lost_env_steps"] == 0
+    assert not [event for event in events if event["event"] == "recovered"]
+    places = [event["node_ids"] for event in events if event["event"] == "actors"]
+    assert fault["node_id"] in places[0].values()
+    assert all(fault["node_id"] not in later.values() for later in places[1:])
+    kept = CheckpointStore(tmp_path / "run" / "checkpoints").newest()
+    before = [
+        e["env_steps"] for e in events if e["event"] == "checkpoint" and e["time"] < moved["time"]
+    ]
+    assert kept.info["env_steps"] > before[-1]
+
+
+def test_there_is_no_chaos_among_one_process():
+    with pytest.raises(ConfigError, match=r"chaos: there is nobody to kill"):
+        online.check(configs.load(configs.find(MAZE), ["chaos.kill_every_s=5"]).config)
+
+
+@pytest.mark.parametrize("override", ["runtime.resources={pilot: {a: 1}}", "chaos.kill_every_s=0"])
+def test_roles_and_rates_that_make_no_sense_are_refused(override):
+    with pytest.raises(ConfigError):
+        configs.load(configs.find(MAZE), [override])
