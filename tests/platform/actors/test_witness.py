@@ -20,10 +20,13 @@ def witness():
 
 @pytest.fixture
 def sleeper():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline()
     yield process
     process.kill()
     process.wait()
+    process.stdout.close()
 
 
 def test_what_a_process_takes_is_what_the_kernel_says(sleeper):
@@ -42,7 +45,7 @@ def test_the_signal_that_ended_a_process_is_known_without_being_its_parent(
     log = tmp_path / "log"
     log.write_text("x" * 10_000 + "the end")
     witness.watch(sleeper.pid, str(log))
-    time.sleep(0.3)
+    time.sleep(1.0)
     assert not witness.has_crashed(sleeper.pid)
     witness.kill(sleeper.pid, number)
     sleeper.wait()
