@@ -97,7 +97,7 @@ def lose_nodes(folder):
         assert guard.leaving() == {"part-1"}
         time.sleep(3)
         nodes.switch_off(second)
-        say(death_of(services[1], guard, "nap", 0))
+        say(death_of(services[1], guard, "nap", 600))
         guard.close()
         ray.shutdown()
 
