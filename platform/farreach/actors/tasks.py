@@ -51,7 +51,7 @@ def done_in_any_order(
     remote = ray.remote(_begun_and_done).options(
         num_cpus=num_cpus, max_retries=0, num_returns="streaming"
     )
-    tasks = _Tasks(lambda index: remote.remote(function, items[index]), len(items), tell)
+    tasks = _Tasks(lambda index: remote.remote(function, *items[index]), len(items), tell)
     try:
         while tasks.waiting or tasks.running:
             cpus = ray.cluster_resources().get("CPU", 1.0)
@@ -61,7 +61,7 @@ def done_in_any_order(
         tasks.stop()
 
 
-def _begun_and_done(function: Callable[..., Any], item: tuple[Any, ...]) -> Iterator[Any]:
+def _begun_and_done(function: Callable[..., Any], *item: Any) -> Iterator[Any]:
     """Where the process of a task is, and then its result."""
     yield whereabouts()
     yield function(*item)
