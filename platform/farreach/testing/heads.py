@@ -78,7 +78,8 @@ def free_ports(count: int) -> list[int]:
 
 def _environment(programs: Path) -> dict[str, str]:
     """This process's environment, without what would come in the way of another Ray."""
-    hidden = ("PYTHONPATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    # The token is one that this process has made for a Ray of its own, and would be preferred.
+    hidden = ("PYTHONPATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return kept | {
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",

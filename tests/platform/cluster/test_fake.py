@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -136,7 +137,7 @@ def test_a_run_in_lockstep_ends_the_same_on_machines_that_come_on_demand(cluster
     with python("", "train", "goals/walk_maze_debug", *words, address=cluster.address) as process:
         assert process.wait(TIMEOUT_S) == 0
     said = capfd.readouterr().out
-    assert "1 rollout; the cluster: " in said
+    assert re.search(r"waiting   for .*\b1 rollout\b.*; the cluster: ", said), said
     assert "all machines are there" in said
     runs = [RunDirectory.open(tmp_path / name) for name in ("inline", "there")]
     inline, there = (

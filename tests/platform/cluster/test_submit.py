@@ -34,6 +34,8 @@ class Cluster(NamedTuple):
             "RAY_AUTH_TOKEN_PATH": str(token or self.token),
             "RAY_ADDRESS": "127.0.0.1:1",  # Ray's own client would prefer it
         }
+        # An earlier test's Ray may have left its own here, which is preferred to a path.
+        environment.pop("RAY_AUTH_TOKEN", None)
         return subprocess.Popen(
             [sys.executable, "-m", "farreach", "submit", "count.yaml", "--working-dir", "code",
              "--address", self.address, *words],
