@@ -47,10 +47,10 @@ def learner_of(**agent: Any) -> Learner:
     reachability.add(walks)
     memory.add(walks)
     weights, _ = reachability.refresh()
-    bundle, _ = memory.integrate(weights)
+    bundle, guide, _ = memory.integrate(weights)
     learner.set_bundle(bundle)
     for _ in range(EPISODES // config.environment.num_envs):
-        episodes, walks, _ = rollout.collect(learner.policy(), bundle, 0)
+        episodes, walks, _ = rollout.collect(learner.policy(), guide, 0)
         learner.add(episodes)
     return learner
 

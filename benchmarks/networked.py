@@ -34,6 +34,7 @@ from farreach.testing.machines import Cluster, machines
 from farreach_workloads.goals import parts
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.factory import make_environment
+from farreach_workloads.goals.rollout import guide_for_rollouts
 
 CENTRAL = ("learner", "reachability", "memory", "evaluator")
 SETTINGS = (
@@ -50,8 +51,6 @@ SETTINGS = (
 )
 STARTED_S, STOPPED_S = 300.0, 120.0
 LOOK_EVERY_S = 0.05
-# Edges, hops and next hops of a graph, per pair of nodes.
-MATRICES_BYTES = 1 + 2 + 2
 MEASURED_S = 45.0
 
 
@@ -201,7 +200,8 @@ class Sizes:
 
     Attributes:
         policy: weights of the policy.
-        bundle: network, memory and graph.
+        guide: what a rollout reads of network, memory and graph.
+        routes: bytes of that for the ways between nodes.
         nodes: of that memory.
         fragment: episodes and walks of one call.
         fragment_steps: of that.
@@ -209,16 +209,17 @@ class Sizes:
     """
 
     policy: int
-    bundle: int
+    guide: int
+    routes: int
     nodes: int
     fragment: int
     fragment_steps: int
     bare_per_step: float
 
-    def bundle_of(self, nodes: float) -> float:
-        """Bytes of a bundle of another number of nodes: three matrices of n², rows of n."""
-        squared = MATRICES_BYTES * self.nodes**2
-        return MATRICES_BYTES * nodes**2 + (self.bundle - squared) * nodes / self.nodes
+    def guide_of(self, nodes: float) -> float:
+        """Bytes of a guide to another number of nodes: ways between n², rows of n."""
+        share = nodes / self.nodes
+        return share**2 * self.routes + share * (self.guide - self.routes)
 
     @classmethod
     def of(cls, run: NetworkedRun) -> Sizes:
@@ -227,15 +228,17 @@ class Sizes:
         learner = parts.make_learner(config)
         state = run.checkpoint()["learner"]
         learner.restore(state)
-        policy, bundle = learner.policy(), Bundle.from_arrays(state["bundle"])
-        episodes, walks, info = parts.make_rollout(config, 0, 0).collect(policy, bundle, 0)
+        policy = learner.policy()
+        guide = guide_for_rollouts(Bundle.from_arrays(state["bundle"]), config)
+        episodes, walks, info = parts.make_rollout(config, 0, 0).collect(policy, guide, 0)
         steps = info["policy_steps"] + info["walk_steps"]
         spec = make_environment(config.environment, 1).spec
         floats = steps * spec.observation_dim + info["policy_steps"] * spec.action_dim
         return cls(
             stored_bytes(policy),
-            stored_bytes(bundle),
-            len(bundle),
+            stored_bytes(guide),
+            len(guide.routes),
+            len(guide),
             stored_bytes(episodes) + stored_bytes(walks),
             steps,
             4 * floats / steps,
@@ -273,7 +276,7 @@ def bytes_per_step() -> None:
         to_rollouts=round(received, 1),
         per_update=round(seen.per("sent", "updates") + seen.per("received", "updates")),
         weights_bytes_per_publish=sizes.policy,
-        bundle_bytes_per_publish=sizes.bundle,
+        guide_bytes_per_publish=sizes.guide,
         nodes=sizes.nodes,
         fragment_bytes=sizes.fragment,
         fragment_steps=sizes.fragment_steps,

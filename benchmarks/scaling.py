@@ -10,9 +10,9 @@ idle Ray takes meanwhile.
   copy of the maze, over the same environment and policy in a plain loop; smaller is better. What a
   call adds is the same for all environments: `ratio_with_slow_steps` is for steps of 250 µs.
 - `learner_beside`: updates per CPU-second of the learner with a rollout running, over alone.
-- `bytes_per_step`: see `networked.py`.
-- `weights_88mb`: milliseconds until an actor has 88 MB of weights, and until it has the same as
-  PyTorch's; the ratio is theirs over ours.
+- `learner_shards`: the same with rows that a shard of the replay draws, over its own replay.
+- `bytes_per_step`: see `networked.py`; smaller is better.
+- `weights_88mb`: see `weights.py`.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ import numpy as np
 import processes
 import ray
 import torch
+import weights
 
 from farreach import runtime
 from farreach.actors.services import ActorService, fetch
-from farreach.actors.weights import WeightBoard
 from farreach.checkpoint import CheckpointStore
 from farreach_workloads.goals import parts
-from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.bundle import Bundle, Guide
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.environments.factory import make_environment
+from farreach_workloads.goals.experience import dealt_out
+from farreach_workloads.goals.rollout import guide_for_rollouts
 from farreach_workloads.goals.sac import Policy
 
 ROUNDS = 5
@@ -59,9 +61,6 @@ SLOW_STEP_US = 250.0
 UPDATES = 640
 # More fragments than are collected while the learner takes so many updates.
 BESIDE = 300
-READERS, READS = 4, 15
-# ViT-S: width 384, 12 blocks of 12 × width² each and 1,000 classes.
-WIDTH, BLOCKS = 384, 12
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,10 @@ class Trained:
     learner: dict[str, Any]
     policy: dict[str, np.ndarray]
     bundle: Bundle
+
+    def guide(self, config: GoalsRunConfig) -> Guide:
+        """What a rollout takes beside the policy."""
+        return guide_for_rollouts(self.bundle, config)
 
     @classmethod
     def maze(cls, folder: Path) -> Trained:
@@ -143,13 +146,13 @@ def actors_of(config: GoalsRunConfig, count: int) -> list[ActorService]:
     return actors
 
 
-def collect(actors: Sequence[ActorService], policy: Any, bundle: Any, fragments: int) -> None:
+def collect(actors: Sequence[ActorService], policy: Any, guide: Any, fragments: int) -> None:
     """So many fragments of each actor, the next as soon as one is there, as a run does."""
     left = dict.fromkeys(range(len(actors)), fragments)
     flight: dict[Any, int] = {}
     while left or flight:
         for index in [i for i in left if i not in flight.values()]:
-            results = actors[index].call("collect", policy, bundle, 0, returns=3)
+            results = actors[index].call("collect", policy, guide, 0, returns=3)
             flight[results[2]] = index
             left[index] -= 1
             if not left[index]:
@@ -165,11 +168,11 @@ def two_actors(trained: Trained) -> None:
     phases = config.phases
     steps = FRAGMENTS * config.environment.num_envs * (phases.policy_steps + phases.random_steps)
     actors = actors_of(config, 2)
-    policy, bundle = ray.put(trained.policy), ray.put(trained.bundle)
+    policy, guide = ray.put(trained.policy), ray.put(trained.guide(config))
     one, two, nothing = in_turns(
         [
-            lambda: spent(lambda: collect(actors[:1], policy, bundle, FRAGMENTS)),
-            lambda: spent(lambda: collect(actors, policy, bundle, FRAGMENTS)),
+            lambda: spent(lambda: collect(actors[:1], policy, guide, FRAGMENTS)),
+            lambda: spent(lambda: collect(actors, policy, guide, FRAGMENTS)),
             idle,
         ]
     )
@@ -234,16 +237,15 @@ def rollout(trained: Trained, fragment: int) -> None:
     )
     fragments = STEPS // fragment
     actors = actors_of(config, 1)
-    policy, bundle = ray.put(trained.policy), ray.put(trained.bundle)
+    guide_here = trained.guide(config)
+    policy, guide = ray.put(trained.policy), ray.put(guide_here)
     bare, inline = Bare(config, trained), parts.make_rollout(config, 1, 0)
     ours, plain, without_ray, nothing = in_turns(
         [
-            lambda: spent(lambda: collect(actors, policy, bundle, fragments)),
+            lambda: spent(lambda: collect(actors, policy, guide, fragments)),
             lambda: spent(lambda: [bare.fragment() for _ in range(fragments)], os.getpid()),
             lambda: spent(
-                lambda: [
-                    inline.collect(trained.policy, trained.bundle, 0) for _ in range(fragments)
-                ],
+                lambda: [inline.collect(trained.policy, guide_here, 0) for _ in range(fragments)],
                 os.getpid(),
             ),
             idle,
@@ -271,14 +273,14 @@ def learner_beside(trained: Trained) -> None:
     process = learner.wait_until_ready()
     fetch(learner.call("restore", trained.learner))
     (actor,) = actors_of(config, 1)
-    policy, bundle = ray.put(trained.policy), ray.put(trained.bundle)
+    policy, guide = ray.put(trained.policy), ray.put(trained.guide(config))
 
     def update() -> None:
         for _ in range(UPDATES // config.runtime.learner_chunk):
             fetch(learner.call("update", config.runtime.learner_chunk, 0.0, returns=2)[0])
 
     def beside() -> Spent:
-        fragments = [actor.call("collect", policy, bundle, 0, returns=3)[2] for _ in range(BESIDE)]
+        fragments = [actor.call("collect", policy, guide, 0, returns=3)[2] for _ in range(BESIDE)]
         ray.wait(fragments, num_returns=1)
         found = spent(update, process)
         assert ray.wait(fragments, num_returns=BESIDE, timeout=0)[1], "the rollout was done first"
@@ -302,87 +304,50 @@ def learner_beside(trained: Trained) -> None:
     )
 
 
-class Source:
-    """Has weights, and hands them out as what a call returns, as the learner does."""
+def learner_shards(trained: Trained) -> None:
+    """Row `learner_shards`."""
+    config = GoalsRunConfig.model_validate({"runtime": {"replay_shards": 1}})
+    content = dealt_out({"learner": trained.learner}, config)
+    alone = ActorService("learner", parts.make_learner, (GoalsRunConfig(),), num_cpus=1)
+    served = ActorService("learner", parts.make_learner, (config,), num_cpus=1)
+    shard = ActorService("replay-0", parts.make_replay, (config, 0), num_cpus=0.5)
+    pids = [part.wait_until_ready() for part in (alone, served, shard)]
+    fetch(alone.call("restore", trained.learner))
+    fetch(served.call("restore", content["learner"]))
+    fetch(shard.call("restore", content["replay-0"], ray.put(trained.bundle)))
+    chunk, size = config.runtime.learner_chunk, config.agent.batch
 
-    def __init__(self) -> None:
-        """Random numbers."""
-        rng = np.random.default_rng(0)
-        shapes = [(WIDTH, 1000), (WIDTH, 768), (197, WIDTH)]
-        shapes += BLOCKS * [
-            (3 * WIDTH, WIDTH),
-            (WIDTH, WIDTH),
-            (4 * WIDTH, WIDTH),
-            (WIDTH, 4 * WIDTH),
+    def update(learner: ActorService, drawn: bool) -> None:
+        """Chunks of updates, of which two are under way, as in a run."""
+        flight: list[Any] = []
+        for _ in range(UPDATES // chunk):
+            rows = shard.call("draw", chunk * size, returns=2)[:1] if drawn else ()
+            flight.append(learner.call("update", chunk, 0.0, *rows, returns=2)[0])
+            if len(flight) == 2:
+                fetch(flight.pop(0))
+        for reference in flight:
+            fetch(reference)
+
+    own, theirs = in_turns(
+        [
+            lambda: spent(lambda: update(alone, False), pids[0]),
+            lambda: spent(lambda: update(served, True), pids[1]),
         ]
-        shapes += BLOCKS * 6 * [(WIDTH,)]
-        self._arrays = {
-            str(i): rng.standard_normal(shape, np.float32) for i, shape in enumerate(shapes)
-        }
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """Arrays of NumPy."""
-        return self._arrays
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The same as tensors."""
-        return {name: torch.from_numpy(array.copy()) for name, array in self._arrays.items()}
-
-
-class Reader:
-    """Looks how long it takes until weights are there."""
-
-    def read(self, boxed: list[Any]) -> tuple[float, int]:
-        """Milliseconds, and bytes; the reference is in a list, which Ray leaves as it is."""
-        begun = time.perf_counter()
-        found = ray.get(boxed[0])
-        taken_ms = 1e3 * (time.perf_counter() - begun)
-        return taken_ms, sum(value.nbytes for value in found.values())
-
-
-def weights_88mb() -> None:
-    """Row `weights_88mb`."""
-    source = ActorService("source", Source, (), num_cpus=0)
-    readers = [ActorService(f"reader-{i}", Reader, (), num_cpus=0) for i in range(READERS)]
-    for part in (source, *readers):
-        part.wait_until_ready()
-    board, taken = WeightBoard(), {}
-    for method in ("weights", "state_dict"):
-        before = store_bytes()
-        begun = time.perf_counter()
-        board.publish(method, source.call(method))
-        ray.wait([board.newest(method).value], fetch_local=False)
-        put_ms = 1e3 * (time.perf_counter() - begun)
-        reads = []
-        for _ in range(READS):
-            calls = [reader.call("read", [board.newest(method).value]) for reader in readers]
-            reads += [fetch(call) for call in calls]
-        times = [ms for ms, _ in reads[READERS:]]
-        taken[method] = (statistics.median(times), max(times), put_ms, store_bytes() - before)
-    size = reads[0][1]
-    for part in (source, *readers):
-        part.stop()
-    ours, theirs = taken["weights"], taken["state_dict"]
-    measure.row(
-        "weights_88mb",
-        ours[0],
-        theirs[0],
-        "ms per get, median",
-        theirs[0] / ours[0],
-        slowest_ms=round(ours[1], 3),
-        put_ms=round(ours[2], 1),
-        peer_put_ms=round(theirs[2], 1),
-        megabytes=round(size / 1e6, 1),
-        copies_in_store=round(ours[3] / size, 2),
-        actors=READERS,
     )
-
-
-def store_bytes() -> float:
-    """What is in Ray's object store."""
-    name = "object_store_memory"
-    time.sleep(1.5)  # Ray counts it now and then
-    return ray.cluster_resources()[name] - ray.available_resources().get(name, 0.0)
+    rows = fetch(shard.call("draw", chunk * size, returns=2)[0])
+    for part in (alone, served, shard):
+        part.stop()
+    rates = UPDATES / theirs.cpu_s, UPDATES / own.cpu_s
+    measure.row(
+        "learner_shards",
+        *rates,
+        "updates per CPU-second",
+        rates[0] / rates[1],
+        wall_ratio=round(own.wall_s / theirs.wall_s, 4),
+        bytes_per_update=round(networked.stored_bytes(rows) / chunk),
+        batch=size,
+        cores=cores(),
+    )
 
 
 ROWS: dict[str, Callable[[Trained], None]] = {
@@ -391,7 +356,8 @@ ROWS: dict[str, Callable[[Trained], None]] = {
     "rollout_1000": lambda trained: rollout(trained, 1000),
     "rollout_200": lambda trained: rollout(trained, 200),
     "learner_beside": learner_beside,
-    "weights_88mb": lambda _: weights_88mb(),
+    "learner_shards": learner_shards,
+    "weights_88mb": lambda _: weights.weights_88mb(),
 }
 
 
@@ -402,6 +368,9 @@ def main() -> None:
     if unknown := set(asked) - set(names):
         sys.exit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     torch.set_num_threads(1)
+    # Actors import what these files define.
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(folders)
     here = dict.fromkeys(ROWS[name] for name in asked if name in ROWS)
     if here:
         with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from chaos_processes import LIMIT_S, MAZE, MAZE_SETTINGS, Drills
+from chaos_processes import LIMIT_S, MAZE, MAZE_SETTINGS, TEXT, TEXT_SETTINGS, Drills
 from far_node import LOST_AFTER_S, FarNode, far_node
 
 from farreach.memory import available_bytes, usable_bytes
@@ -33,41 +33,46 @@ class MachineDrills(Drills):
     """Those that need several nodes, a disk of their own, or all the memory."""
 
     def node(self, faults: int) -> None:
-        """The machine of the learner is switched off, or that of a rollout; another is there."""
+        """The machine of one part is switched off; another is there."""
         for number in range(faults):
-            role = ("learner", "rollout-0")[number % 2]
-            with self._on_two_machines(f"switch off, {role}", []) as (training, nodes):
+            role = ("learner", "rollout-0", "worker-0")[number % 3]
+            with self._on_machines(f"off, {role}", role, []) as (training, nodes):
                 training.until_saved(self.rng.uniform(4, 10), after=1 << 60)
-                places = [e["node_ids"] for e in training.events() if e["event"] == "actors"]
-                begun, lost = time.time(), places[-1].get(role, places[0][role])
-                nodes.switch_off(lost)
+                begun = time.time()
+                nodes.switch_off(_place_of(role, training))
                 done = training.wait(LIMIT_S) == 0
             after = [e for e in training.events() if e["time"] > begun]
             back = [e for e in after if e["event"] in ("recovered", "actors")]
             took_s = back[-1]["time"] - begun if back else None
-            steps = sum(e.get("lost_env_steps", 0) for e in back)
-            what = f"machine of {role[:7]} off"
-            self.note(Outcome("maze", what, done, took_s, f"{steps:,} environment steps"))
+            lost = next((e["lost"] for e in after if e["event"] == "actor_died"), "")
+            self.note(Outcome(_workload(role), f"machine of {role} off", done, took_s, lost))
 
     def drain(self, faults: int) -> None:
         """That machine gets a notice of 8 s and is taken away; another is there."""
         for number in range(faults):
-            role = ("learner", "rollout")[number % 2]
-            settings = [f"chaos.roles=[{role}]", "chaos.drain_node_after_s=8", "chaos.notice_s=8"]
-            with self._on_two_machines(f"notice, {role}", settings) as (training, _):
+            role = ("learner", "rollout", "worker")[number % 3]
+            settings = [f"chaos.roles=[{role}]", "chaos.drain_node_after_s=20", "chaos.notice_s=8"]
+            with self._on_machines(f"notice, {role}", role, settings) as (training, _):
                 done = training.wait(LIMIT_S) == 0
-            self.note(*outcomes(f"maze ({role})", training.events(), done))
+            self.note(*outcomes(f"{_workload(role)} ({role})", training.events(), done))
 
     @contextmanager
-    def _on_two_machines(self, name: str, settings: list[str]) -> Iterator[tuple[Training, Nodes]]:
-        """A run that has begun, its parts on two machines, the driver on a third."""
-        roles = ("learner", "memory", "reachability", "rollout", "evaluator")
-        parts = ", ".join(f"{role}: {{part: 1}}" for role in roles)
-        two = [{"num_cpus": 2, "resources": {"part": 6}}] * 2
-        with several_nodes(two, head_cpus=0) as nodes:
+    def _on_machines(
+        self, name: str, role: str, settings: list[str]
+    ) -> Iterator[tuple[Training, Nodes]]:
+        """A run that has begun, of what has that role; its driver has a machine to itself."""
+        if _workload(role) == "text":
+            config, machines = TEXT, [{"num_cpus": 1, "resources": {"part": 1}}] * 3
+            own = [*TEXT_SETTINGS, "runtime.evaluators=0", "runtime.resources={part: 1}"]
+            own += ["training.epochs=1500"]
+        else:
+            config, machines = MAZE, [{"num_cpus": 2, "resources": {"part": 6}}] * 2
+            roles = ("learner", "memory", "reachability", "rollout", "evaluator")
+            parts = ", ".join(f"{each}: {{part: 1}}" for each in roles)
+            own = [*MAZE_SETTINGS, f"runtime.resources={{{parts}}}", "training.env_steps=400000"]
+        with several_nodes(machines, head_cpus=0) as nodes:
             address = {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
-            more = [f"runtime.resources={{{parts}}}", "training.env_steps=400000", *settings]
-            training = self.training(name, MAZE, [*MAZE_SETTINGS, *more], address)
+            training = self.training(name, config, [*own, *settings], address)
             training.start()
             training.until_saved(LIMIT_S)
             yield training, nodes
@@ -171,6 +176,20 @@ class MachineDrills(Drills):
         took_s = time.monotonic() - begun if back else None
         done = training.wait(LIMIT_S) == 0
         self.note(Outcome("maze", f"network cut for {seconds:.0f} s", done, took_s))
+
+
+def _workload(role: str) -> str:
+    return "text" if role.startswith("worker") else "maze"
+
+
+def _place_of(role: str, training: Training) -> str:
+    """Node of a role's process."""
+    for event in reversed(training.events()):
+        if event["event"] == "actors" and role in event["node_ids"]:
+            return str(event["node_ids"][role])
+        if event["event"] == "worker" and f"worker-{event['rank']}" == role:
+            return str(event["node_id"])
+    raise LookupError(role)
 
 
 @contextmanager

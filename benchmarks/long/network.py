@@ -90,7 +90,7 @@ def flows(seen: Seen, sizes: Sizes, machines: int) -> dict[str, float]:
     return {
         "fragments": 8e-6 * fragments_per_s * sizes.fragment,
         "weights": 8e-6 * fragments_per_s * sizes.policy,
-        "bundle": 8e-6 * refreshes_per_s * sizes.bundle_of(seen.series.mean("memory/nodes")),
+        "guide": 8e-6 * refreshes_per_s * sizes.guide_of(seen.series.mean("memory/nodes")),
     }
 
 
@@ -125,7 +125,7 @@ def costs_of(all_seen: Sequence[Seen], sizes: Sizes, machines: int) -> Costs:
         weights_bytes=sizes.policy,
         refresh_s=refresh_s,
         refresh_steps=config.reachability.refresh_every_steps / (1 - policy_share),
-        bundle_bytes=sizes.bundle,
+        guide_bytes=sizes.guide,
     )
 
 
@@ -178,12 +178,12 @@ def print_rows(all_seen: Sequence[Seen], sizes: Sizes, machines: int) -> None:
         cells += tuple(f"{value:.3g}" for value in values.values())
         table.append((*cells, "" if used is None else f"{used:.0%}"))
     print_table(table)
-    rates = flows(all_seen[0], sizes, machines)
+    rates = flows(all_seen[-1], sizes, machines)  # when the memory is largest
     first = max(rates, key=lambda name: rates[name])
     told = ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items())
     print(
-        f"Without limits one machine's cable carries, in Mbit/s: {told}; as it gets slower, "
-        f"{first} fill it first ({sizes.nodes} nodes, {sizes.bundle:,} bytes).\n",
+        f"Without limits one machine's cable carries at last, in Mbit/s: {told}; as it gets "
+        f"slower, the first to fill it: {first} ({sizes.nodes} nodes, {sizes.guide:,} bytes).\n",
         file=sys.stderr,
     )
 

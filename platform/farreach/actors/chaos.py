@@ -140,6 +140,7 @@ class Chaos:
             role
             for role in self._witnesses.places
             if not wanted or any(role == each or role.startswith(f"{each}-") for each in wanted)
+            if self._witnesses.is_there(role)
         )
 
     def _kill(self) -> None:

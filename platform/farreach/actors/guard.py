@@ -96,17 +96,17 @@ class Guard:
         return explain(error, self._witnesses.facts(role, notice_s=notice_s))
 
     def look_into_all(self, found: Mapping[str, BaseException | Fault]) -> list[Report]:
-        """Explain what has ended processes that worked together.
+        """Explain what has ended processes of one kind that worked together.
 
         Those that only say that they have lost touch with another are left out, if that is found:
-        among them, or among the processes that have ended before them.
+        among them, or among those of their kind that have not said anything.
         """
-        ended = [role for role in self._witnesses.crashed() if role not in found]
-        silent = Fault((), "")
         reports = [self.look_into(role, error) for role, error in found.items()]
-        reports += [self.look_into(role, silent) for role in ended]
-        deaths = [report for report in reports if not is_echo(report)]
-        return deaths or reports
+        if deaths := [report for report in reports if not is_echo(report)]:
+            return deaths
+        kinds = {role.partition("-")[0] for role in found}
+        silent = [role for role in self._witnesses.crashed() if role.partition("-")[0] in kinds]
+        return [self.look_into(role, Fault((), "")) for role in silent] or reports
 
     def tell(self, report: Report, *, lost: str, then: str) -> Report:
         """Show a death in the terminal, and note it down as an event.

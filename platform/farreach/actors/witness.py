@@ -28,6 +28,8 @@ LOG_BYTES = 4000
 # A process that broke its connection may not have ended yet, and its parent not have heard of it.
 END_TIMEOUT_S = 1.0
 ASK_TIMEOUT_S = 5.0
+# Seconds for which a witness elsewhere stays though nobody is there: another process may come.
+UNUSED_S = 30.0
 # ioctl(PIDFD_GET_INFO) with the first version of struct pidfd_info, of 64 bytes (linux/pidfd.h).
 _PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
 _PIDFD_INFO = struct.Struct("=QQ11Ii")
@@ -218,12 +220,23 @@ class Witnesses:
         self._here = Witness()
         self._node = whereabouts().node
         self._elsewhere: dict[str, Any] = {}
+        self._used_s: dict[str, float] = {}
         self._gone: set[str] = set()
 
     def watch(self, role: str, place: Whereabouts) -> None:
         """Watch a process instead of the one that had the role before."""
         self.places[role] = place
         self._call(place.node, "watch", place.pid, place.log)
+        self._used_s[place.node] = time.monotonic()
+        self._leave_nodes()
+
+    def _leave_nodes(self) -> None:
+        """End witnesses that have had nobody to watch for a while: they keep a node from ending."""
+        needed = {place.node for place in self.places.values()}
+        now = time.monotonic()
+        for node in [*self._elsewhere]:
+            if node not in needed and now - self._used_s[node] > UNUSED_S:
+                _end(self._elsewhere.pop(node))
 
     def facts(self, role: str, *, notice_s: float | None = None) -> Facts:
         """What was seen of a process that died; it is watched no longer.
@@ -252,10 +265,19 @@ class Witnesses:
             notice_s,
         )
 
+    def is_there(self, role: str) -> bool:
+        """Whether a role's process lives, as far as one can see from here without asking."""
+        place = self.places[role]
+        return not self.is_here(place.node) or resident_bytes(place.pid) > 0
+
     def crashed(self) -> list[str]:
-        """Roles whose processes a signal has ended, as far as one can see from here."""
-        here = [role for role, place in self.places.items() if self.is_here(place.node)]
-        return [role for role in here if self._here.has_crashed(self.places[role].pid)]
+        """Roles whose processes a signal has ended, or whose machines no longer answer."""
+        return [role for role, place in self.places.items() if self._has_crashed(place)]
+
+    def _has_crashed(self, place: Whereabouts) -> bool:
+        if not self.is_here(place.node) and not nodes.answers(place.node):
+            return True
+        return bool(self._answer(self._call(place.node, "has_crashed", place.pid)))
 
     def kill(self, role: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to the process of a role."""
@@ -273,11 +295,9 @@ class Witnesses:
 
     def stop(self) -> None:
         """End the witnesses."""
-        import ray
-
         self._here.stop()
         for actor in self._elsewhere.values():
-            ray.kill(actor)
+            _end(actor)
         self._elsewhere.clear()
 
     def _call(self, node: str, method: str, *arguments: Any) -> Any:
@@ -307,6 +327,13 @@ def _witness_on(node: str) -> Any:
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": there}
     return ray.remote(Witness).options(**options).remote()
+
+
+def _end(actor: Any) -> None:
+    import ray
+
+    with suppress(Exception):  # Ray itself may be gone
+        ray.kill(actor)
 
 
 def resident_bytes(pid: int) -> int:

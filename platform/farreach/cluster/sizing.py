@@ -19,7 +19,7 @@ REMEDIES = {
     "learner": "a GPU for the learner, or fewer updates per step",
     "fragments": "a faster network for the learner's machine",
     "weights": "longer fragments, so that each fetches the weights for more steps",
-    "bundle": "a smaller memory or rarer refreshes; more rollouts on each machine",
+    "guide": "a smaller memory or rarer refreshes; more rollouts on each machine",
     "coordinator": "longer fragments, so that there are fewer calls",
     "memory": "rarer refreshes, or a smaller memory",
 }
@@ -43,7 +43,7 @@ class Costs:
         weights_bytes: of one version of the weights.
         refresh_s: seconds in which the memory is refreshed.
         refresh_steps: environment steps between two refreshes.
-        bundle_bytes: of one version of the memory, as every machine with rollouts fetches it.
+        guide_bytes: of one version of the memory, as every machine with rollouts fetches it.
     """
 
     step_s: float
@@ -58,7 +58,7 @@ class Costs:
     weights_bytes: float
     refresh_s: float
     refresh_steps: float
-    bundle_bytes: float
+    guide_bytes: float
 
     @property
     def calls_per_step(self) -> float:
@@ -155,19 +155,19 @@ def rollouts_for(costs: Costs, site: Site, steps_per_s: float) -> int:
 def size(costs: Costs, site: Site, rollouts: int) -> Size:
     """What a number of rollouts comes to."""
     machines = math.ceil(rollouts / site.rollouts_per_machine)
-    weights, bundles = _sent_per_step(costs, machines), machines * costs.bundle_bytes
+    weights, guides = _sent_per_step(costs, machines), machines * costs.guide_bytes
     refreshes = _most_refreshes(costs, site)
     stages = [
         Stage("rollouts", rollouts * _rollout_rate(costs, site)),
         Stage("learner", site.learner_speed / (costs.updates_per_step * costs.update_s)),
         Stage("fragments", site.bytes_per_s / costs.step_bytes),
-        _publishing(costs, site, weights, bundles, refreshes),
+        _publishing(costs, site, weights, guides, refreshes),
         Stage("coordinator", 1 / (costs.calls_per_step * costs.call_s)),
     ]
     stages.sort(key=lambda stage: stage.steps_per_s)
     rate = stages[0].steps_per_s
     refreshes_per_s = min(rate / costs.refresh_steps, refreshes)
-    published = VERSIONS * (costs.weights_bytes + costs.bundle_bytes)
+    published = VERSIONS * (costs.weights_bytes + costs.guide_bytes)
     here = min(rollouts, site.rollouts_per_machine)
     return Size(
         rollouts=rollouts,
@@ -177,7 +177,7 @@ def size(costs: Costs, site: Site, rollouts: int) -> Size:
         memory_is_late=rate / costs.refresh_steps > refreshes,
         calls_per_s=rate * costs.calls_per_step,
         received_bytes_per_s=rate * costs.step_bytes,
-        sent_bytes_per_s=rate * weights + refreshes_per_s * bundles,
+        sent_bytes_per_s=rate * weights + refreshes_per_s * guides,
         # The coordinator asks for no more while so many wait for their updates.
         store_bytes=(rollouts + 2) * costs.fragment_bytes + published,
         rollout_store_bytes=FRAGMENTS * here * costs.fragment_bytes + published,
@@ -205,7 +205,7 @@ def _most_refreshes(costs: Costs, site: Site) -> float:
 
 
 def _publishing(
-    costs: Costs, site: Site, weights: float, bundles: float, refreshes: float
+    costs: Costs, site: Site, weights: float, guides: float, refreshes: float
 ) -> Stage:
     """What the way out of the learner's machine can bear, and what most of it is.
 
@@ -213,11 +213,11 @@ def _publishing(
         costs: of the run.
         site: has the network.
         weights: bytes per environment step.
-        bundles: bytes per refresh, for all machines.
+        guides: bytes per refresh, for all machines.
         refreshes: per second, at most.
     """
-    rate = site.bytes_per_s / (weights + bundles / costs.refresh_steps)
+    rate = site.bytes_per_s / (weights + guides / costs.refresh_steps)
     refreshes_per_s = min(rate / costs.refresh_steps, refreshes)
     if refreshes_per_s == refreshes:
-        rate = (site.bytes_per_s - refreshes * bundles) / weights
-    return Stage("bundle" if refreshes_per_s * bundles > rate * weights else "weights", rate)
+        rate = (site.bytes_per_s - refreshes * guides) / weights
+    return Stage("guide" if refreshes_per_s * guides > rate * weights else "weights", rate)

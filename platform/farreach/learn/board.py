@@ -53,6 +53,10 @@ class Board:
         taken, self._messages = self._messages, []
         return taken, self._outcome
 
+    def is_empty(self) -> bool:
+        """Whether the driver has taken all messages."""
+        return not self._messages
+
     def ask_to_stop(self) -> None:
         """The driver wants the run to end with a checkpoint."""
         self._stop = True
@@ -110,6 +114,12 @@ class Link:
                     f"the driver's board {self._name} is gone. Continue the run with `farreach "
                     "resume`; if this comes again, look whether the driver's machine is overloaded."
                 )
+            time.sleep(RETRY_S)
+
+    def wait_until_taken(self, limit_s: float) -> None:
+        """Until the driver has taken what was put, if it does so soon."""
+        deadline = time.monotonic() + limit_s
+        while not self.ask("is_empty") and time.monotonic() < deadline:
             time.sleep(RETRY_S)
 
     def forget(self) -> None:

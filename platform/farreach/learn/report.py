@@ -122,7 +122,7 @@ class Report:
 
     def joined(self, rank: int, place: Whereabouts) -> None:
         """A worker has begun, for the first time or again."""
-        self._run.event("worker", rank=rank, pid=place.pid, node=place.host)
+        self._run.event("worker", rank=rank, pid=place.pid, node=place.host, node_id=place.node)
 
     def lost(self) -> str:
         """What is done again if training goes on from the newest checkpoint."""

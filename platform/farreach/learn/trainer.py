@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from farreach.learn.task import Task
 
 POLL_S = 0.3
+TAKEN_S = 2.0
 START_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 FIXED_START_S, ELASTIC_START_S = 900, 20
 
@@ -192,6 +193,8 @@ def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
             faults = {rank: fault_of(error) for rank, error in worker_exceptions.items()}
             self._link.ask("put", "died", (faults,))
+            # What comes next ends all workers, and the driver could not tell who had ended before.
+            self._link.wait_until_taken(TAKEN_S)
 
     settings = config.runtime
     use_gpu = settings.gpus > 0

@@ -78,7 +78,7 @@ def several_nodes(
 
     given = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **QUICK_HEALTH}
     folder = tempfile.mkdtemp(prefix="fr", dir="/tmp")
-    with _environment(given | dict(variables or {})):
+    with _environment(given | dict(variables or {})), _own_store_of_ray():
         head = {"num_cpus": head_cpus, "include_dashboard": False, "temp_dir": folder}
         cluster: Any = Cluster(
             initialize_head=True,
@@ -94,6 +94,19 @@ def several_nodes(
             with suppress(Exception):  # some have been switched off
                 cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _own_store_of_ray() -> Iterator[None]:
+    """A Ray that this process is in stays usable: nodes that are started here take its store."""
+    from ray.experimental import internal_kv
+
+    before = internal_kv.internal_kv_get_gcs_client()
+    try:
+        yield
+    finally:
+        if before is not None:
+            internal_kv._initialize_internal_kv(before)
 
 
 @contextmanager

@@ -20,7 +20,10 @@ class Crowd:
             role.replace("_", "-"): Whereabouts(100 + number, node, f"host-{node}", "")
             for number, (role, node) in enumerate(nodes.items())
         }
-        self.killed, self.down = [], []
+        self.killed, self.down, self.gone = [], [], set()
+
+    def is_there(self, role):
+        return role not in self.gone
 
     def is_here(self, node):
         return node == "here"
@@ -82,6 +85,12 @@ def test_a_role_stands_for_all_of_its_kind_and_there_are_no_more_than_so_many(tm
     assert {number for _, number in bench.crowd.killed} == {signal.SIGKILL}
     again = Bench(tmp_path, kill_every_s=1.0, roles=("rollout",), faults=5)
     assert len(again.pass_s(100)) == 5  # of a run that is resumed
+
+
+def test_a_process_that_is_gone_already_is_no_victim(tmp_path):
+    bench = Bench(tmp_path, kill_every_s=1.0)
+    bench.crowd.gone = {"learner", "rollout-1"}
+    assert {event["role"] for event in bench.pass_s(30)} == {"rollout-0"}
 
 
 def test_a_machine_gets_its_notice_and_is_taken_down_when_that_is_over(tmp_path, monkeypatch):

@@ -84,8 +84,10 @@ def test_roles_are_places_and_forgotten_with_their_facts(sleeper):
     assert here.pid == os.getpid()
     place = type(here)(sleeper.pid, here.node, "this one", "")
     witnesses.watch("sleeper", place)
+    assert witnesses.is_there("sleeper")
     witnesses.kill("sleeper")
     sleeper.wait()
+    assert not witnesses.is_there("sleeper")
     facts = witnesses.facts("sleeper", notice_s=2.0)
     assert (facts.role, facts.pid, facts.node, facts.notice_s) == (
         "sleeper", sleeper.pid, "this one", 2.0,

@@ -19,7 +19,7 @@ COSTS = Costs(
     weights_bytes=100_000,
     refresh_s=10,
     refresh_steps=50_000,
-    bundle_bytes=1_000_000,
+    guide_bytes=1_000_000,
 )
 # 80 Mbit/s
 SITE = Site(rollouts_per_machine=10, bytes_per_s=10e6)
@@ -65,7 +65,7 @@ def test_what_flows_and_waits_at_the_rate_that_is_reached():
 def test_a_fast_learner_leaves_the_memory_that_all_machines_fetch_as_the_limit():
     fast = replace(SITE, learner_speed=100, memory_speed=100)
     found = size(COSTS, fast, 1000)
-    assert (found.machines, found.limit) == (100, "bundle")
+    assert (found.machines, found.limit) == (100, "guide")
     # 100 bytes of weights a step, and 100 MB of bundles every 50,000 steps
     assert found.steps_per_s == pytest.approx(10e6 / (100 + 2000))
     assert found.refresh_steps == 50_000
@@ -85,7 +85,7 @@ def test_bundles_may_fill_the_network_by_themselves():
     found = size(COSTS, slow, 20)
     assert (found.limit, found.steps_per_s) == ("weights", pytest.approx(150_000 / 140))
     none_left = size(replace(COSTS, refresh_steps=100), slow, 20)
-    assert (none_left.limit, none_left.steps_per_s) == ("bundle", pytest.approx(150_000 / 20_100))
+    assert (none_left.limit, none_left.steps_per_s) == ("guide", pytest.approx(150_000 / 20_100))
 
 
 def test_distance_makes_rollouts_wait_and_more_of_them_are_needed():

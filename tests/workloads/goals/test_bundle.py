@@ -1,3 +1,5 @@
+import pickle
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def test_a_subgoal_lies_so_many_hops_ahead_on_a_shortest_path_or_is_the_end(rand
     distance = dict(nx.all_pairs_shortest_path_length(graph))
     start, end = (a.ravel() for a in np.meshgrid(np.arange(24), np.arange(24)))
     ahead = np.arange(576) % 3 + 1
-    found = bundle.subgoal(start, end, ahead)
+    found = bundle.guide("uniform").subgoal(start, end, ahead)
     assert found.shape == (576,)
     columns = (start.tolist(), end.tolist(), found.tolist(), ahead.tolist())
     for i, j, node, hops in zip(*columns, strict=True):
@@ -73,6 +75,25 @@ def test_the_success_band_prefers_what_is_reached_sometimes(toy):
     expected = np.array([1, 1, 10, 10, 10, 1, 1, 1, 1], float)
     bundle = toy.line(9, attempts=attempts, successes=successes)
     np.testing.assert_allclose(bundle.goal_weights("success_band"), expected / expected.sum())
+
+
+def test_a_guide_has_the_nodes_the_ways_and_the_chances_in_a_fraction_of_the_bytes(random_graph):
+    _, bundle = random_graph
+    guide = bundle.guide("novelty")
+    arrived = pickle.loads(pickle.dumps(guide))
+    for each in (guide, arrived):
+        np.testing.assert_array_equal(each.next_hop, bundle.next_hop)
+        np.testing.assert_array_equal(each.chances, bundle.goal_weights("novelty"))
+        np.testing.assert_array_equal(each.nodes, bundle.nodes)
+        assert len(each) == len(bundle)
+    assert len(guide.routes) < bundle.next_hop.nbytes / 2
+    assert bundle.guide("novelty", plans=False).routes == b""
+
+
+def test_another_guide_has_other_ways(toy):
+    chain = toy.line(4).guide("uniform")
+    star = toy.bundle(np.arange(4.0), [(0, 1), (0, 2), (0, 3)]).guide("uniform")
+    assert [each.next_hop[1, 3] for each in (chain, star, chain)] == [2, 0, 2]
 
 
 def test_a_bundle_survives_being_packed(toy):

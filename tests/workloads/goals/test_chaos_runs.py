@@ -15,7 +15,6 @@ SETTINGS = [
     "runtime.placement=actor", "runtime.mode=async", "training.checkpoint_every_s=2",
     "runtime.cpus={learner: 0.3, rollout: 0.3, reachability: 0.1, memory: 0.1, evaluator: 0.1}",
     "training.figures_every_steps=100000000", "evaluation.every_steps=20000",
-    "training.env_steps=1000000000", "training.max_minutes=0.5",
 ]  # fmt: skip
 LIMIT_S = 900
 
@@ -23,14 +22,14 @@ LIMIT_S = 900
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_survives_kills_of_any_role_and_damaged_checkpoints(tmp_path):
-    more = ["chaos.kill_every_s=4", "chaos.faults=4", "chaos.seed=3"]
+    more = ["training.env_steps=200000", "chaos.kill_every_s=3", "chaos.faults=4", "chaos.seed=3"]
     training = Training(MAZE, [*SETTINGS, *more], tmp_path / "run")
     training.start()
     code = training.wait(LIMIT_S)
     assert code == 0, training.output
     events = training.events()
     found = outcomes("maze", events, code == 0)
-    assert len(found) >= 3
+    assert len(found) >= 2
     assert {event["pid"] for event in events if event["event"] == "actor_died"} <= {
         event["pid"] for event in events if event["event"] == "chaos"
     }
@@ -48,8 +47,8 @@ def test_what_is_on_a_machine_that_leaves_goes_on_elsewhere_and_nothing_is_done_
     roles = ("learner", "memory", "reachability", "rollout", "evaluator")
     parts = ", ".join(f"{role}: {{part: 1}}" for role in roles)
     more = [
-        f"runtime.resources={{{parts}}}", "runtime.max_restarts=0",
-        "chaos.roles=[learner]", "chaos.drain_node_after_s=5", "chaos.notice_s=12",
+        f"runtime.resources={{{parts}}}", "runtime.max_restarts=0", "training.env_steps=100000",
+        "chaos.roles=[learner]", "chaos.drain_node_after_s=3", "chaos.notice_s=12",
     ]  # fmt: skip
     two = [{"num_cpus": 2, "resources": {"part": 5}}] * 2
     with several_nodes(two, head_cpus=0) as nodes:

@@ -107,13 +107,17 @@ def test_goals_are_reported_under_their_own_categories(run, toy):
 def test_the_goals_node_is_the_one_that_gets_to_it_if_directions_differ(toy):
     # Forwards a unit costs 1, backwards 10; nodes at 0 and 2. From 0.8 one gets to 2, and 0 gets
     # to it.
+    def planner_of(bundle):
+        features = bundle.features(toy.config(), toy.Plane.spec)
+        return Planner(bundle.guide("uniform"), toy.config(), features)
+
     bundle = toy.bundle([0.0, 2.0], [(0, 1)], network=toy.network(1.0, 1.0, 10.0), directed=True)
-    planner = Planner(bundle, toy.config(), toy.env())
+    planner = planner_of(bundle)
     between = toy.points([0.8])
     assert planner.nearest(between).tolist() == [1]
     assert planner.nearest_to_goals(between).tolist() == [0]
     undirected = replace(bundle, directed=False)
-    planner = Planner(undirected, toy.config(), toy.env())
+    planner = planner_of(undirected)
     assert planner.nearest_to_goals(between).tolist() == [1]
 
 

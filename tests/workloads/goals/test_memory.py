@@ -51,7 +51,7 @@ def test_a_state_joins_when_no_node_is_in_reach(make, feed):
 def test_every_stride_th_state_is_a_candidate(make, toy):
     memory = make(stride=3)
     memory.add(toy.walks([[0, 10, 20, 30, 40, 50, 60], [100, 0, 0, 100, 0, 0, 100]]))
-    bundle, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
+    bundle, _, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
     assert positions(bundle) == [0, 30, 60, 100]
     assert metrics["memory/candidates"] == 6
 
@@ -61,7 +61,7 @@ def test_a_new_node_is_its_own_nearest_even_if_the_network_denies_it(make, toy):
     memory.add(toy.walks([[0, 1, 2]]))
     # R(s → g) = -100 + |g - s|: nothing is reached, and a state itself least of all.
     network = toy.network(-100.0, forwards=-1.0, backwards=-1.0)
-    bundle, _ = memory.integrate(toy.weights(network))
+    bundle, *_ = memory.integrate(toy.weights(network))
     assert positions(bundle) == [0, 1, 2]
     assert bundle.passes.tolist() == [1, 1, 1]
     assert bundle.edges.tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
@@ -91,7 +91,7 @@ def test_the_oracle_curriculum_spaces_nodes_by_the_oracle_distance(make, toy):
     walks["observations"][..., :2] = np.random.default_rng(0).uniform(-3, 3, (2, 150, 2))
     memory.add(walks)
     # A network that calls everything reachable must not matter.
-    bundle, _ = memory.integrate(toy.weights(toy.network(1e6)))
+    bundle, *_ = memory.integrate(toy.weights(toy.network(1e6)))
     chosen = []
     for point in walks["observations"].reshape(-1, 3)[:, :2]:
         if all(np.hypot(*(point - other)) > 3 * 0.5 for other in chosen):
@@ -106,7 +106,7 @@ def test_nodes_are_embedded_anew_before_the_filter_looks_at_them(make, toy):
     memory.integrate(toy.weights(toy.network(SMALL_REACH)))
     memory.add(toy.walks([[5.0, 9.0, 2.0]]))
     mirrored = toy.network(SMALL_REACH, mirror=True)
-    bundle, _ = memory.integrate(toy.weights(mirrored))
+    bundle, *_ = memory.integrate(toy.weights(mirrored))
     assert positions(bundle) == [5, 9, 2]  # with old embeddings 5 and 9 would be new again
     np.testing.assert_array_equal(bundle.embeddings[:, 0], [-5, -9, -2])
 
@@ -173,7 +173,7 @@ def test_a_pursuit_of_an_overwritten_node_counts_for_its_predecessor(full, feed)
 def test_pursuits_in_messages_that_wait_inherit_as_well(full, toy):
     full.add(toy.walks([[30, 50]], goal_slot=3, goal_version=3))  # 50 takes slot 2
     full.add(toy.walks([[30, 70]], goal_slot=2, goal_version=3))  # 70 takes slot 1
-    bundle, _ = full.integrate(toy.weights(toy.network(SMALL_REACH)))
+    bundle, *_ = full.integrate(toy.weights(toy.network(SMALL_REACH)))
     assert positions(bundle) == [0, 70, 50, 30]
     # Slot 3 came from 2, that from 1, that from nothing; the second pursuit likewise.
     assert bundle.predecessor.tolist() == [-1, -1, 3, -1]
@@ -209,7 +209,7 @@ def test_only_pursuits_of_the_node_that_is_there_now_are_counted(make, feed, toy
     walks["goal_version"] = np.array([1, 2, 1, 2, 2, 2, 0])  # slots 2 and 3 were born at 2
     walks["reached"] = np.array([True, False, True, True, True, True, True])
     memory.add(walks)
-    bundle, _ = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
+    bundle, *_ = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
     assert bundle.attempts.tolist() == [0, 2, 1, 0]
     assert bundle.successes.tolist() == [0, 1, 1, 0]
 
@@ -258,7 +258,7 @@ def test_an_edge_that_few_of_many_departures_took_does_not_count(make, feed):
 def test_an_edge_that_the_network_contradicts_counts_again_once_it_does_not(make, toy):
     memory = make(min_edge_probability=1e-3)  # a logit of -6.907
     memory.add(toy.walks([[0.0, 7.4, 14.9, 22.3]]))  # logits 0.5 - distance: -6.9, -7.0, -6.9
-    bundle, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
+    bundle, _, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
     assert bundle.edges.astype(int).tolist() == [
         [0, 1, 0, 0],
         [1, 0, 0, 0],
@@ -268,7 +268,7 @@ def test_an_edge_that_the_network_contradicts_counts_again_once_it_does_not(make
     assert metrics["graph/contradicted_frac"] == pytest.approx(1 / 3)
     assert bundle.components == 2
     memory.add(toy.walks([[0.0]]))
-    bundle, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH + 0.2)))
+    bundle, _, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH + 0.2)))
     assert bundle.edges[1, 2]
     assert metrics["graph/contradicted_frac"] == 0
 
@@ -360,7 +360,7 @@ def prunable(make, feed):
 
 
 def test_pruning_drops_the_later_of_two_nodes_and_moves_everything_else(prunable, toy):
-    bundle, metrics = prunable.integrate(toy.weights(toy.network(2.0)))
+    bundle, _, metrics = prunable.integrate(toy.weights(toy.network(2.0)))
     assert metrics["memory/pruned"] == 1
     assert positions(bundle) == [0, 10, 20]
     assert support(prunable).tolist() == [[0, 0, 0], [0, 0, 3], [0, 3, 0]]
@@ -376,7 +376,7 @@ def test_what_was_found_from_a_pruned_node_inherits_its_predecessor(make, feed, 
     feed(memory, [[10, 11]], goal_slot=1, goal_version=1)
     bundle = feed(memory, [[11, 30]], goal_slot=2, goal_version=2)
     assert bundle.predecessor.tolist() == [-1, -1, 1, 2]
-    bundle, _ = memory.integrate(toy.weights(toy.network(2.0)))  # 11 goes, 10 stays
+    bundle, *_ = memory.integrate(toy.weights(toy.network(2.0)))  # 11 goes, 10 stays
     assert positions(bundle) == [0, 10, 30]
     assert bundle.predecessor.tolist() == [-1, -1, 1]
 
@@ -394,7 +394,7 @@ def test_nothing_is_pruned_unless_asked_for(make, feed):
 
 def test_a_pursuit_from_before_pruning_gives_no_predecessor(prunable, toy):
     prunable.add(toy.walks([[20, 40], [20, 60]], goal_slot=[3, 1], goal_version=2, reached=True))
-    bundle, _ = prunable.integrate(toy.weights(toy.network(2.0)))
+    bundle, *_ = prunable.integrate(toy.weights(toy.network(2.0)))
     # Slot 3 is gone and reused, slot 1 means another node.
     assert positions(bundle) == [0, 10, 20, 40, 60]
     assert bundle.predecessor.tolist() == [-1, -1, 1, -1, -1]

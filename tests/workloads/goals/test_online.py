@@ -1,6 +1,7 @@
 """The whole system on small settings: the same numbers wherever it runs, whatever dies."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from farreach_workloads.goals.coordinator import Coordinator
 from farreach_workloads.goals.parts import PartDied
 
 SMALL = ["training.env_steps=9600", "training.checkpoint_every_steps=3200"]
+SHARDS = ["runtime.replay_shards=2", "runtime.cpus.replay=0.3"]
 ACTORS = ["runtime.placement=actor", "runtime.cpus.learner=0.5"]
 
 
@@ -59,10 +61,9 @@ def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     assert any((weights[0][k] != weights[1][k]).any() for k in weights[0])
 
 
-def test_a_run_interrupted_between_checkpoints_continues_bit_for_bit(
-    uninterrupted, tmp_path, monkeypatch, expect_equal_states
-):
-    """Whatever was done after the checkpoint is lost, and is done again in the same way."""
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """Trains until a while after a checkpoint, and then from that to the end."""
 
     class Killed(BaseException):
         pass
@@ -76,14 +77,23 @@ def test_a_run_interrupted_between_checkpoints_continues_bit_for_bit(
             lost.append(counters.env_steps - counters.saved_at)
             raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Coordinator, "_take_walks", take_walks_or_die)
-        with pytest.raises(Killed):
-            train(tmp_path, "killed")
-    assert lost[0] > 0
-    launch.resume(tmp_path / "killed")
-    run = RunDirectory.open(tmp_path / "killed")
-    expect_equal_states(final_state(uninterrupted), final_state(run))
+    def run(*overrides):
+        with monkeypatch.context() as patch:
+            patch.setattr(Coordinator, "_take_walks", take_walks_or_die)
+            with pytest.raises(Killed):
+                train(tmp_path, "killed", *overrides)
+        assert lost[0] > 0
+        launch.resume(tmp_path / "killed")
+        return RunDirectory.open(tmp_path / "killed")
+
+    return run
+
+
+def test_a_run_interrupted_between_checkpoints_continues_bit_for_bit(
+    uninterrupted, interrupted, expect_equal_states
+):
+    """Whatever was done after the checkpoint is lost, and is done again in the same way."""
+    expect_equal_states(final_state(uninterrupted), final_state(interrupted()))
 
 
 @pytest.mark.ray
@@ -93,6 +103,46 @@ def test_actors_give_the_same_numbers_as_one_process(
 ):
     run = train(tmp_path, "actors", *ACTORS)
     expect_equal_states(final_state(uninterrupted), final_state(run))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_shards_of_the_replay_give_the_same_numbers_wherever_they_are_and_after_a_stop(
+    tmp_path, ray_local, interrupted, expect_equal_states
+):
+    two = ["runtime.rollout_actors=2", "runtime.cpus.rollout=0.3"]
+    there = train(tmp_path, "there", *ACTORS, *SHARDS, *two)
+    assert final_state(there)["replay-1"]["ring"]["total"] > 0
+    expect_equal_states(final_state(there), final_state(interrupted(*ACTORS, *SHARDS, *two)))
+    one = "runtime.replay_shards=1"
+    expect_equal_states(
+        final_state(train(tmp_path, "here", one)),
+        final_state(train(tmp_path, "actors", *ACTORS, one, "runtime.cpus.replay=0.3")),
+    )
+
+
+def test_another_number_of_shards_has_all_of_the_experience(uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted.path, run)
+
+    def resumed(shards, env_steps):
+        settings = [f"runtime.replay_shards={shards}", f"training.env_steps={env_steps}"]
+        launch.resume(run, settings)
+        content = final_state(RunDirectory.open(run))
+        roles = [f"replay-{i}" for i in range(shards)] or ["learner"]
+        return content, [content[role]["ring"] for role in roles]
+
+    before = final_state(uninterrupted)["learner"]["ring"]
+    content, rings = resumed(3, 12_000)
+    episodes = sum(ring["total"] for ring in rings)
+    assert episodes > before["total"]
+    assert content["learner"]["ring"]["total"] == 0
+    every = {row.tobytes() for ring in rings for row in ring["columns"]["observations"]}
+    assert {row.tobytes() for row in before["columns"]["observations"]} <= every
+    assert len(every) == episodes
+    content, (ring,) = resumed(0, 14_000)
+    assert "replay-0" not in content
+    assert every < {row.tobytes() for row in ring["columns"]["observations"]}
 
 
 def actor_pid(run, role):
@@ -120,7 +170,7 @@ def kill_when_running(path, role, kills):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["rollout-0", "learner", "reachability", "memory"])
+@pytest.mark.parametrize("role", ["rollout-0", "learner", "reachability", "memory", "replay-1"])
 def test_the_death_of_any_actor_is_survived(role, tmp_path, ray_local):
     kills = []
     killer = threading.Thread(target=kill_when_running, args=(tmp_path / "run", role, kills))
@@ -128,6 +178,7 @@ def test_the_death_of_any_actor_is_survived(role, tmp_path, ray_local):
     run = train(
         tmp_path, "run", *ACTORS, "runtime.mode=async", "training.env_steps=60000",
         "training.checkpoint_every_s=1", "evaluation.every_steps=20000",
+        *(SHARDS if role.startswith("replay") else ()),
     )  # fmt: skip
     killer.join()
     assert kills

@@ -1,9 +1,11 @@
+import pickle
+
 import numpy as np
 import pytest
 
 from farreach import messages
 from farreach.errors import EnvironmentFault
-from farreach_workloads.goals.rollout import Planner, Rollout
+from farreach_workloads.goals.rollout import Planner, Rollout, guide_for_rollouts
 from farreach_workloads.goals.sac import GoalSac
 
 COPIES, POLICY_STEPS, RANDOM_STEPS = 4, 6, 5
@@ -20,6 +22,17 @@ class Recorder:
         return np.clip(goals[:, :2] - observations[:, :2], -1, 1)
 
 
+def collect(rollout, bundle, env_steps=0, policy=None):
+    """What a rollout collects with a bundle as it is handed out."""
+    guide = guide_for_rollouts(bundle, rollout._config)
+    return rollout.collect(policy or {}, pickle.loads(pickle.dumps(guide)), env_steps)
+
+
+def planner_of(toy, bundle, planning):
+    config = toy.config(planning=planning)
+    return Planner(bundle.guide("uniform"), config, bundle.features(config, toy.Plane.spec))
+
+
 @pytest.fixture
 def make(toy, monkeypatch):
     """A rollout whose policy is scripted and whose goals are the given slots."""
@@ -28,7 +41,7 @@ def make(toy, monkeypatch):
         config = toy.config(**sections)
         rollout = Rollout(config, env or toy.env(COPIES), index, incarnation)
         recorder = Recorder()
-        monkeypatch.setattr(rollout, "_load", lambda weights, bundle: recorder)
+        monkeypatch.setattr(rollout, "_load", lambda weights, features: recorder)
         if slots is not None:
             chosen = np.asarray(slots)
             monkeypatch.setattr(
@@ -44,7 +57,7 @@ def make(toy, monkeypatch):
 
 def test_the_random_walk_goes_on_from_where_the_policy_ended(make, toy):
     rollout, _ = make(slots=[1, 1, 2, 2])
-    episodes, walks, _ = rollout.collect({}, toy.line(3), 0)
+    episodes, walks, _ = collect(rollout, toy.line(3))
     # From 0 towards 10 or 20, a unit per step.
     assert episodes["observations"][:, -1, 0].tolist() == [6.0] * 4
     np.testing.assert_array_equal(walks["observations"][:, 0], episodes["observations"][:, -1])
@@ -57,7 +70,7 @@ def test_the_random_walk_goes_on_from_where_the_policy_ended(make, toy):
 
 def test_the_control_walks_from_a_reset_state(make, toy):
     rollout, _ = make(slots=[1, 1, 2, 2], phases={"random_start": "reset"})
-    episodes, walks, _ = rollout.collect({}, toy.line(3), 0)
+    episodes, walks, _ = collect(rollout, toy.line(3))
     assert (walks["observations"][:, 0, :2] == 0).all()
     assert (walks["observations"][:, 0, 2] != episodes["observations"][:, -1, 2]).all()
     assert (np.abs(walks["observations"][:, 1, :2]) <= 1).all()
@@ -65,7 +78,7 @@ def test_the_control_walks_from_a_reset_state(make, toy):
 
 def test_an_episode_holds_what_was_done_and_seen(make, toy):
     rollout, recorder = make(slots=[0, 1, 1, 0])
-    episodes, _, _ = rollout.collect({}, toy.line(3, version=3), 0)
+    episodes, _, _ = collect(rollout, toy.line(3, version=3))
     assert episodes["observations"].shape == (COPIES, POLICY_STEPS + 1, 3)
     assert episodes["observations"].dtype == episodes["actions"].dtype == np.float32
     moves = np.diff(episodes["observations"][..., :2], axis=1)
@@ -80,7 +93,7 @@ def test_an_episode_holds_what_was_done_and_seen(make, toy):
 
 def test_walks_say_which_node_was_pursued_and_whether_the_pursuit_ended_there(make, toy):
     rollout, _ = make(slots=[0, 1, 2, 0])
-    _, walks, info = rollout.collect({}, toy.line(3, version=3), 1234)
+    _, walks, info = collect(rollout, toy.line(3, version=3), 1234)
     assert walks["goal_slot"].tolist() == [0, 1, 2, 0]
     assert walks["goal_version"].tolist() == [3] * 4
     assert walks["reached"].tolist() == [True, True, False, True]  # 6 lies nearer to 10 than to 20
@@ -102,7 +115,7 @@ def test_first_walks_start_at_the_reset_and_are_at_least_as_many_steps_as_asked(
 def test_counters_count_every_step_once(make, toy):
     rollout, _ = make(slots=[1, 1, 1, 1], index=2, incarnation=3)
     for seq in range(3):
-        episodes, _, info = rollout.collect({}, toy.line(3), 0)
+        episodes, _, info = collect(rollout, toy.line(3))
         assert (episodes["producer"], episodes["seq"]) == (3_000_002, seq)
         assert info["policy_steps"] == COPIES * POLICY_STEPS
         assert info["walk_steps"] == COPIES * RANDOM_STEPS
@@ -126,7 +139,7 @@ def test_a_nan_stops_the_run_and_says_which_environment_dim_and_step(make, toy, 
     shown = step if step <= POLICY_STEPS else step - POLICY_STEPS
     message = rf"environment 'plane' returned nan in dim {dim} at step {shown} of copy 2\. Mend"
     with pytest.raises(EnvironmentFault, match=message):
-        rollout.collect({}, toy.line(3), 0)
+        collect(rollout, toy.line(3))
 
 
 # ------------------------------------------------------------------------------ what is pursued
@@ -136,7 +149,7 @@ def test_a_nan_stops_the_run_and_says_which_environment_dim_and_step(make, toy, 
 def test_planned_copies_pursue_the_node_some_hops_ahead_and_the_others_the_goal(make, toy, mode):
     phases = {"planned_frac": 0.5}
     rollout, recorder = make(slots=[5, 2, 5, 2], phases=phases, goals={"mode": mode})
-    rollout.collect({}, toy.line(6), 0)  # no node has a predecessor
+    collect(rollout, toy.line(6))  # no node has a predecessor
     for pursued in recorder.pursued:
         assert pursued[:, 0].tolist() == [30, 20, 50, 20]
 
@@ -145,13 +158,13 @@ def test_the_sub_goal_is_chosen_anew_every_few_steps(make, toy):
     # Nodes two units apart: after four steps at a unit each, the copy is at node 2.
     phases = {"planned_frac": 1.0}
     rollout, recorder = make(slots=[9] * COPIES, phases=phases)
-    rollout.collect({}, toy.line(10, apart=2.0), 0)
+    collect(rollout, toy.line(10, apart=2.0))
     assert [p[0, 0] for p in recorder.pursued] == [6, 6, 6, 6, 10, 10]
 
 
 def test_a_planned_goal_within_the_lookahead_is_the_goal_itself_not_its_node(toy):
     bundle = toy.line(6)
-    planner = Planner(bundle, toy.config(planning={"lookahead_hops": 2}), toy.env())
+    planner = planner_of(toy, bundle, {"lookahead_hops": 2})
     states, goals = toy.points([0.0, 31.0, 42.0]), toy.points([47.0, 47.0, 47.0])
     found = planner.subgoals(states, goals, np.array([5, 5, 5]))
     assert found[:, 0].tolist() == [20, 47, 47]
@@ -162,7 +175,7 @@ def test_planned_execution_passes_over_nodes_that_look_like_where_it_is(toy):
     # One hop ahead lies half a unit away; the first node further than two units comes next, and
     # the goal itself if there is none.
     bundle = toy.line(10, apart=0.5)
-    planner = Planner(bundle, toy.config(planning={"lookahead_hops": 1}), toy.env())
+    planner = planner_of(toy, bundle, {"lookahead_hops": 1})
     goals = toy.points([4.6, 4.6])
     found = planner.subgoals(toy.points([0.0, 3.0]), goals, np.array([9, 9]))
     assert found[:, 0].tolist() == pytest.approx([2.5, 4.6])
@@ -170,7 +183,7 @@ def test_planned_execution_passes_over_nodes_that_look_like_where_it_is(toy):
 
 def test_a_copy_that_is_stuck_gets_nearer_subgoals_until_it_moves(toy):
     # Nodes ten units apart, and a unit is 1: 0.05 is no movement, 0.5 is.
-    planner = Planner(toy.line(6), toy.config(planning={"lookahead_hops": 3}), toy.env())
+    planner = planner_of(toy, toy.line(6), {"lookahead_hops": 3})
     goals, slots = toy.points([50.0] * 3), np.array([5] * 3)
 
     def pursued(*xs):
@@ -187,7 +200,7 @@ def test_a_copy_that_is_stuck_gets_nearer_subgoals_until_it_moves(toy):
 
 
 def test_a_copy_that_goes_to_and_fro_is_stuck_too(toy):
-    planner = Planner(toy.line(9), toy.config(planning={"lookahead_hops": 3}), toy.env())
+    planner = planner_of(toy, toy.line(9), {"lookahead_hops": 3})
     goals, slots = toy.points([80.0] * 2), np.array([8] * 2)
 
     def pursued(*xs):
@@ -201,7 +214,7 @@ def test_a_copy_that_goes_to_and_fro_is_stuck_too(toy):
 
 def test_a_copy_that_stands_at_its_goal_stays_there(toy):
     # The copy's node is 2, and node 4 stands for the goal: one hop nearer would lead away.
-    planner = Planner(toy.line(6), toy.config(planning={"lookahead_hops": 2}), toy.env())
+    planner = planner_of(toy, toy.line(6), {"lookahead_hops": 2})
     goals, slots = toy.points([24.8]), np.array([4])
 
     def pursued(x):
@@ -215,21 +228,21 @@ def test_a_copy_that_stands_at_its_goal_stays_there(toy):
 def test_a_chained_pursuit_goes_to_the_predecessor_in_its_first_half(make, toy):
     rollout, recorder = make(slots=[0, 1, 3, 4], goals={"mode": "chained"})
     bundle = toy.line(5, predecessor=np.array([-1, 0, 0, 1, 2]))
-    rollout.collect({}, bundle, 0)
+    collect(rollout, bundle)
     pursued = [p[:, 0].tolist() for p in recorder.pursued]
     assert pursued == [[0, 0, 10, 20]] * 3 + [[0, 10, 30, 40]] * 3
 
 
 def test_other_modes_pursue_the_goal_at_once(make, toy):
     rollout, recorder = make(slots=[0, 1, 3, 4], goals={"mode": "novelty"})
-    rollout.collect({}, toy.line(5, predecessor=np.array([-1, 0, 0, 1, 2])), 0)
+    collect(rollout, toy.line(5, predecessor=np.array([-1, 0, 0, 1, 2])))
     assert all(p[:, 0].tolist() == [0, 10, 30, 40] for p in recorder.pursued)
 
 
 def test_goals_are_drawn_from_the_memory_by_their_weights(make, toy):
     rollout, _ = make(goals={"mode": "novelty"})
     bundle = toy.line(3, passes=np.array([0.0, 1e12, 1.0]))  # weights 1, 0, 1/2
-    slots = [rollout.collect({}, bundle, 0)[0]["goal_slot"] for _ in range(60)]
+    slots = [collect(rollout, bundle)[0]["goal_slot"] for _ in range(60)]
     counts = np.bincount(np.concatenate(slots), minlength=3)
     assert counts[1] == 0
     assert 135 < counts[0] < 185  # 160 expected, deviation 7.3
@@ -237,7 +250,7 @@ def test_goals_are_drawn_from_the_memory_by_their_weights(make, toy):
 
 def test_goals_of_the_evaluation_and_of_the_replay_have_no_node(make, toy):
     rollout, _ = make(goals={"source": "evaluation"})
-    episodes, walks, info = rollout.collect({}, toy.line(3), 0)
+    episodes, walks, info = collect(rollout, toy.line(3))
     assert walks["goal_slot"].tolist() == [-1] * 4
     assert not walks["reached"].any()
     assert (np.abs(episodes["goals"][:, :2]) <= 4).all()
@@ -246,8 +259,8 @@ def test_goals_of_the_evaluation_and_of_the_replay_have_no_node(make, toy):
 
     relabel = {"original": 0.5, "future": 0.5, "node": 0.0}
     rollout, _ = make(goals={"source": "replay"}, relabel=relabel)
-    seen = rollout.collect({}, toy.line(3), 0)[0]["observations"].reshape(-1, 3).tolist()
-    episodes, walks, _ = rollout.collect({}, toy.line(3), 0)
+    seen = collect(rollout, toy.line(3))[0]["observations"].reshape(-1, 3).tolist()
+    episodes, walks, _ = collect(rollout, toy.line(3))
     assert walks["goal_slot"].tolist() == [-1] * 4
     assert all(goal in seen for goal in episodes["goals"].tolist())
 
@@ -266,16 +279,31 @@ def test_a_restored_rollout_continues_as_if_nothing_had_happened(toy):
     bundle = toy.line(3)
     weights = GoalSac(config.agent, bundle.features(config, toy.Plane.spec), 2, 0, "cpu")
     policy = weights.export_policy()
-    rollout.collect(policy, bundle, 0)
+    collect(rollout, bundle, 0, policy)
     _, restored = real(toy, seed=5, incarnation=1)
     restored.restore(messages.unpack(messages.pack(rollout.state())))
     for _ in range(2):
-        results = [each.collect(policy, bundle, 7) for each in (rollout, restored)]
+        results = [collect(each, bundle, 7, policy) for each in (rollout, restored)]
         for one, other in zip(*results, strict=True):
             assert one.keys() == other.keys()
             for name, value in one.items():
                 np.testing.assert_array_equal(value, other[name], err_msg=name)
     assert results[0][0]["seq"] == 2
+
+
+def test_a_rollout_acts_by_the_newest_weights_and_scales(toy):
+    config = toy.config(features={"scale": "walk"})
+    rollout = Rollout(config, toy.env(COPIES), 0)
+    one, other = toy.line(3), toy.line(3, scale=np.full(3, 4.0, np.float32))
+    actions = []
+    for bundle, seed in ((one, 0), (one, 1), (other, 1), (one, 0)):
+        features = bundle.features(config, toy.Plane.spec)
+        policy = GoalSac(config.agent, features, 2, seed, "cpu").export_policy()
+        rollout.begin_anew(0)
+        actions.append(collect(rollout, bundle, 0, policy)[0]["actions"])
+    np.testing.assert_array_equal(actions[0], actions[3])
+    assert (actions[0] != actions[1]).any()
+    assert (actions[1] != actions[2]).any()
 
 
 def test_rollouts_differ_by_index_and_incarnation(toy):
@@ -286,3 +314,18 @@ def test_rollouts_differ_by_index_and_incarnation(toy):
     ]
     assert (walks[0][:, 1:] != walks[1][:, 1:]).any()
     assert (walks[0][:, 1:] != walks[2][:, 1:]).any()
+
+
+def test_a_rollout_that_begins_anew_is_as_another_of_that_incarnation(toy):
+    config, used = real(toy)
+    bundle = toy.line(3)
+    weights = GoalSac(config.agent, bundle.features(config, toy.Plane.spec), 2, 0, "cpu")
+    collect(used, bundle, 0, weights.export_policy())
+    used.begin_anew(4)
+    _, fresh = real(toy, incarnation=4)
+    both = [each.first_walks(20)[0]["observations"] for each in (used, fresh)]
+    np.testing.assert_array_equal(*both)
+    episodes = [collect(each, bundle, 7, weights.export_policy())[0] for each in (used, fresh)]
+    for name in ("producer", "seq"):
+        assert episodes[0][name] == episodes[1][name]
+    assert episodes[0]["seq"] == 0

@@ -1,5 +1,6 @@
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -155,11 +156,11 @@ def test_a_server_that_is_gone_is_told_of_until_it_is_back(the_browser, searcher
 
 
 def test_a_late_answer_does_not_replace_a_newer_one(browser, searcher, monkeypatch):
-    search = searcher.search
+    search, released = searcher.search, threading.Event()
 
     def slow(queries, *arguments, **settings):
         if queries == ["sound"]:
-            time.sleep(0.2)
+            released.wait(60)
         return search(queries, *arguments, **settings)
 
     monkeypatch.setattr(searcher, "search", slow)
@@ -169,6 +170,7 @@ def test_a_late_answer_does_not_replace_a_newer_one(browser, searcher, monkeypat
     browser.clear("q")
     browser.type("disk")
     browser.press("Return")
+    released.set()  # searches are made one after the other
     browser.has("found")
     time.sleep(0.3)
     assert set(browser.texts("section:nth-child(2) mark")) == {"disk", "Disk"}

@@ -7,8 +7,9 @@ version v is still about the same node if that node was born at or before v.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.config import ReachingConfig
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """Network, memory nodes and graph of one refresh; n nodes, observations of d dims.
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """Memory nodes of one refresh and the network that compares states with them.
+
+    There are n nodes, with observations of d dims.
 
     Attributes:
         version: number of the refresh.
@@ -37,15 +40,7 @@ class Bundle:
         scale, unit: (d,), see `Features`.
         nodes: (n, d) observations.
         embeddings: (n, e).
-        born: (n,) version at which the node in this slot was added.
-        added_at: (n,) environment steps at which it was added.
         predecessor: (n,) node that was pursued when it was found; -1 for the root.
-        passes: (n,) how often random walks came by.
-        attempts, successes: (n,) pursuits of the node as a goal, and how many ended at it.
-        edges: (n, n) bool, symmetric: walks crossed between the two nodes, and it counts.
-        hops, next_hop: (n, n) int16, see `graph.Paths`.
-        connectors: (k, 2) edges without a transition behind them.
-        components: connected components before connecting.
         directed: whether getting to a node and from it are two things; then `edges` is not
             symmetric, and a goal's node is the one that gets to it.
     """
@@ -56,17 +51,7 @@ class Bundle:
     unit: Floats
     nodes: Floats
     embeddings: Floats
-    born: Ints
-    added_at: Ints
     predecessor: Ints
-    passes: Floats
-    attempts: Floats
-    successes: Floats
-    edges: NDArray[np.bool_]
-    hops: Ints
-    next_hop: Ints
-    connectors: Ints
-    components: int
     directed: bool = False
 
     def __len__(self) -> int:
@@ -74,7 +59,7 @@ class Bundle:
         return len(self.nodes)
 
     def features(self, config: ReachingConfig, spec: GoalEnvironmentSpec) -> Features:
-        """The transformation of observations that belongs to this bundle."""
+        """The transformation of observations that belongs to this refresh."""
         return Features(spec, config.features, config.reachability, self.scale, self.unit)
 
     def nearest(self, embeddings: Floats) -> Ints:
@@ -85,17 +70,82 @@ class Bundle:
         """The node that stands for each goal: (m, e) → (m,)."""
         return self.network.nearest(embeddings, self.embeddings, incoming=self.directed)[0]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Guide(Nodes):
+    """What rollouts need of a bundle, a tenth of its size: which nodes to go to, and the way.
+
+    Attributes:
+        chances: (n,) probability of each node as a goal.
+        routes: `next_hop` of the bundle, packed; empty if nobody plans on it.
+    """
+
+    chances: Floats
+    routes: bytes
+
+    @property
+    def next_hop(self) -> Ints:
+        """(n, n) int16, read-only; see `graph.Paths`."""
+        return _unpacked(self.routes).reshape(len(self), len(self))
+
+    def subgoal(self, start: Ints, end: Ints, ahead: Ints) -> Ints:
+        """The node `ahead` hops along the shortest path, or the end if that is nearer; (n,) all."""
+        node, next_hop = start, self.next_hop
+        for step in range(int(ahead.max(initial=0))):
+            node = np.where(step < ahead, next_hop[node, end].astype(np.int64), node)
+        return node
+
+
+# A rollout gets the same routes many times, each time as other bytes of the same content.
+@lru_cache(maxsize=1)
+def _unpacked(routes: bytes) -> Ints:
+    return np.frombuffer(zlib.decompress(routes), np.int16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Nodes):
+    """Network, memory nodes and graph of one refresh.
+
+    Attributes:
+        born: (n,) version at which the node in this slot was added.
+        added_at: (n,) environment steps at which it was added.
+        passes: (n,) how often random walks came by.
+        attempts, successes: (n,) pursuits of the node as a goal, and how many ended at it.
+        edges: (n, n) bool, symmetric: walks crossed between the two nodes, and it counts.
+        hops, next_hop: (n, n) int16, see `graph.Paths`.
+        connectors: (k, 2) edges without a transition behind them.
+        components: connected components before connecting.
+    """
+
+    born: Ints
+    added_at: Ints
+    passes: Floats
+    attempts: Floats
+    successes: Floats
+    edges: NDArray[np.bool_]
+    hops: Ints
+    next_hop: Ints
+    connectors: Ints
+    components: int
+
     def valid(self, slots: Ints, version: Ints) -> np.ndarray:
         """Whether annotations (slot, version) still mean the node that they meant."""
         inside = (slots >= 0) & (slots < len(self))
         return inside & (self.born[np.where(inside, slots, 0)] <= version)
 
-    def subgoal(self, start: Ints, end: Ints, ahead: Ints) -> Ints:
-        """The node `ahead` hops along the shortest path, or the end if that is nearer; (n,) all."""
-        node = start
-        for step in range(int(ahead.max(initial=0))):
-            node = np.where(step < ahead, self.next_hop[node, end].astype(np.int64), node)
-        return node
+    def guide(self, mode: str, *, plans: bool = True) -> Guide:
+        """The part of it that leads to goals.
+
+        Args:
+            mode: how goals are chosen, see `goal_weights`.
+            plans: whether ways between nodes are asked for.
+        """
+        names = [field.name for field in fields(Nodes)]
+        return Guide(
+            **{name: getattr(self, name) for name in names},
+            chances=self.goal_weights(mode),
+            routes=zlib.compress(self.next_hop.tobytes(), 1) if plans else b"",
+        )
 
     def path(self, start: int, end: int) -> list[int]:
         """All nodes of the shortest path, both ends included."""

@@ -269,6 +269,7 @@ class CpusConfig(Config):
     reachability: float = Field(0.2, ge=0)
     memory: float = Field(0.2, ge=0)
     evaluator: float = Field(0.1, ge=0)
+    replay: float = Field(0.5, ge=0)
 
 
 class MachineConfig(Config):
@@ -280,7 +281,7 @@ class MachineConfig(Config):
     """Device of the learner: cpu or cuda."""
 
 
-Role = Literal["learner", "rollout", "reachability", "memory", "evaluator"]
+Role = Literal["learner", "rollout", "reachability", "memory", "evaluator", "replay"]
 
 
 class RuntimeConfig(MachineConfig):
@@ -291,6 +292,10 @@ class RuntimeConfig(MachineConfig):
     placement: Literal["actor", "inline"] = "actor"
     """`inline` runs everything in the driver's process."""
     rollout_actors: int = Field(1, ge=1, le=4096)
+    replay_shards: int = Field(0, ge=0, le=256)
+    """Actors beside the rollouts that keep the replay and draw, relabel and reward what the learner
+    takes; 0 leaves that to the learner, and no batch travels. For a learner on a GPU that waits for
+    its batches, and for a replay that does not fit into its machine."""
     learner_chunk: int = Field(32, ge=1)
     """Updates per call of the learner."""
     max_restarts: int = Field(20, ge=0)

@@ -17,23 +17,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from farreach.actors.guard import Guard
 from farreach.actors.ratio import RatioController
 from farreach.actors.services import DEATHS, LOSSES, Service, fetch
-from farreach.actors.supervisor import RestartPolicy
 from farreach.actors.weights import WeightBoard
-from farreach.actors.witness import Whereabouts
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import ActorError, CheckpointError
 from farreach.stopping import Stopped, StopRequest
-from farreach_workloads.goals import continuation
+from farreach_workloads.goals import continuation, experience
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.counters import Counters, mean_metrics
+from farreach_workloads.goals.deaths import Deaths
 from farreach_workloads.goals.parts import PartDied, Parts
 from farreach_workloads.goals.report import Reporter
+from farreach_workloads.goals.rollout import guide_for_rollouts
+from farreach_workloads.goals.stores import Draw, Stores
 
 if TYPE_CHECKING:
-    from farreach.failures import Report
     from farreach.rundir import RunDirectory
     from farreach_workloads.goals.config import GoalsRunConfig
 
@@ -50,18 +49,19 @@ class Coordinator(ABC):
         """Start the parts; `begin` or `restore` must follow."""
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        self._policy = RestartPolicy(config.runtime.max_restarts)
-        self._guard = Guard(run, config.chaos, reporter.log)
+        self._deaths = Deaths(config, run, reporter.log)
+        self._guard = self._deaths.guard
         self._begun = time.monotonic()
         self._fragment = config.environment.num_envs * config.phases.policy_steps
         try:
             self._start_parts()
         except PartDied as death:
-            raise ActorError(self._nothing_to_go_back_to(death)) from death
+            raise ActorError(self._deaths.nothing_to_go_back_to(death)) from death
 
     def _start_parts(self) -> None:
         self._parts = Parts(self._config)
-        self._watch(self._parts.places)
+        self._stores = Stores(self._parts, self._config)
+        self._deaths.watch(self._parts.places)
         self._reset()
 
     def _reset(self) -> None:
@@ -75,15 +75,6 @@ class Coordinator(ABC):
             self._config.agent.updates_per_policy_step, (actors + 1) * self._fragment
         )
 
-    def _watch(self, places: dict[str, Whereabouts]) -> None:
-        """Keep watch over new processes, and note them down."""
-        if places:
-            pids = {role: place.pid for role, place in places.items()}
-            hosts = {role: place.host for role, place in places.items()}
-            ids = {role: place.node for role, place in places.items()}
-            self._run.event("actors", pids=pids, nodes=hosts, node_ids=ids)
-            self._guard.watch(places)
-
     # ---------------------------------------------------------------- start, save, restore
 
     def begin(self) -> None:
@@ -95,7 +86,7 @@ class Coordinator(ABC):
         try:
             self._begin()
         except PartDied as death:
-            raise ActorError(self._nothing_to_go_back_to(death)) from death
+            raise ActorError(self._deaths.nothing_to_go_back_to(death)) from death
 
     def _begin(self) -> None:
         parts = self._parts
@@ -112,16 +103,20 @@ class Coordinator(ABC):
             self._tell(parts.memory, "add", walks)
         weights, metrics = parts.reachability.call("refresh", returns=2)
         self._report(self._fetch("reachability", metrics))
-        self._new_bundle(*parts.memory.call("integrate", weights, returns=2))
+        self._new_bundle(*parts.memory.call("integrate", weights, returns=3))
         if start is not None:
-            pieces = (start.agent, start.observations, start.actions)
-            self._tell(parts.learner, "begin_with", *pieces)
+            self._tell(parts.learner, "begin_with", start.agent)
+            stores = parts.shards or [parts.learner]
+            for index, store in enumerate(stores):
+                own = slice(index, None, len(stores))
+                self._tell(store, "take_over", start.observations[own], start.actions[own])
+                self._stores.added(index, len(start.observations[own]))
         self._board.publish("policy", parts.learner.call("policy"))
         self.save()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        content = checkpoint.parts()
+        content = experience.dealt_out(checkpoint.parts(), self._config)
         mine = content["coordinator"]
         self._counters = Counters(**mine["counters"])
         self._ratio.steps, self._ratio.updates = self._counters.ratio
@@ -136,15 +131,19 @@ class Coordinator(ABC):
 
     def _fill(self, parts: Iterable[Service], content: Mapping[str, Any]) -> Bundle:
         """Give parts the states of a checkpoint, and publish what it holds for all; its bundle."""
+        bundle = Bundle.from_arrays(content["learner"]["bundle"])
+        shared = self._shared(bundle)
         for part in parts:
             # Of a part that has no room yet nobody waits for the answer.
             tell = partial(self._tell, part) if part.is_ready else part.call
             if part.role in content:
-                tell("restore", content[part.role])
+                more = (shared,) if part in self._parts.shards else ()
+                tell("restore", content[part.role], *more)
             elif part in self._parts.rollouts:  # it is new, or was just starting or dying then
                 tell("begin_anew", self._next_incarnation())
-        bundle = Bundle.from_arrays(content["learner"]["bundle"])
-        self._board.publish("bundle", self._shared(bundle))
+        self._stores.restored(content)
+        self._board.publish("bundle", shared)
+        self._board.publish("guide", self._shared(guide_for_rollouts(bundle, self._config)))
         self._board.publish("policy", self._parts.learner.call("policy"))
         return bundle
 
@@ -196,7 +195,7 @@ class Coordinator(ABC):
     def _restart(self, roles: Sequence[str]) -> list[Service]:
         """Parts in place of others, watched, with nothing in them."""
         started = self._parts.restart(roles)
-        self._watch({part.role: part.place for part in started if part.place is not None})
+        self._deaths.watch({part.role: part.place for part in started if part.place is not None})
         return started
 
     def _shared(self, value: Any) -> Any:
@@ -242,21 +241,17 @@ class Coordinator(ABC):
             death = pending.pop()
             checkpoint = self._store.newest()
             if checkpoint is None:
-                raise ActorError(self._nothing_to_go_back_to(death))
+                raise ActorError(self._deaths.nothing_to_go_back_to(death))
             step = checkpoint.step
             lost = f"{reached - step:,} environment steps and "
             lost += (
                 f"{updates - int(checkpoint.info['updates']):,} updates since the last checkpoint"
             )
             then = f"all parts go back to the checkpoint at step {step:,}"
-            neighbours = self._guard.beside(death.role)
-            report = self._died(death.role, death.error, lost=lost, then=then)
-            gone = neighbours if report.cause in ("node_lost", "preempted") else []
-            for role in gone:
-                self._guard.tell(self._guard.look_into(role, death.error), lost="", then=then)
+            gone = self._deaths.gone_with(death, lost, then)
             self._reset()
             try:
-                self._restart([death.role, *gone])
+                self._restart(gone)
                 self.restore(checkpoint)
             except PartDied as again:
                 pending.append(again)
@@ -267,36 +262,6 @@ class Coordinator(ABC):
             "recovered", role=death.role, lost_env_steps=lost_steps, seconds=round(took_s, 1)
         )
         self._reporter.log(f"{death.role} is back; {lost_steps:,} environment steps are done again")
-
-    def _died(self, role: str, error: BaseException, *, lost: str, then: str) -> Report:
-        """Tell of a death, and end the run if there were too many.
-
-        Args:
-            role: who died.
-            error: what its caller was told.
-            lost: work that is done again or is missing.
-            then: what happens next.
-        """
-        report = self._guard.look_into(role, error)
-        may_go_on = report.cause == "preempted" or self._policy.allows(role, time.monotonic())
-        limit = f"{self._policy.max_restarts} times within {self._policy.window_s:g} s"
-        then = then if may_go_on else f"gives up: {role} died more than {limit}"
-        self._guard.tell(report, lost=lost, then=then)
-        if not may_go_on:
-            raise ActorError(
-                f"{role} died more than {limit}, the last time: {report.detail}. Raise "
-                "runtime.max_restarts if the machines are that unreliable."
-            )
-        return report
-
-    def _nothing_to_go_back_to(self, death: PartDied) -> str:
-        """Tell of a death before the first checkpoint; the message that ends the run."""
-        report = self._guard.look_into(death.role, death.error)
-        self._guard.tell(report, lost="all so far", then="the run ends")
-        return (
-            f"{death.role} died before the first checkpoint: {report.detail}. "
-            "Start the run again; if it dies again, look at its log with FARREACH_DEBUG=1."
-        )
 
     @property
     def _progress(self) -> float:
@@ -340,8 +305,8 @@ class Coordinator(ABC):
         since = counters.walk_steps - counters.walk_steps_at_refresh
         return since >= self._config.reachability.refresh_every_steps
 
-    def _new_bundle(self, bundle: Any, metrics: Any) -> None:
-        """Publish a bundle to everybody who reads one."""
+    def _new_bundle(self, bundle: Any, guide: Any, metrics: Any) -> None:
+        """Publish a bundle to everybody who reads one, and its guide to the rollouts."""
         self._counters.refreshes += 1
         found = self._fetch("memory", metrics)
         self._report(found)
@@ -350,7 +315,28 @@ class Coordinator(ABC):
                 first = self._counters.first_steps_with_nodes
                 first.setdefault(name.removeprefix(NODES), self._counters.env_steps)
         self._board.publish("bundle", bundle)
-        self._tell(self._parts.learner, "set_bundle", bundle)
+        self._board.publish("guide", guide)
+        for part in (self._parts.learner, *self._parts.shards):
+            self._tell(part, "set_bundle", bundle)
+
+    def _add(self, rollout: int, episodes: Any) -> None:
+        """Hand the episodes of a rollout to where they are kept."""
+        self._tell(self._stores.store_of(rollout), "add", episodes)
+        self._stores.added(rollout, self._config.environment.num_envs)
+
+    def _update(self, count: int) -> tuple[list[Draw], Any, Any]:
+        """Have the learner take updates; what it needs for that, its metrics, and the weights."""
+        draws = self._stores.draw(count)
+        rows = [draw.rows for draw in draws]
+        learner = self._parts.learner
+        return draws, *learner.call("update", count, self._progress, *rows, returns=2)
+
+    def _updates(self, draws: Sequence[Draw], metrics: Any) -> dict[str, float]:
+        """Metrics of updates that are done; raises for the shard that has not drawn, if any."""
+        for draw in draws:
+            self._fetch(draw.role, draw.told)
+        found: dict[str, float] = self._fetch("learner", metrics)
+        return found
 
     def _updated(self, metrics: Mapping[str, float], weights: Any, count: int) -> None:
         self._board.publish("policy", weights)

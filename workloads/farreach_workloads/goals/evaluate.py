@@ -80,7 +80,7 @@ class Evaluator:
         features = bundle.features(self._config, self._env.spec)
         policy = make_policy(self._config.agent, features, self._env.spec.action_dim)
         policy.load(weights)
-        planner = Planner(bundle, self._config, self._env)
+        planner = Planner(bundle.guide("uniform"), self._config, features)
         flat = self._run(policy, None)
         planned = self._run(policy, planner)
         metrics = self._summary("evaluation", flat) | self._summary("evaluation_planned", planned)

@@ -1,20 +1,17 @@
-"""The policy learner: replay, relabelling and SAC in one process, so that no batch ever travels."""
+"""The policy learner: SAC, and the replay unless that is kept in shards elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from farreach import messages, seeding
-from farreach.data.replay import Ring
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment
-from farreach_workloads.goals.features import Features
-from farreach_workloads.goals.relabel import Relabeller
+from farreach_workloads.goals.experience import Experience, Rows
 from farreach_workloads.goals.sac import GoalSac
 
 if TYPE_CHECKING:
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
 
 # Rows that are relabelled and rewarded together: large enough to spread NumPy's cost per call.
 ROWS_TOGETHER = 8192
-# Stored episodes that are annotated anew when a bundle comes in.
-REANNOTATED_EPISODES = 64
 FINAL_LR_FRAC = 0.1
 
 
@@ -79,7 +74,7 @@ def take_updates(agent: Agent, draw: DrawRows, count: int, progress: float) -> d
 
 
 class Learner:
-    """Owns the replay and the agent.
+    """Owns the agent, and the replay unless there are shards of it.
 
     ```
     learner.set_bundle(bundle)
@@ -92,107 +87,78 @@ class Learner:
         """An empty replay; the agent is built when the first bundle tells the size of its input."""
         torch.set_num_threads(config.runtime.torch_threads)
         self._config, self._env = config, env
-        self._ring = Ring(max(1, config.agent.replay_steps // config.phases.policy_steps))
-        self._relabeller = Relabeller(config, env)
-        self._rng = seeding.generator(config.seed, "learner")
-        self._last_seq: dict[int, int] = {}
+        self._experience = Experience(config, env)
         self._updates = 0
         self._agent: GoalSac | None = None
         self._bundle: Bundle | None = None
-        self._features: Features | None = None
 
     def add(self, episodes: Mapping[str, Any]) -> None:
-        """Store episodes; a message that came before is dropped.
+        """Store episodes; see `Experience.add`."""
+        self._experience.add(episodes)
 
-        Args:
-            episodes: `observations` (n, steps + 1, d), `actions` (n, steps, a), `goals` (n, d),
-                `goal_slot` (n,), `nearest` (n, steps + 1) and `version` (n,) of the bundle they
-                were annotated with; `producer` and `seq` identify the message.
-        """
-        producer, seq = episodes["producer"], episodes["seq"]
-        if seq <= self._last_seq.get(producer, -1):
-            return
-        self._last_seq[producer] = seq
-        columns = ("observations", "actions", "goals", "goal_slot", "nearest", "version")
-        self._ring.append({name: episodes[name] for name in columns})
+    def take_over(self, observations: Floats, actions: Floats) -> None:
+        """Store what another run has experienced; see `Experience.take_over`."""
+        self._experience.take_over(observations, actions)
 
-    def begin_with(self, agent: Mapping[str, Any], observations: Floats, actions: Floats) -> None:
-        """Take over another run's agent, and experience with the last state as the goal.
-
-        Args:
-            agent: a state of `GoalSac`.
-            observations: (n, steps + 1, d).
-            actions: (n, steps, a).
-        """
+    def begin_with(self, agent: Mapping[str, Any]) -> None:
+        """Take over another run's agent, from a state of `GoalSac`."""
         assert self._agent is not None
         self._agent.restore(agent)
-        count, shape = len(observations), observations.shape[:2]
-        # Nodes of version -1 are no longer what they were, so that each use looks them up.
-        self._ring.append(
-            {
-                "observations": observations,
-                "actions": actions,
-                "goals": observations[:, -1],
-                "goal_slot": np.full(count, -1),
-                "nearest": np.zeros(shape, np.int32),
-                "version": np.full(count, -1),
-            }
-        )
 
     def set_bundle(self, bundle: Bundle) -> None:
-        """Use this bundle from the next batch on and re-annotate a few stored episodes with it."""
+        """Use this bundle from the next batch on; see `Experience.set_bundle`."""
         self._bundle = bundle
-        self._features = bundle.features(self._config, self._env.spec)
         if self._agent is None:
             self._agent = GoalSac(
                 self._config.agent,
-                self._features,
+                bundle.features(self._config, self._env.spec),
                 self._env.spec.action_dim,
                 self._config.seed,
                 self._config.runtime.device,
             )
-        if len(self._ring):
-            rows = self._rng.integers(
-                0, len(self._ring), min(REANNOTATED_EPISODES, len(self._ring))
-            )
-            observations = self._ring["observations"][rows]
-            flat = observations.reshape(-1, observations.shape[-1])
-            nearest = bundle.nearest(bundle.network.embed(self._features.reachability(flat)))
-            self._ring["nearest"][rows] = nearest.reshape(observations.shape[:2])
-            # The goal keeps its slot only if that still means the same node.
-            slot, version = self._ring["goal_slot"][rows], self._ring["version"][rows]
-            self._ring["goal_slot"][rows] = np.where(bundle.valid(slot, version), slot, -1)
-            self._ring["version"][rows] = bundle.version
+        self._experience.set_bundle(bundle)
 
-    def update(self, count: int, progress: float) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def update(
+        self, count: int, progress: float, *drawn: Rows
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Take `count` gradient steps.
 
         Args:
             count: number of updates.
             progress: share of training that is done, for the learning rate.
+            drawn: what shards have drawn for all updates together, if there are any.
 
         Returns:
             Means over the updates, and the policy's weights after the last one.
         """
         assert self._agent is not None
-        metrics = take_updates(self._agent, self.batch, count, progress)
+        draw = self._mixed(drawn) if drawn else self.batch
+        metrics = take_updates(self._agent, draw, count, progress)
         self._updates += count
         return metrics, self._agent.export_policy()
 
     def batch(self, count: int) -> dict[str, torch.Tensor]:
         """Relabelled rows ready for the agent, on its device."""
-        assert self._bundle is not None
-        assert self._features is not None
+        return self._on_device(self._experience.rows(count))
+
+    def _mixed(self, drawn: Sequence[Rows]) -> DrawRows:
+        """Rows of several shards in random order, handed out one after the other."""
+        total = sum(len(rows["reward"]) for rows in drawn)
+        order = self._experience.rng.permutation(total)
+        every = {name: np.concatenate([rows[name] for rows in drawn])[order] for name in drawn[0]}
+        begin = 0
+
+        def draw(count: int) -> dict[str, torch.Tensor]:
+            nonlocal begin
+            rows = slice(begin, begin + count)
+            begin += count
+            return self._on_device({name: values[rows] for name, values in every.items()})
+
+        return draw
+
+    def _on_device(self, rows: Rows) -> dict[str, torch.Tensor]:
         assert self._agent is not None
-        sample = self._relabeller.sample(self._ring, self._bundle, self._features, count, self._rng)
-        reward = self._relabeller.reward(sample, self._bundle, self._features)
-        arrays = {
-            "pair": self._features.pair(sample.observation, sample.goal),
-            "next_pair": self._features.pair(sample.next_observation, sample.goal),
-            "action": sample.action,
-            "reward": reward,
-        }
-        return {k: torch.from_numpy(v).to(self._agent.device) for k, v in arrays.items()}
+        return {k: torch.from_numpy(v).to(self._agent.device) for k, v in rows.items()}
 
     def policy(self) -> dict[str, np.ndarray]:
         """The policy's weights now."""
@@ -201,11 +167,8 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs, the whole replay and the pinned bundle included."""
-        return {
+        return self._experience.state() | {
             "updates": self._updates,
-            "ring": self._ring.state(),
-            "last_seq": dict(self._last_seq),
-            "rng": messages.generator_state(self._rng),
             "agent": self._agent.state() if self._agent else None,
             "bundle": self._bundle.arrays() if self._bundle else None,
         }
@@ -217,6 +180,4 @@ class Learner:
         if state["agent"] is not None and self._agent is not None:
             self._agent.restore(state["agent"])
         self._updates = state["updates"]
-        self._ring.restore(state["ring"])
-        self._last_seq = dict(state["last_seq"])
-        messages.restore_generator(self._rng, state["rng"])
+        self._experience.restore(state)

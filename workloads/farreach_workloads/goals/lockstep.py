@@ -17,23 +17,23 @@ class Lockstep(Coordinator):
         while not self._finished():
             self._stop_if_asked()
             self._look_around()
-            newest = (self._board.newest("policy").value, self._board.newest("bundle").value)
+            newest = (self._board.newest("policy").value, self._board.newest("guide").value)
             before = counters.env_steps
             collected = [r.call("collect", *newest, before, returns=3) for r in parts.rollouts]
-            for rollout, (episodes, walks, info) in zip(parts.rollouts, collected, strict=True):
-                self._tell(parts.learner, "add", episodes)
-                self._take_walks(walks, self._fetch(rollout.role, info))
+            for index, (episodes, walks, info) in enumerate(collected):
+                self._add(index, episodes)
+                self._take_walks(walks, self._fetch(parts.rollouts[index].role, info))
                 self._ratio.request(self._fragment)
                 self._ratio.collected(self._fragment)
             if self._refresh_due():
                 counters.walk_steps_at_refresh = counters.walk_steps
                 weights, metrics = parts.reachability.call("refresh", returns=2)
                 self._report(self._fetch("reachability", metrics))
-                self._new_bundle(*parts.memory.call("integrate", weights, returns=2))
+                self._new_bundle(*parts.memory.call("integrate", weights, returns=3))
             while (count := min(self._ratio.due, config.runtime.learner_chunk)) > 0:
-                result = parts.learner.call("update", count, self._progress, returns=2)
+                draws, metrics, weights = self._update(count)
                 self._ratio.hand_out(count)
-                self._updated(self._fetch("learner", result[0]), result[1], count)
+                self._updated(self._updates(draws, metrics), weights, count)
             if counters.env_steps - counters.evaluated_at >= config.evaluation.every_steps:
                 self._evaluate_now()
             if counters.env_steps - counters.saved_at >= config.training.checkpoint_every_steps:

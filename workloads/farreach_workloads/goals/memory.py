@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farreach import messages, seeding
-from farreach_workloads.goals.bundle import Bundle, nodes_per_category
+from farreach_workloads.goals.bundle import Bundle, Guide, nodes_per_category
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.graph import shortest_paths
 from farreach_workloads.goals.novelty import BestNode, Cover
+from farreach_workloads.goals.rollout import guide_for_rollouts
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.config import GoalsRunConfig
@@ -45,7 +46,7 @@ class GoalMemory:
 
     ```
     memory.add(walks)                       # any number of times
-    bundle, metrics = memory.integrate(weights)
+    bundle, guide, metrics = memory.integrate(weights)
     ```
     """
 
@@ -80,8 +81,12 @@ class GoalMemory:
         """
         self._waiting.append({name: np.array(value) for name, value in walks.items()})
 
-    def integrate(self, weights: ReachabilityWeights) -> tuple[Bundle, dict[str, float]]:
-        """Re-embed, filter the queued walks, link, connect; returns the new bundle."""
+    def integrate(self, weights: ReachabilityWeights) -> tuple[Bundle, Guide, dict[str, float]]:
+        """Re-embed, filter the queued walks, link, connect.
+
+        Returns:
+            The new bundle, what rollouts need of it, and metrics.
+        """
         self._version += 1
         config = self._config
         features = Features(
@@ -113,7 +118,8 @@ class GoalMemory:
             "graph/diameter_hops": float(bundle.hops.max()),
             "graph/mean_hops": float(bundle.hops.mean()),
         }
-        return bundle, metrics | nodes_per_category(bundle, self._env)
+        metrics |= nodes_per_category(bundle, self._env)
+        return bundle, guide_for_rollouts(bundle, config), metrics
 
     def _count_pursuits(self, walks: Mapping[str, Any]) -> None:
         """Book which goals were tried and which were reached; goals that are gone become -1."""

@@ -17,6 +17,7 @@ from farreach.actors.services import DEATHS, LOSSES, ActorService, Service, fetc
 from farreach.actors.weights import Published
 from farreach_workloads.goals.coordinator import Coordinator
 from farreach_workloads.goals.parts import PartDied
+from farreach_workloads.goals.stores import Draw
 
 LEARNER_CALLS_IN_FLIGHT = 2  # the second one waits in the actor, so the learner never idles
 POLL_S = 0.2
@@ -46,6 +47,7 @@ class Overlapped(Coordinator):
             if method != "add" or not isinstance(death.error, LOSSES):
                 raise
             self._run.event("lost", role=role, what="a part of a fragment, with its machine")
+            self._stores.lost(role, self._config.environment.num_envs)
 
     def _loop(self) -> None:
         """All parts at once; this loop only hands out work and takes in small messages."""
@@ -87,7 +89,7 @@ class Overlapped(Coordinator):
             self._start_rollout(index)
         if "evaluator" in leaving and not self._busy["evaluator"]:
             self._restart_evaluator()
-        stateful = [role for role in ("learner", "reachability", "memory") if role in leaving]
+        stateful = [part.role for part in self._parts.singular() if part.role in leaving]
         if stateful:
             self._drain(but=self._evaluation)
             self._overlapping = False
@@ -139,17 +141,16 @@ class Overlapped(Coordinator):
 
     def _dispatch(self) -> None:
         parts, config, counters = self._parts, self._config, self._counters
-        policy, bundle = (self._board.newest(name).value for name in ("policy", "bundle"))
         while self._idle and self._ratio.may_collect:
-            self._collect(self._idle.pop(0), self._board.newest("policy"), bundle)
+            self._collect(self._idle.pop(0))
         while self._busy["learner"] < LEARNER_CALLS_IN_FLIGHT:
             count = min(self._ratio.due, config.runtime.learner_chunk)
             if count < config.runtime.learner_chunk:
                 break
             self._ratio.hand_out(count)
             self._busy["learner"] += 1
-            metrics, weights = parts.learner.call("update", count, self._progress, returns=2)
-            self._flight[metrics] = self._on_update(weights, count)
+            draws, metrics, weights = self._update(count)
+            self._flight[metrics] = self._on_update(draws, weights, count)
         if self._refresh_due() and not self._busy["refresh"]:
             counters.walk_steps_at_refresh = counters.walk_steps
             self._busy["refresh"] = 1
@@ -159,7 +160,8 @@ class Overlapped(Coordinator):
         if evaluation_due and not self._busy["evaluator"]:
             at = counters.evaluated_at = counters.env_steps
             self._busy["evaluator"] = 1
-            metrics, outcome = parts.evaluator.call("evaluate", policy, bundle, returns=2)
+            newest = (self._board.newest(name).value for name in ("policy", "bundle"))
+            metrics, outcome = parts.evaluator.call("evaluate", *newest, returns=2)
             self._evaluation = metrics
             self._flight[metrics] = self._on_evaluation(at, outcome)
 
@@ -182,10 +184,12 @@ class Overlapped(Coordinator):
             self._start_rollout(index)
         return super()._restart([role for role in roles if not role.startswith("rollout-")])
 
-    def _collect(self, index: int, policy: Published, bundle: Any) -> None:
+    def _collect(self, index: int) -> None:
         rollout = self._parts.rollouts[index]
+        policy, guide = self._board.newest("policy"), self._board.newest("guide")
         self._ratio.request(self._fragment)
-        result = rollout.call("collect", policy.value, bundle, self._counters.env_steps, returns=3)
+        steps = self._counters.env_steps
+        result = rollout.call("collect", policy.value, guide.value, steps, returns=3)
         self._flight[result[2]] = self._on_fragment(index, result[0], result[1], policy)
 
     def _take_in(self, timeout_s: float) -> None:
@@ -216,7 +220,7 @@ class Overlapped(Coordinator):
                 self._replace_rollout(index, error)
                 return
             self._free(index)
-            self._tell(self._parts.learner, "add", episodes)
+            self._add(index, episodes)
             age = {
                 "weights/age_versions": self._board.version("policy") - policy.version,
                 "weights/age_s": time.monotonic() - policy.published_s,
@@ -227,25 +231,25 @@ class Overlapped(Coordinator):
 
         return arrived
 
-    def _on_update(self, weights: Any, count: int) -> Callable[[Any], None]:
+    def _on_update(self, draws: Sequence[Draw], weights: Any, count: int) -> Callable[[Any], None]:
         def arrived(reference: Any) -> None:
             self._busy["learner"] -= 1
-            self._updated(self._fetch("learner", reference), weights, count)
+            self._updated(self._updates(draws, reference), weights, count)
 
         return arrived
 
     def _on_network(self, weights: Any) -> Callable[[Any], None]:
         def arrived(reference: Any) -> None:
             self._report(self._fetch("reachability", reference))
-            bundle, metrics = self._parts.memory.call("integrate", weights, returns=2)
-            self._flight[metrics] = self._on_bundle(bundle)
+            bundle, guide, metrics = self._parts.memory.call("integrate", weights, returns=3)
+            self._flight[metrics] = self._on_bundle(bundle, guide)
 
         return arrived
 
-    def _on_bundle(self, bundle: Any) -> Callable[[Any], None]:
+    def _on_bundle(self, bundle: Any, guide: Any) -> Callable[[Any], None]:
         def arrived(reference: Any) -> None:
             self._busy["refresh"] = 0
-            self._new_bundle(bundle, reference)
+            self._new_bundle(bundle, guide, reference)
 
         return arrived
 
@@ -261,7 +265,7 @@ class Overlapped(Coordinator):
                 return
             except DEATHS as error:
                 lost, then = f"the evaluation at step {at:,}", "a new one makes the next"
-                self._died("evaluator", error, lost=lost, then=then)
+                self._deaths.died("evaluator", error, lost=lost, then=then)
                 self._restart_evaluator()
                 return
             self._report({"evaluation/seconds": time.monotonic() - begun}, at)
@@ -279,7 +283,7 @@ class Overlapped(Coordinator):
         self._ratio.lost(self._fragment)
         lost = f"the fragment under way, {self._fragment:,} steps of the policy"
         role = self._parts.rollouts[index].role
-        self._died(role, error, lost=lost, then="a new one takes its place")
+        self._deaths.died(role, error, lost=lost, then="a new one takes its place")
         self._start_rollout(index)
 
     def _free(self, index: int) -> None:
@@ -314,14 +318,14 @@ class Overlapped(Coordinator):
             evaluator = self._parts.evaluator
             assert isinstance(evaluator, ActorService)
             with suppress(*DEATHS):  # the next evaluation tells of its death
-                self._watch({evaluator.role: evaluator.settled(reference)})
+                self._deaths.watch({evaluator.role: evaluator.settled(reference)})
             return
         rollout = self._parts.rollouts[index]
         assert isinstance(rollout, ActorService)
         try:
-            self._watch({rollout.role: rollout.settled(reference)})
+            self._deaths.watch({rollout.role: rollout.settled(reference)})
         except DEATHS as error:
-            self._died(rollout.role, error, lost="nothing", then="a new one takes its place")
+            self._deaths.died(rollout.role, error, lost="nothing", then="a new one takes its place")
             self._start_rollout(index)
         else:
             self._free(index)

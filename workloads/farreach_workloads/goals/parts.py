@@ -14,6 +14,7 @@ from farreach.cluster.demand import Demand
 from farreach.errors import ActorError, ClusterError
 from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.evaluate import Evaluator
+from farreach_workloads.goals.experience import Experience
 from farreach_workloads.goals.learner import Learner
 from farreach_workloads.goals.memory import GoalMemory
 from farreach_workloads.goals.reachability_trainer import ReachabilityTrainer
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 def make_learner(config: GoalsRunConfig) -> Learner:
     """The learner; its environment supplies the spec and the oracle rewards."""
     return Learner(config, make_environment(config.environment, 1))
+
+
+def make_replay(config: GoalsRunConfig, index: int) -> Experience:
+    """Shard number `index` of the replay."""
+    return Experience(config, make_environment(config.environment, 1), index)
 
 
 def make_memory(config: GoalsRunConfig) -> GoalMemory:
@@ -60,6 +66,9 @@ def demand(config: GoalsRunConfig) -> list[Demand]:
     actors = settings.rollout_actors
     later = actors - 1 if settings.mode == "async" else 0
     rollouts = Demand("rollout", actors, reserved(config, "rollout"), "SPREAD", later=later)
+    if settings.replay_shards:
+        asked = reserved(config, "replay")
+        found.append(Demand("replay", settings.replay_shards, asked, "SPREAD"))
     return [*found, rollouts]
 
 
@@ -91,17 +100,19 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     "memory": make_memory,
     "evaluator": make_evaluator,
     "rollout": make_rollout,
+    "replay": make_replay,
 }
 
 
 class Parts:
-    """The services of a run: learner, reachability, memory, evaluator and the rollouts.
+    """The services of a run: learner, reachability, memory, evaluator, replay shards and rollouts.
 
     In a cluster the rollouts are spread over the machines, and memory and reachability go where the
     learner is, as long as there is room: so the bundle, its network and most of what they exchange
-    stay on one machine.
+    stay on one machine. A replay shard goes where the rollouts are that it takes episodes from.
 
     Attributes:
+        shards: of the replay; none if the learner has it.
         late: what tells that a rollout is ready at last → its index, of those that have not found
             room yet.
     """
@@ -122,10 +133,17 @@ class Parts:
         self.memory = self._start("memory")
         self.evaluator = self._start("evaluator")
         self.rollouts = [self.start_rollout(i) for i in range(config.runtime.rollout_actors)]
+        self.shards = [] if self._has_choice() else self._start_shards()
         self.late: dict[Any, int] = {}
         for part in (self.learner, self.reachability, self.memory, self.evaluator):
             self._wait(part)
         self._gather()
+        self.shards = self.shards or self._start_shards()
+        for shard in self.shards:
+            self._wait(shard)
+
+    def _start_shards(self) -> list[Service]:
+        return [self._start(f"replay-{i}", i) for i in range(self._config.runtime.replay_shards)]
 
     def _gather(self) -> None:
         """Wait for the rollouts; of an asynchronous run only those that find room soon."""
@@ -183,12 +201,15 @@ class Parts:
             num_cpus=asked.pop("CPU", 0.0),
             num_gpus=asked.pop("GPU", 0.0),
             resources=asked,
-            strategy=self._strategy(name),
+            strategy=self._strategy(name, *extra),
         )
 
-    def _strategy(self, name: str) -> Any:
+    def _strategy(self, name: str, index: int = 0, *_: int) -> Any:
         if name == "rollout":
             return "SPREAD"
+        if name == "replay":
+            place = self.rollouts[index % len(self.rollouts)].place
+            return nodes.near(place.node) if place is not None else "SPREAD"
         if name in ("memory", "reachability") and self.learner.place is not None:
             return nodes.near(self.learner.place.node)
         return None
@@ -213,8 +234,10 @@ class Parts:
         old = {part.role: part for part in self.all()}
         for role in roles:
             name, _, index = role.partition("-")
-            if index:
+            if name == "rollout":
                 self.rollouts[int(index)] = self.start_rollout(int(index))
+            elif name == "replay":
+                self.shards[int(index)] = self._start(role, int(index))
             else:
                 setattr(self, name, self._start(name))
             old[role].stop()
@@ -235,11 +258,16 @@ class Parts:
 
     def all(self) -> list[Service]:
         """Every service, in a fixed order."""
-        return [self.learner, self.reachability, self.memory, self.evaluator, *self.rollouts]
+        singles = [self.learner, self.reachability, self.memory, self.evaluator]
+        return [*singles, *self.shards, *self.rollouts]
+
+    def singular(self) -> list[Service]:
+        """The services that hold what no other has."""
+        return [self.learner, self.reachability, self.memory, *self.shards]
 
     def stateful(self) -> list[Service]:
         """The services whose state a checkpoint holds; a rollout that still starts has none."""
-        return [self.learner, self.reachability, self.memory, *self.ready()]
+        return [*self.singular(), *self.ready()]
 
     def stop(self) -> None:
         """End all services."""

@@ -15,8 +15,9 @@ from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, 
 from farreach_workloads.goals.sac import Policy
 
 if TYPE_CHECKING:
-    from farreach_workloads.goals.bundle import Bundle
+    from farreach_workloads.goals.bundle import Bundle, Guide
     from farreach_workloads.goals.config import GoalsRunConfig, ReachingConfig
+    from farreach_workloads.goals.features import Features
 
 Message = dict[str, Any]
 
@@ -41,10 +42,9 @@ class Planner:
     into a wall; one that moves regains a hop in four choices.
     """
 
-    def __init__(self, bundle: Bundle, config: ReachingConfig, env: GoalEnvironment) -> None:
-        """Plan on this bundle."""
-        self._bundle = bundle
-        self._features = bundle.features(config, env.spec)
+    def __init__(self, guide: Guide, config: ReachingConfig, features: Features) -> None:
+        """Plan on the nodes and ways of a guide, whose features these are."""
+        self._guide, self._features = guide, features
         self._furthest = config.planning.lookahead_hops
         self._ahead: Floats = np.zeros(0)
         self._before: Floats | None = None
@@ -53,33 +53,33 @@ class Planner:
 
     def nearest(self, observations: Floats) -> Ints:
         """The node of each observation, (n,)."""
-        embeddings = self._bundle.network.embed(self._features.reachability(observations))
-        return self._bundle.nearest(embeddings)
+        embeddings = self._guide.network.embed(self._features.reachability(observations))
+        return self._guide.nearest(embeddings)
 
     def nearest_to_goals(self, goals: Floats) -> Ints:
         """The node that stands for each goal, (n,)."""
-        embeddings = self._bundle.network.embed(self._features.reachability(goals))
-        return self._bundle.nearest_to_goals(embeddings)
+        embeddings = self._guide.network.embed(self._features.reachability(goals))
+        return self._guide.nearest_to_goals(embeddings)
 
     def subgoals(self, observations: Floats, goals: Floats, goal_slots: Ints) -> Floats:
         """What to pursue from each observation: (n, d) observations of nodes or the goals.
 
         The copies must be the same, in the same order, from call to call.
         """
-        bundle = self._bundle
+        guide = self._guide
         reached = self._features.units_apart(observations, goals) < REACHED
         own = self.nearest(observations)
         self._adapt(observations, reached, own)
         ahead = self._ahead.astype(np.int64)
-        node = bundle.subgoal(own, goal_slots, ahead)
+        node = guide.subgoal(own, goal_slots, ahead)
         while True:
-            near = self._features.units_apart(observations, bundle.nodes[node]) <= HERE
+            near = self._features.units_apart(observations, guide.nodes[node]) <= HERE
             passed = (node != goal_slots) & near & (ahead > 0)
             if not passed.any():
                 break
-            node[passed] = bundle.next_hop[node[passed], goal_slots[passed]]
+            node[passed] = guide.next_hop[node[passed], goal_slots[passed]]
         there = ((node == goal_slots) | reached)[:, None]
-        return np.where(there, goals, bundle.nodes[node])
+        return np.where(there, goals, guide.nodes[node])
 
     def _adapt(self, observations: Floats, reached: np.ndarray, own: Ints) -> None:
         if self._before is None:
@@ -95,10 +95,21 @@ class Planner:
             ahead = self._ahead + np.where(stuck, -1, REGAINED)
             # Its own node is no help to a copy that is there, and none is left to one that is
             # stuck on the way to it: all over again.
-            there = self._features.units_apart(observations, self._bundle.nodes[own]) < REACHED
+            there = self._features.units_apart(observations, self._guide.nodes[own]) < REACHED
             over = (ahead < 0) | ((ahead < 1) & there)
             self._ahead = np.where(over, self._furthest, np.minimum(ahead, self._furthest))
         self._before = observations.copy()
+
+
+def planned_copies(config: GoalsRunConfig) -> int:
+    """How many copies of a rollout follow the graph; the others go straight to their goals."""
+    planned = round(config.phases.planned_frac * config.environment.num_envs)
+    return planned if config.goals.source == "memory" else 0
+
+
+def guide_for_rollouts(bundle: Bundle, config: GoalsRunConfig) -> Guide:
+    """What `Rollout.collect` takes."""
+    return bundle.guide(config.goals.mode, plans=planned_copies(config) > 0)
 
 
 class Rollout:
@@ -106,7 +117,7 @@ class Rollout:
 
     ```
     walks, info = rollout.first_walks(10_000)
-    episodes, walks, info = rollout.collect(weights, bundle, env_steps=0)
+    episodes, walks, info = rollout.collect(weights, guide, env_steps=0)
     ```
     Messages carry `producer` and `seq`, so that a receiver can drop what it has had.
     """
@@ -119,9 +130,10 @@ class Rollout:
         self._config, self._env, self._index = config, env, index
         self.begin_anew(incarnation)
         self._seen = Ring(max(1, config.agent.replay_steps // config.phases.policy_steps))
-        phases, goals = config.phases, config.goals
-        planned = round(phases.planned_frac * config.environment.num_envs)
-        self._planned = planned if goals.source == "memory" else 0
+        self._planned = planned_copies(config)
+        self._scaled = (b"", b"")
+        self._features: Features | None = None
+        self._policy: Policy | None = None
 
     def begin_anew(self, incarnation: int) -> None:
         """Take the randomness of an incarnation, and number messages anew."""
@@ -141,24 +153,25 @@ class Rollout:
         return walks, self._info(observations[:, 1:], 0, observations.shape[1] - 1, {})
 
     def collect(
-        self, weights: Mapping[str, np.ndarray], bundle: Bundle, env_steps: int
+        self, weights: Mapping[str, np.ndarray], guide: Guide, env_steps: int
     ) -> tuple[Message, Message, Message]:
         """One policy phase and one random phase in every copy.
 
         Args:
             weights: the policy's, from `GoalSac.export_policy`.
-            bundle: newest bundle.
+            guide: of the newest bundle.
             env_steps: steps that all rollouts had taken before.
 
         Returns:
             Episodes for the learner, random walks for reachability and memory, and a small
             message of counters and metrics.
         """
-        config, env = self._config, self._env
-        policy = self._load(weights, bundle)
-        planner = Planner(bundle, config, env)
-        goals, slots = self._choose_goals(bundle)
-        observations, actions = self._pursue(policy, planner, bundle, goals, slots)
+        config = self._config
+        features = self._features_of(guide)
+        policy = self._load(weights, features)
+        planner = Planner(guide, config, features)
+        goals, slots = self._choose_goals(guide)
+        observations, actions = self._pursue(policy, planner, guide, goals, slots)
         final = observations[:, -1]
         start = self._reset() if config.phases.random_start == "reset" else final
         walked = self._random_walk(start)
@@ -172,14 +185,14 @@ class Rollout:
             "goals": goals,
             "goal_slot": slots,
             "nearest": nearest,
-            "version": np.full(count, bundle.version),
+            "version": np.full(count, guide.version),
             "producer": self._producer,
             "seq": self._seq,
         }
         self._seq += 1
         if config.goals.source == "replay":
             self._seen.append({"observations": observations})
-        walks = self._walks(walked, slots, bundle.version, reached, env_steps)
+        walks = self._walks(walked, slots, guide.version, reached, env_steps)
         metrics = {}
         if config.goals.source == "memory":
             direct = reached[self._planned :] if self._planned < count else reached
@@ -187,19 +200,28 @@ class Rollout:
                 "rollout/reached_node": float(reached.mean()),
                 "rollout/reached_node_direct": float(direct.mean()),
             }
-            chosen = bundle.goal_weights(config.goals.mode)
+            chosen = guide.chances
             entropy = -(chosen * np.log(np.maximum(chosen, 1e-300))).sum()
-            metrics["rollout/goal_entropy_frac"] = float(entropy / max(np.log(len(bundle)), 1e-9))
+            metrics["rollout/goal_entropy_frac"] = float(entropy / max(np.log(len(guide)), 1e-9))
         visited = np.concatenate([observations[:, 1:], walked[:, 1:]], axis=1)
         return episodes, walks, self._info(visited, actions.shape[1], walked.shape[1] - 1, metrics)
 
-    def _load(self, weights: Mapping[str, np.ndarray], bundle: Bundle) -> Policy:
-        features = bundle.features(self._config, self._env.spec)
-        policy = Policy(self._config.agent, features, self._env.spec.action_dim)
-        policy.load(weights)
-        return policy
+    def _features_of(self, guide: Guide) -> Features:
+        """Those that were there before as long as they are the same: all of a run's are."""
+        scaled = (guide.scale.tobytes(), guide.unit.tobytes())
+        if self._features is None or scaled != self._scaled:
+            self._features = guide.features(self._config, self._env.spec)
+            self._scaled, self._policy = scaled, None
+        return self._features
 
-    def _choose_goals(self, bundle: Bundle) -> tuple[Floats, Ints]:
+    def _load(self, weights: Mapping[str, np.ndarray], features: Features) -> Policy:
+        """The policy with other weights: making one takes as long as several steps."""
+        if self._policy is None:
+            self._policy = Policy(self._config.agent, features, self._env.spec.action_dim)
+        self._policy.load(weights)
+        return self._policy
+
+    def _choose_goals(self, guide: Guide) -> tuple[Floats, Ints]:
         """A goal observation (n, d) and its node (n,), -1 if it is none, for every copy."""
         count, source = self._env.num_envs, self._config.goals.source
         if source == "evaluation":
@@ -208,12 +230,11 @@ class Rollout:
             seen = self._seen["observations"]
             rows = self._rng.integers(0, len(seen), count)
             return seen[rows, self._rng.integers(0, seen.shape[1], count)], np.full(count, -1)
-        weights = bundle.goal_weights(self._config.goals.mode)
-        slots = self._rng.choice(len(bundle), count, p=weights)
-        return bundle.nodes[slots], slots
+        slots = self._rng.choice(len(guide), count, p=guide.chances)
+        return guide.nodes[slots], slots
 
     def _pursue(
-        self, policy: Policy, planner: Planner, bundle: Bundle, goals: Floats, slots: Ints
+        self, policy: Policy, planner: Planner, guide: Guide, goals: Floats, slots: Ints
     ) -> tuple[Floats, Floats]:
         """The policy phase: observations (n, steps + 1, d) and actions (n, steps, a)."""
         phases, env = self._config.phases, self._env
@@ -228,9 +249,9 @@ class Rollout:
         pursued = goals.copy()
         for t in range(phases.policy_steps):
             if chained:
-                before = bundle.predecessor[slots]
+                before = guide.predecessor[slots]
                 via = (before >= 0) & (t < phases.policy_steps // 2)
-                towards = np.where(via[:, None], bundle.nodes[before], goals)
+                towards = np.where(via[:, None], guide.nodes[before], goals)
                 pursued[direct] = towards[direct]
             if self._planned and t % self._config.planning.replan_steps == 0:
                 pursued[planned] = planner.subgoals(
