@@ -22,8 +22,10 @@ MAZE = "goals/walk_maze_debug"
 MAZE_SETTINGS = (
     "runtime.placement=actor",
     "runtime.mode=async",
-    "runtime.cpus={learner: 0.3, rollout: 0.3, reachability: 0.1, memory: 0.1, evaluator: 0.1}",
+    "runtime.cpus={learner: 0.3, rollout: 0.3, reachability: 0.1, memory: 0.1, evaluator: 0.1, "
+    "replay: 0.1}",
     "runtime.rollout_actors=2",
+    "runtime.replay_shards=1",
     "runtime.max_restarts=1000",
     "training.checkpoint_every_s=3",
     "training.figures_every_steps=100000000",

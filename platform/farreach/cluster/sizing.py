@@ -204,9 +204,7 @@ def _most_refreshes(costs: Costs, site: Site) -> float:
     return site.memory_speed / costs.refresh_s
 
 
-def _publishing(
-    costs: Costs, site: Site, weights: float, guides: float, refreshes: float
-) -> Stage:
+def _publishing(costs: Costs, site: Site, weights: float, guides: float, refreshes: float) -> Stage:
     """What the way out of the learner's machine can bear, and what most of it is.
 
     Args:

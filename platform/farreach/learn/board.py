@@ -29,6 +29,11 @@ LOOK_EVERY_S = 2.0
 LAST_SAVE_S = 4.0
 # Seconds after that in which a machine that is to go should have gone.
 GONE_S = 3.0
+# Seconds that workers wait to be ended when they have saved for another number of them.
+PAUSE_S = 60.0
+# Longest time in which they save.
+SAVED_S = 120.0
+STOP, PAUSE = "stop", "pause"
 
 Message = tuple[str, tuple[Any, ...]]
 # Metrics and whether the run was asked to stop; or what the user has to mend.
@@ -42,6 +47,7 @@ class Board:
         """Nothing is on it."""
         self._messages: list[Message] = []
         self._stop = False
+        self._pause, self._training = False, False
         self._outcome: Outcome | None = None
 
     def put(self, kind: str, content: tuple[Any, ...]) -> None:
@@ -61,9 +67,22 @@ class Board:
         """The driver wants the run to end with a checkpoint."""
         self._stop = True
 
-    def stop_asked(self) -> bool:
-        """Whether it does."""
-        return self._stop
+    def request(self) -> str:
+        """What the first worker shall do: `STOP`, `PAUSE` or nothing."""
+        return STOP if self._stop else PAUSE if self._pause else ""
+
+    def ask_to_pause(self) -> bool:
+        """Have the workers save and wait, for another number of them; whether any are training."""
+        self._pause = self._training
+        return self._training
+
+    def train(self, is_on: bool) -> None:
+        """The first worker begins, or has paused; or workers have died."""
+        self._training, self._pause = is_on, False
+
+    def is_training(self) -> bool:
+        """Whether it has begun and not paused."""
+        return self._training
 
     def end(self, outcome: Outcome) -> None:
         """How training has ended."""
@@ -115,6 +134,14 @@ class Link:
                     "resume`; if this comes again, look whether the driver's machine is overloaded."
                 )
             time.sleep(RETRY_S)
+
+    def pause(self) -> None:
+        """Have workers that train save, and wait until they have."""
+        deadline = time.monotonic() + SAVED_S
+        waiting = self.ask("ask_to_pause")
+        while waiting and time.monotonic() < deadline:
+            time.sleep(RETRY_S)
+            waiting = self.ask("is_training")
 
     def wait_until_taken(self, limit_s: float) -> None:
         """Until the driver has taken what was put, if it does so soon."""
@@ -192,6 +219,7 @@ class Remote:
         self._link = link
         self._asked_s = self._looked_s = time.monotonic()
         self._answer: Any = None
+        self._pause = False
         self._leaving: list[str] = []
         self._deadline: float | None = None
 
@@ -224,25 +252,30 @@ class Remote:
 
     def stop_asked(self) -> bool:
         """See `Outlet`; the answer is that to the question before."""
+        request = self._request()
+        self._pause = self._pause or request == PAUSE
+        return request == STOP
+
+    def _request(self) -> str:
         import ray
 
         if time.monotonic() - self._asked_s < ASK_EVERY_S:
-            return False
+            return ""
         self._asked_s = time.monotonic()
         if self._answer is None:
-            self._answer = self._link.send("stop_asked")
-            return False
+            self._answer = self._link.send("request")
+            return ""
         ready, _ = ray.wait([self._answer], timeout=0)
         if not ready:
-            return False
+            return ""
         answer, self._answer = self._answer, None
         try:
-            return bool(ray.get(answer))
+            return str(ray.get(answer))
         except ray.exceptions.RayActorError:
             self._link.forget()
-            return False
+            return ""
         finally:
-            self._answer = self._link.send("stop_asked")
+            self._answer = self._link.send("request")
 
     def wants_to_look(self) -> bool:
         """See `Outlet`."""
@@ -267,10 +300,16 @@ class Remote:
 
     def is_last_moment(self) -> bool:
         """See `Outlet`."""
-        return self._deadline is not None and time.time() > self._deadline - LAST_SAVE_S
+        is_close = self._deadline is not None and time.time() > self._deadline - LAST_SAVE_S
+        return self._pause or is_close
 
     def rest(self) -> None:
-        """See `Outlet`."""
+        """See `Outlet`; whoever asked for a pause ends this process in it."""
+        if self._pause:
+            self._link.ask("train", False)
+            time.sleep(PAUSE_S)
+            self._pause = False
+            self._link.ask("train", True)
         if self._deadline is not None:
             time.sleep(max(0.0, self._deadline + GONE_S - time.time()))
             self._deadline = None

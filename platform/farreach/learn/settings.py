@@ -52,7 +52,9 @@ class WorkersConfig(Config):
     """Ray Train workers; 0: in this process, without Ray."""
     min_workers: int | None = Field(None, ge=1)
     """With fewer than `workers` training goes on as long as there are so many, and takes in more as
-    they come: each change begins at the last checkpoint. None: it waits for all."""
+    they come, for which it saves and begins anew from there; None: it waits for all."""
+    grow_every_s: float = Field(60.0, gt=0)
+    """With `min_workers`, seconds between two looks at whether there is room for more."""
     cpus: float = Field(1.0, gt=0)
     """CPUs that each worker reserves."""
     gpus: float = Field(0.0, ge=0)

@@ -183,6 +183,7 @@ def _fit_with_ray(
 def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.execution.callback import ControllerCallback
 
     class Deaths(UserCallback):
         """Tells the driver what has ended workers; lives in Ray Train's controller."""
@@ -192,13 +193,25 @@ def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
             faults = {rank: fault_of(error) for rank, error in worker_exceptions.items()}
+            self._link.ask("train", False)
             self._link.ask("put", "died", (faults,))
             # What comes next ends all workers, and the driver could not tell who had ended before.
             self._link.wait_until_taken(TAKEN_S)
 
+    class Sizes(ControllerCallback):
+        """Has workers save before all are ended to begin anew as more or fewer; lives there too."""
+
+        def __init__(self, link: Link) -> None:
+            self._link = link
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+            self._link.pause()
+
     settings = config.runtime
     use_gpu = settings.gpus > 0
-    callbacks: list[Any] = [Deaths(arguments["link"])]
+    # The type checker knows an older class of that name.
+    growth: dict[str, Any] = {"elastic_resize_monitor_interval_s": settings.grow_every_s}
+    callbacks: list[Any] = [Deaths(arguments["link"]), Sizes(arguments["link"])]
     return TorchTrainer(
         _work,
         train_loop_config=arguments,
@@ -207,6 +220,7 @@ def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any
             num_workers=_sizes(settings),
             use_gpu=use_gpu,
             resources_per_worker=worker_resources(settings),
+            **growth,
         ),
         run_config=RunConfig(
             name="train",
@@ -360,9 +374,12 @@ def _work(arguments: dict[str, Any]) -> None:
         checkpoint = store.newest()
         if checkpoint is not None:
             loop.restore(checkpoint)
+        if place.is_first:
+            link.ask("train", True)
         outcome = loop.run()
     except FarreachError as error:
         link.ask("end", str(error))
         raise  # the others may be waiting for this worker
     if place.is_first:
         link.ask("end", outcome)
+        link.ask("train", False)

@@ -53,7 +53,7 @@ def test_a_board_that_is_lost_is_put_up_again_and_the_wish_to_stop_with_it(link)
     asking.join()
     assert found[1] == "the end"
     assert answered == [None]
-    assert worker.ask("stop_asked")
+    assert worker.ask("request") == board.STOP
 
 
 def test_a_worker_whose_driver_is_gone_does_not_wait_for_ever(ray_local, monkeypatch):
@@ -87,6 +87,34 @@ def hears(outlet, patience_s):
             return True
         time.sleep(0.05)
     return False
+
+
+def test_workers_save_before_there_are_more_or_fewer_and_nobody_waits_for_others(link, monkeypatch):
+    monkeypatch.setattr(board, "ASK_EVERY_S", 0.0)
+    monkeypatch.setattr(board, "PAUSE_S", 1.0)
+    controller, done = link.worker(), []
+    controller.pause()  # nobody trains yet
+    link.ask("train", True)
+    outlet = Remote(link.worker())
+    assert not hears(outlet, 0.3)
+    assert not outlet.is_last_moment()
+    pausing = threading.Thread(target=lambda: done.append(controller.pause()))
+    pausing.start()
+    deadline = time.monotonic() + 30
+    while not outlet.is_last_moment() and time.monotonic() < deadline:
+        assert not outlet.stop_asked()
+        time.sleep(0.05)
+    assert outlet.is_last_moment()
+    assert not done  # not before it has saved, which is when it rests
+    outlet.rest()
+    pausing.join(10)
+    assert done == [None]
+    # Nobody has ended this worker after all, so that it goes on.
+    assert not outlet.is_last_moment()
+    assert link.ask("is_training")
+    assert not hears(outlet, 0.3)
+    link.ask("train", False)
+    controller.pause()
 
 
 def test_a_last_checkpoint_is_due_before_a_machine_goes_and_rest_after_it(monkeypatch):
