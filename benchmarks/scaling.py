@@ -55,7 +55,7 @@ from farreach_workloads.goals.sac import Policy
 ROUNDS = 5
 STORE_BYTES = 1_500_000_000
 # Fragments of each actor in a round of `two_actors`, and steps in one of `rollout_*`.
-FRAGMENTS, STEPS = 20, 16_000
+FRAGMENTS, STEPS = 20, 48_000
 # Of MuJoCo's HalfCheetah with a policy of two layers of 256, the usual yardstick of such loops.
 SLOW_STEP_US = 250.0
 UPDATES = 640
@@ -152,7 +152,7 @@ def collect(actors: Sequence[ActorService], policy: Any, guide: Any, fragments: 
     flight: dict[Any, int] = {}
     while left or flight:
         for index in [i for i in left if i not in flight.values()]:
-            results = actors[index].call("collect", policy, guide, 0, returns=3)
+            results = actors[index].call("collect_newest", [policy], [guide], 0, returns=3)
             flight[results[2]] = index
             left[index] -= 1
             if not left[index]:
@@ -280,7 +280,9 @@ def learner_beside(trained: Trained) -> None:
             fetch(learner.call("update", config.runtime.learner_chunk, 0.0, returns=2)[0])
 
     def beside() -> Spent:
-        fragments = [actor.call("collect", policy, guide, 0, returns=3)[2] for _ in range(BESIDE)]
+        fragments = [
+            actor.call("collect_newest", [policy], [guide], 0, returns=3)[2] for _ in range(BESIDE)
+        ]
         ray.wait(fragments, num_returns=1)
         found = spent(update, process)
         assert ray.wait(fragments, num_returns=BESIDE, timeout=0)[1], "the rollout was done first"
@@ -371,6 +373,8 @@ def main() -> None:
     # Actors import what these files define.
     folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(folders)
+    for name, value in (runtime.ENVIRONMENT | runtime.LOCAL_ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
     here = dict.fromkeys(ROWS[name] for name in asked if name in ROWS)
     if here:
         with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:

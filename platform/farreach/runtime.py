@@ -37,8 +37,12 @@ ENVIRONMENT = {
     # Several threads per process make small networks slower on busy cores.
     "OMP_NUM_THREADS": "1",
 }
-# A control process of one's own that died does not come back; Ray waits a minute for it.
-LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+LOCAL_ENVIRONMENT = {
+    # A control process of one's own that died does not come back; Ray waits a minute for it.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    # Without a dashboard nobody asks for the list of all calls, which grows by 2 MB a minute.
+    "RAY_task_events_report_interval_ms": "0",
+}
 PACKAGES = ("farreach", "farreach_workloads")
 # Set by Ray in the driver of a submitted job.
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"

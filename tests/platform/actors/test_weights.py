@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from farreach.actors.weights import WeightBoard
+from farreach.actors.weights import Kept, WeightBoard
 
 
 def test_versions_count_up_per_name():
@@ -39,3 +40,28 @@ def test_old_versions_are_not_kept_alive():
 def test_an_unknown_name_is_an_error():
     with pytest.raises(KeyError):
         WeightBoard().newest("policy")
+
+
+@pytest.mark.ray
+def test_a_reader_fetches_a_value_once(ray_local):
+    kept, first = Kept(), ray_local.put({"w": np.arange(3)})
+    value = kept.read([first])
+    assert value["w"].tolist() == [0, 1, 2]
+    assert kept.read([first]) is value
+    second = ray_local.put({"w": np.arange(4)})
+    assert kept.read([second])["w"].tolist() == [0, 1, 2, 3]
+    assert kept.read([first]) is not value
+    assert kept.read(["a value"]) == "a value"
+
+
+@pytest.mark.ray
+def test_what_cannot_be_fetched_is_no_value(ray_local):
+    @ray_local.remote
+    def broken():
+        raise ValueError("broken")
+
+    kept, good = Kept(), ray_local.put(1)
+    assert kept.read([good]) == 1
+    with pytest.raises(ValueError, match="broken"):
+        kept.read([broken.remote()])
+    assert kept.read([good]) == 1

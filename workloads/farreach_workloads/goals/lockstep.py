@@ -17,9 +17,12 @@ class Lockstep(Coordinator):
         while not self._finished():
             self._stop_if_asked()
             self._look_around()
-            newest = (self._board.newest("policy").value, self._board.newest("guide").value)
+            newest = [[self._board.newest(name).value] for name in ("policy", "guide")]
             before = counters.env_steps
-            collected = [r.call("collect", *newest, before, returns=3) for r in parts.rollouts]
+            collected = [
+                rollout.call("collect_newest", *newest, before, returns=3)
+                for rollout in parts.rollouts
+            ]
             for index, (episodes, walks, info) in enumerate(collected):
                 self._add(index, episodes)
                 self._take_walks(walks, self._fetch(parts.rollouts[index].role, info))

@@ -189,7 +189,8 @@ class Overlapped(Coordinator):
         policy, guide = self._board.newest("policy"), self._board.newest("guide")
         self._ratio.request(self._fragment)
         steps = self._counters.env_steps
-        result = rollout.call("collect", policy.value, guide.value, steps, returns=3)
+        boxed = ([policy.value], [guide.value])
+        result = rollout.call("collect_newest", *boxed, steps, returns=3)
         self._flight[result[2]] = self._on_fragment(index, result[0], result[1], policy)
 
     def _take_in(self, timeout_s: float) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from farreach import messages, seeding
+from farreach.actors.weights import Kept
 from farreach.data.replay import Ring
 from farreach.errors import EnvironmentFault
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
@@ -131,6 +132,7 @@ class Rollout:
         self.begin_anew(incarnation)
         self._seen = Ring(max(1, config.agent.replay_steps // config.phases.policy_steps))
         self._planned = planned_copies(config)
+        self._weights, self._guide = Kept(), Kept()
         self._scaled = (b"", b"")
         self._features: Features | None = None
         self._policy: Policy | None = None
@@ -151,6 +153,12 @@ class Rollout:
         nobody = np.full(len(observations), -1)
         walks = self._walks(observations, nobody, 0, np.zeros(len(observations), bool), 0)
         return walks, self._info(observations[:, 1:], 0, observations.shape[1] - 1, {})
+
+    def collect_newest(
+        self, weights: Sequence[Any], guide: Sequence[Any], env_steps: int
+    ) -> tuple[Message, Message, Message]:
+        """`collect` with weights and guide as `Kept` reads them: most are the same as before."""
+        return self.collect(self._weights.read(weights), self._guide.read(guide), env_steps)
 
     def collect(
         self, weights: Mapping[str, np.ndarray], guide: Guide, env_steps: int
