@@ -4,8 +4,10 @@ One worker trains a network, reporting every two seconds; the same process then 
 updates in a bare loop. `train_loop` has one of which 40 updates take a second, still fewer than any
 image encoder's; `train_loop_small` one of 200 a second. The ratio is of the CPU seconds per update,
 ours over the bare ones: smaller is better. `first_step` is the wall time from the start of a run to
-its first update, with and without Ray Train. `python benchmarks/overhead.py` prints one JSON line
-per row.
+its first update, with and without Ray Train. `start_here` and `start_job` begin with the command:
+of `farreach train` without Ray, and of `farreach submit` to a cluster that has run such a job
+before (with a worker of Ray Train); the peer is a bare program of PyTorch, from its start to its
+first update. `python benchmarks/overhead.py [ROW …]` prints one JSON line per row.
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import measure
 import torch
+import yaml
 from torch import Tensor, nn
 
 from farreach import config as configs
 from farreach.actors.chaos import ChaosConfig
+from farreach.checkpoint import Checkpoint
 from farreach.config import Config as Base
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
@@ -37,11 +42,25 @@ from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
+from farreach.testing.heads import ray_head
 
 SAMPLES, WIDTH, BATCH = 4096, 256, 256
 # Row → width of the network, and updates between two looks at the clock.
 SIZES = {"train_loop": (1536, 80), "train_loop_small": (384, 400)}
-ROUNDS = 4
+ROUNDS, STARTS = 4, 3
+BARE = """
+import json, sys, time
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Linear(256, 384), nn.ReLU(), nn.Linear(384, 10))
+optimizer = torch.optim.AdamW(model.parameters())
+x, y = torch.randn(256, 256), torch.randint(0, 10, (256,))
+first = time.time()
+nn.functional.cross_entropy(model(x), y).backward()
+optimizer.step()
+open(sys.argv[1], "w").write(json.dumps({"first": first}))
+"""
 
 
 class Config(Base):
@@ -184,16 +203,63 @@ def times_of(workers: int, size: tuple[int, int]) -> tuple[dict[str, Any], float
         return content, content["first"] - begun
 
 
+def check(config: Config) -> list[str]:
+    """Nothing differs from a paper."""
+    return []
+
+
+def run(config: Config, run: RunDirectory, checkpoint: Checkpoint | None) -> dict[str, float]:
+    """Train it as a workload."""
+    return fit(config, run, checkpoint, make_task)
+
+
+def started(command: Sequence[str], times: Path) -> float:
+    """Seconds from the start of a program to its first update, of which it writes down the time."""
+    times.unlink(missing_ok=True)
+    begun = time.time()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return float(json.loads(times.read_text())["first"]) - begun
+
+
+def starts(here: str) -> None:
+    """Rows `start_here` and `start_job`."""
+    with tempfile.TemporaryDirectory() as name, ray_head() as address:
+        folder = Path(name)
+        times, file, bare = folder / "times.json", folder / "overhead.yaml", folder / "bare.py"
+        content = {"workload": "overhead", "out": str(times), "hidden": 384, "round": 2}
+        content["training"] = {"batch": BATCH, "epochs": 10 * BATCH / SAMPLES}
+        file.write_text(yaml.safe_dump(content))
+        bare.write_text(BARE)
+        farreach = [sys.executable, "-m", "farreach"]
+        own = [*farreach, "train", str(file), "--root", name]
+        job = [*farreach, "submit", str(file), "--working-dir", here, "--address", address]
+        job += ["--root", name, "runtime.workers=1"]
+        started(job, times)
+        found = [
+            statistics.median(started(command, times) for _ in range(STARTS))
+            for command in (own, job, [sys.executable, str(bare), str(times)])
+        ]
+    for row, seconds in zip(("start_here", "start_job"), found[:2], strict=True):
+        measure.row(row, seconds, found[2], "wall seconds", seconds / found[2])
+
+
 def main() -> None:
-    """Print all rows."""
+    """Print the rows that are asked for, or all."""
+    known = [*SIZES, "first_step", "start_here", "start_job"]
+    asked = sys.argv[1:] or known
+    if unknown := set(asked) - set(known):
+        sys.exit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-    for name, size in SIZES.items():
-        content, with_ray_s = times_of(1, size)
+    for name in [name for name in SIZES if name in asked]:
+        content, _ = times_of(1, SIZES[name])
         ours, bare = (statistics.median(content[key]) for key in ("ours", "bare"))
         measure.row(name, ours, bare, "CPU seconds per update", ours / bare)
-    _, alone_s = times_of(0, size)
-    measure.row("first_step", with_ray_s, alone_s, "wall seconds", with_ray_s / alone_s)
+    if "first_step" in asked:
+        with_ray_s, alone_s = (times_of(workers, (384, 40))[1] for workers in (1, 0))
+        measure.row("first_step", with_ray_s, alone_s, "wall seconds", with_ray_s / alone_s)
+    if {"start_here", "start_job"} & set(asked):
+        starts(here)
 
 
 if __name__ == "__main__":
