@@ -214,6 +214,8 @@ def main() -> None:
     options = parser.parse_args()
     whole = Watcher()
     grown, objects, left = {}, {}, []
+    for name, value in (runtime.ENVIRONMENT | runtime.LOCAL_ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
         ray.init(
             address="local",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -127,6 +128,7 @@ def _order(options: argparse.Namespace) -> Order:
     from farreach import launch
     from farreach.cluster.jobs import Order
     from farreach.cluster.shipping import runtime_env
+    from farreach.provenance import GIT_VARIABLE
     from farreach.yaml_source import to_text
 
     folder = options.working_dir
@@ -135,7 +137,10 @@ def _order(options: argparse.Namespace) -> Order:
         sys.path.insert(0, str(folder))  # where the job looks for modules too
     loaded = launch.trainable(options.config, options.overrides)
     config: Any = loaded.config
-    sent = {"installed": options.code == "image", "given": dict(options.env)}
+    is_in_image = options.code == "image"
+    git = None if is_in_image else _git_state()
+    told = {} if git is None else {GIT_VARIABLE: json.dumps(git)}
+    sent = {"installed": is_in_image, "given": told | dict(options.env)}
     return Order(
         name=config.name,
         runtime_env=runtime_env(to_text(loaded.raw), folder, **sent),
@@ -149,15 +154,19 @@ def _order(options: argparse.Namespace) -> Order:
 
 def _facts(options: argparse.Namespace) -> dict[str, str]:
     """Where the job comes from: it has no repository to look at."""
-    from farreach import provenance
-    from farreach.cluster.shipping import clone
-
-    root = clone()
-    git = None if root is None else provenance.git_state(root)
+    git = _git_state()
     facts = {"config": options.config, "overrides": shlex.join(options.overrides)}
     if git is not None:
         facts["commit"] = git["commit"] + (" and changes" if git["dirty"] else "")
     return facts
+
+
+def _git_state() -> dict[str, Any] | None:
+    from farreach import provenance
+    from farreach.cluster.shipping import clone
+
+    root = clone()
+    return None if root is None else provenance.git_state(root)
 
 
 def _announce_size(order: Order) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 from farreach import __version__
 
 PACKAGES = ("ray", "torch", "numpy", "gymnasium", "mujoco")
+# Holds the `git_state` of code that was sent to where its repository is not, as JSON.
+GIT_VARIABLE = "FARREACH_GIT"
 
 
 def installed_versions() -> dict[str, str]:
@@ -43,12 +46,19 @@ def manifest(
         "parent": parent,
         "seed": seed,
         "versions": installed_versions(),
-        "git": git_state(Path(__file__).resolve().parents[2]),
+        "git": git_state(Path(__file__).resolve().parents[2]) or _told_git_state(),
         "host": {
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
     }
+
+
+def _told_git_state() -> dict[str, Any] | None:
+    with suppress(ValueError):
+        found = json.loads(os.environ.get(GIT_VARIABLE, ""))
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def here() -> dict[str, Any]:

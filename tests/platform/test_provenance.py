@@ -1,4 +1,7 @@
 import subprocess
+from datetime import datetime, timezone
+
+import pytest
 
 from farreach import provenance
 
@@ -17,3 +20,19 @@ def test_the_git_state_is_that_of_the_source_tree(tmp_path):
     assert provenance.git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
     (tmp_path / "site-packages").mkdir()
     assert provenance.git_state(tmp_path / "site-packages") is None
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ('{"commit": "abc", "dirty": false}', {"commit": "abc", "dirty": False}),
+        ("", None),
+        ("abc", None),
+        ('"abc"', None),
+    ],
+)
+def test_code_that_was_sent_without_its_repository_is_told_its_commit(monkeypatch, told, expected):
+    monkeypatch.setattr(provenance, "git_state", lambda source: None)
+    monkeypatch.setenv("FARREACH_GIT", told)
+    start = datetime.now(timezone.utc)
+    assert provenance.manifest(["farreach"], 0, start, None)["git"] == expected

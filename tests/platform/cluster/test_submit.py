@@ -1,6 +1,7 @@
 """`farreach submit` to a cluster that wants a token: begun, stopped, continued, refused."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from farreach import provenance
 from farreach.rundir import RunDirectory
 from farreach.testing.heads import ray_head
 
@@ -76,6 +78,8 @@ def test_a_job_trains_to_the_end_and_is_then_left_alone(cluster):
     assert "count/steps  5\n" in printed
     assert printed.count("note      lr is not the paper's") == 1
     assert RunDirectory(path).read_result()["count/steps"] == 5.0
+    here = provenance.git_state(SOURCES[0].parent)
+    assert json.loads((path / "manifest.json").read_text())["git"] == here
     assert "lr: 0.25" in RunDirectory(path).config_path.read_text()
     name = next(line.split()[1] for line in printed.splitlines() if line.startswith("job "))
     assert printed.splitlines()[-1] == f"{name} is done; its run is {path}"
