@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from farreach.memory import available_bytes, own_bytes, usable_bytes
+from farreach.memory import available_bytes, give_back, own_bytes, usable_bytes
 
 FIRST_AFTER_S = 5.0
 EVERY_S = 30.0
@@ -32,6 +32,7 @@ class Vitals:
         if self._clock() < self._next_s:
             return {}
         self._next_s = self._clock() + EVERY_S
+        give_back()
         return machine_metrics(self._folder) | self._store.newest()
 
 
