@@ -65,3 +65,10 @@ def test_an_online_run_begins_with_one_rollout_unless_it_runs_in_lockstep():
 def test_a_recording_begins_with_one_task():
     (tasks,) = demand("data/maze_random", "episodes=1001", "episodes_per_shard=500")
     assert (tasks.count, tasks.first) == (3, 1)
+
+
+def test_shards_of_a_replay_are_asked_for_beside_the_rollouts():
+    words = ["runtime.placement=actor", "runtime.replay_shards=3"]
+    words += ["runtime.resources={replay: {rollout: 0.1}}"]
+    (shards,) = [each for each in demand("goals/walk_maze", *words) if each.role == "replay"]
+    assert shards == Demand("replay", 3, {"CPU": 0.5, "rollout": 0.1}, "SPREAD")
