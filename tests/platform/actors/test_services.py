@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ray
 
-from farreach.actors.services import ActorService, InlineService, death_cause, fetch
+from farreach.actors.services import LOSSES, ActorService, InlineService, death_cause, fetch
 from farreach.errors import ActorError, CheckpointError
 
 
@@ -91,3 +91,17 @@ def test_what_a_killed_actor_has_returned_stays_readable_and_its_death_is_report
         fetch(service.call("add", 1.0))
     assert "signal 9" in death_cause(death.value)
     assert fetch(returned).sum() == 100_000
+
+
+class Loses:
+    def read(self):
+        raise ray.exceptions.ObjectLostError("ab" * 28, None, "")
+
+
+@pytest.mark.ray
+def test_data_that_a_call_itself_cannot_fetch_are_a_loss_and_nobodys_death(ray_local):
+    service = ActorService("reader", Loses, (), num_cpus=0.1)
+    with pytest.raises(LOSSES):
+        fetch(service.call("read"))
+    assert service.facts()["pid"] > 0
+    service.stop()

@@ -73,7 +73,7 @@ class Nodes:
 
 @dataclass(frozen=True, kw_only=True)
 class Guide(Nodes):
-    """What rollouts need of a bundle, a tenth of its size: which nodes to go to, and the way.
+    """What rollouts need of a bundle, an eighth of its size: which nodes to go to, and the way.
 
     Attributes:
         chances: (n,) probability of each node as a goal.
