@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from farreach_workloads.retrieval import contrast
 from farreach_workloads.retrieval.contrast import (
     InBatch,
     InBatchConfig,
@@ -13,6 +14,7 @@ from farreach_workloads.retrieval.contrast import (
     Moco,
     MocoConfig,
     batch_loss,
+    even_cuts,
     queue_loss,
 )
 from farreach_workloads.retrieval.encoder import Bert, EncoderConfig
@@ -61,6 +63,38 @@ def test_the_loss_within_a_batch_by_hand():
     second = -np.log(np.exp(2) / (np.exp(2) + 2))
     assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
     assert float(accuracy) == 1.0
+
+
+def test_scores_in_blocks_are_those_of_all_at_once(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(2, 11, 4, generator=generator, dtype=torch.float64)
+    excluded = torch.rand(11, 11, generator=generator) < 0.3
+    excluded.fill_diagonal_(False)
+    found = []
+    for most in (10_000, 25, 1):
+        monkeypatch.setattr(contrast, "MOST_SCORES", most)
+        inputs = queries.clone().requires_grad_(), keys.clone().requires_grad_()
+        loss, accuracy = batch_loss(*inputs, torch.arange(11), 0.5, excluded)
+        found.append([loss.detach(), accuracy, *torch.autograd.grad(loss, inputs)])
+    for blocks in found[1:]:
+        torch.testing.assert_close(blocks, found[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 11, 40])
+def test_chunks_are_as_many_for_any_lengths(chunk):
+    lengths = torch.tensor([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 500])
+    cuts = even_cuts(lengths, chunk)
+    assert len(cuts) == len(even_cuts(lengths.flip(0), chunk)) == -(-11 // chunk)
+    assert sum(cuts) == 11
+    assert min(cuts) >= 1
+
+
+def test_chunks_have_equally_many_tokens():
+    lengths = torch.arange(1, 1001)
+    parts = lengths.split(even_cuts(lengths, 50))
+    tokens = torch.tensor([int(part.sum()) for part in parts])
+    assert len(parts) == 20
+    assert (tokens - tokens.float().mean()).abs().max() < 1000
 
 
 class Oracle:
@@ -215,7 +249,7 @@ def kept_loss(method, batch, chunk):
         order = lengths.argsort(stable=True)
         parts = [
             method.model.encoder(ids[some, : int(lengths[some].max())], lengths[some])
-            for some in order.split(chunk)
+            for some in order.split(even_cuts(lengths[order], chunk))
         ]
         sides.append(torch.cat(parts)[order.argsort()])
     return F.cross_entropy(sides[0] @ sides[1].t() / 0.5, torch.arange(len(sides[0])))

@@ -5,8 +5,9 @@ import torch
 from transformers import BertConfig, BertModel
 
 from farreach.errors import ConfigError
+from farreach_workloads.retrieval import packed
 from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig
-from farreach_workloads.retrieval.packed import layout_of
+from farreach_workloads.retrieval.packed import layout_of, spare_rows
 
 SIZES = {"width": 32, "depth": 2, "heads": 4, "hidden": 64, "positions": 40}
 
@@ -135,6 +136,22 @@ def test_the_layout_puts_texts_of_like_length_together():
     assert [(g.texts, g.longest) for g in layout.groups] == [(1, 300), (3, 100), (2, 4)]
     assert layout.groups[0].slots is None
     assert sum(g.end - g.begin for g in layout.groups) == int(lengths.sum())
+
+
+def test_rows_that_round_tokens_up_change_nothing(monkeypatch):
+    """Vectors and gradients are those without."""
+    torch.manual_seed(0)
+    encoder = Bert(100, EncoderConfig(dropout=0.0, **SIZES)).double()
+    ids, lengths = texts()
+    found = []
+    for least in (10**9, 1):
+        monkeypatch.setattr(packed, "LEAST_ROUNDED", least)
+        encoder.zero_grad()
+        vectors = encoder(ids, lengths)
+        vectors.square().sum().backward()
+        found.append([vectors.detach(), *(p.grad.clone() for p in encoder.parameters())])
+    assert spare_rows(torch.zeros(int(lengths.sum()), 1)) > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
 
 
 def test_heads_must_divide_the_width():

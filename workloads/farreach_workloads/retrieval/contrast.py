@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from farreach.learn.task import Batch
 from farreach.linear import linear
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.packed import exact
+
+MOST_SCORES = 1 << 22  # of a block of queries with all keys
 
 
 class MocoConfig(Config):
@@ -89,10 +92,35 @@ class Pair(nn.Module):
                 lengths[some],
                 use_reentrant=False,
             )
-            for some in order.split(chunk)
+            for some in order.split(even_cuts(lengths[order], chunk))
         ]
         vectors: Tensor = torch.cat(parts)
         return torch.empty_like(vectors).index_copy(0, order, vectors)
+
+
+def even_cuts(lengths: Tensor, chunk: int) -> list[int]:
+    """How many texts each chunk has, so that all have about as many tokens.
+
+    So memory is not that of the longest texts, and what one chunk gives back fits the next. How
+    many chunks there are depends on the number of texts alone: with split parameters, all workers
+    call the encoder equally often.
+
+    Args:
+        lengths: of the texts, in their order, (n,).
+        chunk: texts of a chunk, on average.
+
+    Returns:
+        ⌈n / chunk⌉ numbers, at least 1 each, n in all.
+    """
+    texts = len(lengths)
+    count = -(-texts // chunk)
+    tokens = np.cumsum(lengths.cpu().numpy())
+    wanted = np.searchsorted(tokens, tokens[-1] * np.arange(1, count) / count) + 1
+    parts = np.arange(1, count)
+    ends = np.maximum.accumulate(wanted - parts) + parts  # a text more than the one before
+    ends = np.minimum(ends, texts - count + parts)
+    sizes: list[int] = np.diff([0, *ends, texts]).tolist()
+    return sizes
 
 
 def _joined(texts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -196,6 +224,9 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each query's scores with all keys, of which one is its own.
 
+    Many scores are computed in blocks of queries, and once more in the backward pass, so that never
+    more than `MOST_SCORES` are kept.
+
     Args:
         queries: (n, width).
         keys: (m, width).
@@ -207,11 +238,24 @@ def batch_loss(
     Returns:
         The mean loss (), and the share of queries whose key has the highest score ().
     """
-    logits = linear(queries / temperature, keys)
-    if excluded is not None:
-        logits = logits.masked_fill(excluded, float("-inf"))
-    loss = F.cross_entropy(logits, targets)
-    return loss, (logits.argmax(1) == targets).float().mean()
+
+    def of_rows(some: slice, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        logits = linear(queries[some] / temperature, keys)
+        if excluded is not None:
+            logits = logits.masked_fill(excluded[some], float("-inf"))
+        loss = F.cross_entropy(logits, targets[some], reduction="sum")
+        return loss, (logits.argmax(1) == targets[some]).float().sum()
+
+    rows = max(1, MOST_SCORES // len(keys))
+    if rows >= len(queries):
+        loss, right = of_rows(slice(None), queries, keys)
+    else:
+        blocks = [
+            checkpoint(of_rows, slice(first, first + rows), queries, keys, use_reentrant=False)
+            for first in range(0, len(queries), rows)
+        ]
+        loss, right = (torch.stack(parts).sum() for parts in zip(*blocks, strict=True))
+    return loss / len(queries), right / len(queries)
 
 
 class Moco:

@@ -17,7 +17,14 @@ from torch.nn import functional as F
 from farreach.config import Config
 from farreach.data.fetched import absolute
 from farreach.errors import ConfigError
-from farreach_workloads.retrieval.packed import Block, exact, first_tokens, layout_of, pooled
+from farreach_workloads.retrieval.packed import (
+    Block,
+    exact,
+    first_tokens,
+    layout_of,
+    pooled,
+    spare_rows,
+)
 
 Pooling = Literal["average", "cls"]
 
@@ -148,9 +155,11 @@ class Bert(TextEncoder):
         x = self.norm(x)
         if self.training and self.dropout > 0:
             x = F.dropout(x, self.dropout)
+        tokens = len(x)
+        x = F.pad(x, (0, 0, 0, spare_rows(x)))
         for block in self.blocks:
             x = block(x, layout)
-        return x, layout
+        return x[:tokens], layout
 
     def vectors(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(n, l) → (n, width); see `TextEncoder`."""

@@ -20,6 +20,7 @@ from farreach.linear import gelu_linear, linear
 # enough to be worth a product of its own. That is soon on a CPU where there are no gradients.
 LEAST_FILLED, LEAST_TOKENS = 0.85, 256
 LEAST_FILLED_CPU, LEAST_TOKENS_CPU = 1.0, 64
+LEAST_ROUNDED, ROUNDED = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,16 @@ def _cuts(
     return [*cuts, (first, len(ordered))]
 
 
+def spare_rows(x: Tensor) -> int:
+    """Rows that are put below packed tokens (tokens, width) on a CPU, which nothing looks at.
+
+    There each shape of a product has code of its own, which takes time to make and stays: of all
+    numbers of tokens only the multiples of some number come to a layer.
+    """
+    few = len(x) < LEAST_ROUNDED
+    return 0 if few or x.device.type != "cpu" else -len(x) % ROUNDED
+
+
 class Attention(nn.Module):
     """Every token looks at those of its own text."""
 
@@ -133,7 +144,8 @@ class Attention(nn.Module):
         """Values of each head as each token weights them, (tokens, width) → the same."""
         qkv = linear(x, self.qkv.weight, self.qkv.bias)
         mixed = [self._of_group(qkv[group.begin : group.end], group) for group in layout.groups]
-        return torch.cat(mixed)
+        spare = len(x) - layout.groups[-1].end
+        return torch.cat([*mixed, x.new_zeros(spare, x.shape[1])] if spare else mixed)
 
     def _of_group(self, qkv: Tensor, group: Group) -> Tensor:
         """(tokens of the group, 3 width) → (tokens of the group, width)."""
