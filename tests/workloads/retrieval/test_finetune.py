@@ -134,7 +134,8 @@ def test_questions_learn_to_find_their_texts(tmp_path, given):
     assert logged[-1]["data/negatives"] == 2
     again = launch.evaluate(run.path)
     assert again["evaluation/ndcg@10"] == pytest.approx(found["evaluation/ndcg@10"])
-    assert [file.name for file in launch.plot(run.path)] == ["scores.png", "projector"]
+    drawn = [file.name for file in launch.plot(run.path)]
+    assert drawn == ["training.png", "scores.png", "projector"]
     out = launch.export(run.path, tmp_path / "encoder", "hub")
     encoder, vocabulary = open_encoder(out)
     np.testing.assert_allclose(

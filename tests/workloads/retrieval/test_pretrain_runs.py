@@ -156,7 +156,7 @@ def test_a_run_is_evaluated_drawn_and_exported(undisturbed, tmp_path):
     assert result["evaluation/questions"] == 20
     assert launch.evaluate(undisturbed, episodes=5)["evaluation/questions"] == 5
     names = {path.name for path in launch.plot(undisturbed)}
-    assert names == {"scores.png", "projector"}
+    assert names == {"training.png", "scores.png", "projector"}
     folder = launch.export(undisturbed, tmp_path / "model", "hub")
     encoder, words = open_encoder(folder)
     assert (encoder.width, words.size) == (16, 1500)

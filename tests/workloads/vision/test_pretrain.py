@@ -47,7 +47,7 @@ def test_views_come_to_agree_without_a_collapse(tmp_path):
     assert again["evaluation/knn_top1"] == pytest.approx(found["evaluation/knn_top1"])
     files = launch.plot(run.path)
     assert [file.name for file in files] == [
-        "neighbours.png", "attention.png", "prototypes.png", "projector",
+        "training.png", "neighbours.png", "attention.png", "prototypes.png", "projector",
     ]  # fmt: skip
 
     out = launch.export(run.path, tmp_path / "encoder", "timm")

@@ -13,11 +13,25 @@ from torch.utils.tensorboard import SummaryWriter
 
 from farreach.figures import save
 from farreach.learn.place import Place
+from farreach.panels import Panel, draw_panels
 from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.probe import Probe
 
 BINS = 80
+# How well training goes, and the signs of a stale queue or a collapse.
+PANELS = (
+    Panel("Loss", ("learner/loss",)),
+    Panel("Own key first", ("learner/accuracy",)),
+    Panel("Search", ("evaluation/ndcg@10", "evaluation/recall@100")),
+    Panel("Queue: updates since keys were encoded", ("learner/queue_age", "learner/queue_filled")),
+    Panel(
+        "Spread of vectors (0: collapse)", ("learner/query_std", "learner/key_std"), from_zero=True
+    ),
+    Panel(
+        "Directions that vectors use (1: collapse)", ("evaluation/effective_rank",), from_zero=True
+    ),
+)
 
 
 def similarities(probe: Probe) -> Figure:
@@ -39,11 +53,12 @@ def similarities(probe: Probe) -> Figure:
 
 
 def draw(probe: Probe, encoder: TextEncoder, run: RunDirectory) -> list[Path]:
-    """Search with an encoder, and write how scores lie and the vectors for the projector."""
+    """Search with an encoder; write how training went and scores lie, and the vectors."""
     with torch.no_grad():
         queries, documents = probe.vectors(encoder, Place())
         probe.measured(queries, documents)
     return [
+        *draw_panels(run.metrics_path, PANELS, run.figures / "training.png"),
         save(similarities(probe), run.figures / "scores.png"),
         project(documents, probe.titles, run.tensorboard / "projector"),
     ]

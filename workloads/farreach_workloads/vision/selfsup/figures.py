@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from farreach.data.images import ImageSet
 from farreach.figures import save
 from farreach.learn.place import Place
+from farreach.panels import Panel, draw_panels
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import attention, pictures
 from farreach_workloads.vision.augment import evaluation_transform
@@ -30,13 +31,25 @@ PICTURED, NEAREST, ATTENDED, SHOWN = 8, 7, 6, 8
 PROJECTED, THUMBNAIL = 2000, 32
 # Images whose scores with the prototypes are computed.
 SCORED, TOGETHER = 2048, 128
+# How well training goes, and the signs of a collapse.
+PANELS = (
+    Panel("Loss", ("learner/loss", "learner/cross_entropy")),
+    Panel("Neighbours' classes", ("evaluation/knn_top1", "evaluation/knn_balanced")),
+    Panel("Targets", ("learner/target_confidence", "learner/prior_divergence")),
+    Panel("Prototypes in use (1: collapse)", ("learner/prototypes_used",), from_zero=True),
+    Panel(
+        "Directions that features use (1: collapse)", ("evaluation/effective_rank",), from_zero=True
+    ),
+    Panel("Speed", ("throughput/samples_per_s",)),
+)
 
 
 def draw(task: PretrainTask, run: RunDirectory) -> list[Path]:
     """Write all of them, and the features for TensorBoard's projector; the files."""
     with torch.no_grad():
         task.evaluate(Place())
-        files = [save(neighbours(task), run.figures / "neighbours.png")]
+        files = draw_panels(run.metrics_path, PANELS, run.figures / "training.png")
+        files.append(save(neighbours(task), run.figures / "neighbours.png"))
         for name, of in (("attention", attended), ("prototypes", prototypes)):
             figure = of(task)
             if figure is not None:
