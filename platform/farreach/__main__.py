@@ -1,5 +1,5 @@
 """`python -m farreach` is the command `farreach`."""
 
-from farreach.cli import main
+from farreach.cli.main import main
 
 raise SystemExit(main())

@@ -29,11 +29,11 @@ from farreach.console import record
 from farreach.disk import atomic_write, cut_torn_line, disk_error, json_line, plain
 from farreach.errors import RunDirectoryError
 from farreach.registry import near_match
-from farreach.storage import is_remote, joined
+from farreach.storage.remote import is_remote, joined
 
 if TYPE_CHECKING:
     from farreach.checkpoint import CheckpointStore
-    from farreach.remote_run import RemoteRun
+    from farreach.storage.run import RemoteRun
 
 LATEST = "latest"
 _FOLDERS = ("figures", "checkpoints", "tensorboard")
@@ -121,7 +121,7 @@ class RunDirectory:
         if not is_remote(place):
             folder = _make_fresh(Path(root), name, now) if path is None else _make_exactly(path)
             return cls(folder)
-        from farreach.remote_run import RemoteRun
+        from farreach.storage.run import RemoteRun
 
         remote = RemoteRun(joined(str(root), _fresh_name(name, now)) if path is None else str(path))
         remote.make()
@@ -138,7 +138,7 @@ class RunDirectory:
             StorageError: a URI cannot be reached or read.
         """
         if is_remote(path):
-            from farreach.remote_run import RemoteRun
+            from farreach.storage.run import RemoteRun
 
             remote = RemoteRun(str(path))
             remote.open()
@@ -174,7 +174,7 @@ class RunDirectory:
             StorageError: a URI cannot be reached or read.
         """
         if is_remote(path):
-            from farreach.remote_run import RemoteRun
+            from farreach.storage.run import RemoteRun
 
             return RemoteRun(str(path)).is_there()
         return cls(Path(path)).is_run()
@@ -184,7 +184,7 @@ class RunDirectory:
         """The run of an `address`, for a process on any machine; a copy of its own if at a URI."""
         if not is_remote(address):
             return cls.open(Path(address))
-        from farreach.remote_run import RemoteRun
+        from farreach.storage.run import RemoteRun
 
         remote = RemoteRun(address, "workers")
         remote.open()
@@ -206,8 +206,8 @@ class RunDirectory:
 
         if self.remote is None:
             return CheckpointStore(self.checkpoints.resolve(), keep)  # for another process too
-        from farreach.remote_run import RemoteRun
-        from farreach.remote_store import RemoteStore
+        from farreach.storage.run import RemoteRun
+        from farreach.storage.store import RemoteStore
 
         workers = RemoteRun(self.remote.uri, "workers").checkpoints
         return RemoteStore(workers.remote, workers.directory, keep)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from farreach import curves
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.errors import ConfigError, RunDirectoryError
 from farreach.rundir import RunDirectory
 

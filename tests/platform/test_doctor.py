@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.doctor import checkup, packages, probes
 from farreach.doctor.finding import Finding, fault, ok, warning
 from farreach.doctor.packages import Wanted
@@ -258,7 +258,7 @@ def test_all_checks_work_here(tmp_path):
 def test_without_any_package_it_still_tells_what_is_missing(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[1:2]\n"
-        "from farreach.cli import main; sys.exit(main(['doctor', '--json']))"
+        "from farreach.cli.main import main; sys.exit(main(['doctor', '--json']))"
     )
     done = subprocess.run(
         [sys.executable, "-S", "-c", code, str(ROOT / "platform")],

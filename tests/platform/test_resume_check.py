@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from farreach.checkpoint import CheckpointStore
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.resume_check import compare
 
 

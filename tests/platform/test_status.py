@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.lines import NewLines
 from farreach.metrics import MetricsWriter
 from farreach.roster import Member, Roster, is_alive, is_held, is_here

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from farreach.console import say
 from farreach.errors import DataError
-from farreach.storage import Entry, Remote, copy_of, is_remote, last_name
+from farreach.storage.remote import Entry, Remote, copy_of, is_remote, last_name
 
 TELL_EVERY_S = 10.0
 

@@ -6,7 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from cluster_edits import CLUSTER, edited, line_of, report_of
 
-from farreach import cli
+from farreach.cli import main as cli
 from farreach.cluster.check import check_file
 from farreach.cluster.leaks import secrets
 from farreach.errors import ConfigError

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster_edits import CLUSTER, FILES, ROOT
 
 import farreach
-from farreach import cli
+from farreach.cli import main as cli
 from farreach.cluster import schemas
 from farreach.cluster.check import check_file
 from farreach.cluster.images import PYTHONS

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from farreach import cli
+from farreach.cli import main as cli
 from farreach.cluster import notice
 from farreach.errors import ClusterError
 

@@ -44,7 +44,7 @@ LATE = """
 import sys
 from pathlib import Path
 
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach_workloads.goals import parts
 from farreach_workloads.goals.coordinator import Coordinator
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.cluster import rehearsal
 from farreach.cluster.demand import Demand
 from farreach.cluster.fake import NodeType

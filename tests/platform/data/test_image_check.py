@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from farreach import cli
+from farreach.cli import main as cli
 from farreach.data.image_check import faults_of, looks_like_images
 from farreach.data.images import FolderImages
 

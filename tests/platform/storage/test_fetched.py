@@ -16,7 +16,7 @@ from farreach.data.fetched import absolute, here
 from farreach.data.images import open_images
 from farreach.data.text import documents
 from farreach.errors import DataError, StorageError
-from farreach.storage import Remote, cache
+from farreach.storage.remote import Remote, cache
 from farreach_workloads.goals.fresh.config import DataConfig
 from farreach_workloads.retrieval.config import TextConfig
 from farreach_workloads.vision.config import ImagesConfig

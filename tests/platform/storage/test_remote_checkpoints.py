@@ -7,9 +7,9 @@ import pytest
 
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import CheckpointError, StorageError
-from farreach.remote_checkpoints import RemoteCheckpoints
-from farreach.remote_store import RemoteStore
-from farreach.storage import Remote
+from farreach.storage.checkpoints import RemoteCheckpoints
+from farreach.storage.remote import Remote
+from farreach.storage.store import RemoteStore
 
 
 class Sides:
@@ -224,7 +224,7 @@ def test_a_held_checkpoint_gets_its_score_from_another_machine_and_is_let_go(s3,
 
 
 def test_a_store_is_patient_with_a_storage_that_fails(s3, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("farreach.remote_store.AGAIN_S", 0.01)
+    monkeypatch.setattr("farreach.storage.store.AGAIN_S", 0.01)
     remote = Remote(f"{s3}/run/checkpoints")
     store = RemoteStore(remote, tmp_path / "a", 1)
     push, faults = remote.push, [StorageError("the network went home.")] * 2

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from farreach import cli, launch, lease, mirror
+from farreach import launch
 from farreach.checkpoint import CheckpointStore
+from farreach.cli import main as cli
 from farreach.errors import RunDirectoryError, StorageError
 from farreach.rundir import RunDirectory
-from farreach.storage import Remote, cache, copy_of
+from farreach.storage import lease, mirror
+from farreach.storage.remote import Remote, cache, copy_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from farreach import launch
-from farreach.storage import Remote
+from farreach.storage.remote import Remote
 
 pytestmark = [pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
@@ -66,7 +66,7 @@ def test_goals_that_are_killed_go_on_from_the_uri_to_the_same_end(s3, tmp_path, 
     killed.wait()
     reached = steps_at(remote)[-1]
     shutil.rmtree(tmp_path / "lost")
-    monkeypatch.setattr("farreach.lease.STALE_S", 3.0)
+    monkeypatch.setattr("farreach.storage.lease.STALE_S", 3.0)
     launch.train("goals/walk_maze_debug", settings, run_dir=remote.uri, go_on=True)
     assert [event["step"] for event in events_at(remote, "resumed")] == [reached]
     undisturbed = launch.train("goals/walk_maze_debug", settings, run_dir=tmp_path / "whole")

@@ -7,9 +7,10 @@ import time
 import pytest
 from tests.platform.storage.server import free_port
 
-from farreach import filesystems, storage
 from farreach.errors import StorageError
-from farreach.storage import Remote, copy_of, is_remote, joined, last_name
+from farreach.storage import filesystems
+from farreach.storage import remote as storage
+from farreach.storage.remote import Remote, copy_of, is_remote, joined, last_name
 
 
 @pytest.fixture(params=["s3", "file"])

@@ -18,7 +18,7 @@ def main(folder, uri, *settings):
         cache = {"FARREACH_CACHE": f"{folder}/{number}"}
         cluster.add_node(num_cpus=1, env_vars=cache, object_store_memory=STORE_BYTES)
     os.environ["RAY_ADDRESS"] = cluster.address
-    from farreach import cli
+    from farreach.cli import main as cli
 
     try:
         return cli.main(["resume", uri, *settings])

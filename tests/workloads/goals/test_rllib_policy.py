@@ -7,7 +7,7 @@ import torch
 from farreach import config as configs
 from farreach import launch
 from farreach.checkpoint import CheckpointStore
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals.bundle import Bundle

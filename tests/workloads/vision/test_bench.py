@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from farreach import cli
+from farreach.cli import main as cli
 from farreach.errors import ConfigError
 from farreach_workloads.vision import bench
 from farreach_workloads.vision.backbones import FAMILIES, patchconvnet, resmlp, xcit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from farreach import datasets
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.data.episodes import Episode, EpisodeStore
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.goals.data.layouts import open_recording

@@ -13,7 +13,7 @@ import pytest
 from farreach import config as configs
 from farreach import launch
 from farreach.checkpoint import CheckpointStore
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals.fresh import pipeline

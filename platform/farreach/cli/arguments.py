@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from farreach.errors import FarreachError
-from farreach.storage import is_remote
+from farreach.storage.remote import is_remote
 
 
 class UsageError(FarreachError):

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from farreach.cli import main
+from farreach.cli.main import main
 
 NOBODY = "http://127.0.0.1:1"
 

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from farreach import __version__
-from farreach.cli_arguments import UsageError
-from farreach.cli_commands import COMMANDS, GROUPS
+from farreach.cli.arguments import UsageError
+from farreach.cli.commands import COMMANDS, GROUPS
 from farreach.console import flush, warn
 from farreach.errors import FarreachError
 from farreach.registry import near_match

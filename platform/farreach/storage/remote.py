@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from farreach.errors import StorageError
-from farreach.filesystems import connected, explained, is_foreign, missing
+from farreach.storage.filesystems import connected, explained, is_foreign, missing
 
 Result = TypeVar("Result")
 

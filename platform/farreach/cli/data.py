@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from farreach.cli_arguments import add_config
+from farreach.cli.arguments import add_config
 from farreach.console import say, warn
 from farreach.errors import DataError
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farreach.cli_arguments import UsageError, add_config
+from farreach.cli.arguments import UsageError, add_config
 from farreach.console import say, warn
 from farreach.errors import ClusterError
 

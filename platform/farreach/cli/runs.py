@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from farreach import cli_list
-from farreach.cli_arguments import UsageError, add_config, add_overrides, add_run, place, positive
+from farreach.cli import lists
+from farreach.cli.arguments import UsageError, add_config, add_overrides, add_run, place, positive
 from farreach.console import say
 from farreach.registry import near_match
 
@@ -76,7 +76,7 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="WHAT",
         default="configs",
-        help=", ".join([*cli_list.LISTS, *cli_list.OF_CONFIGS]),
+        help=", ".join([*lists.LISTS, *lists.OF_CONFIGS]),
     )
     parser.add_argument(
         "config", nargs="?", metavar="CONFIG", help="whose settings or evaluations to list"
@@ -134,7 +134,7 @@ def evaluate(options: argparse.Namespace) -> None:
         say(json.dumps(result, indent=2, allow_nan=False))
         return
     metrics = {name: value for name, value in result.items() if "/" in name}
-    cli_list.say_table(
+    lists.say_table(
         (name, "nan" if value is None else f"{value:.6g}") for name, value in metrics.items()
     )
 
@@ -212,15 +212,15 @@ def export(options: argparse.Namespace) -> None:
 
 def list_(options: argparse.Namespace) -> None:
     """Say what there is to choose from."""
-    known = [*cli_list.LISTS, *cli_list.OF_CONFIGS]
+    known = [*lists.LISTS, *lists.OF_CONFIGS]
     if options.what not in known:
         raise UsageError(f"cannot list {options.what!r}. {near_match(options.what, known)}")
-    if options.what not in cli_list.OF_CONFIGS:
+    if options.what not in lists.OF_CONFIGS:
         if options.config is not None:
             raise UsageError(f"`farreach list {options.what}` takes no CONFIG.")
-        cli_list.say_table(cli_list.LISTS[options.what]())
+        lists.say_table(lists.LISTS[options.what]())
     elif options.config is None:
         example = f"`farreach list {options.what} vision/msn_clipart`"
         raise UsageError(f"name a CONFIG, such as {example}.")
     else:
-        cli_list.OF_CONFIGS[options.what](options.config)
+        lists.OF_CONFIGS[options.what](options.config)

@@ -27,7 +27,7 @@ from farreach.checkpoint import (
     read_manifest,
 )
 from farreach.errors import CheckpointError, StorageError
-from farreach.storage import Entry, Remote
+from farreach.storage.remote import Entry, Remote
 
 Which = Literal["best", "newest"]
 

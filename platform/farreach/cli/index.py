@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from farreach.cli_arguments import UsageError, positive
-from farreach.cli_list import say_table
+from farreach.cli.arguments import UsageError, positive
+from farreach.cli.lists import say_table
 from farreach.console import say, warn
 from farreach.registry import near_match
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farreach.cli_arguments import add_overrides
-from farreach.cli_list import say_table
+from farreach.cli.arguments import add_overrides
+from farreach.cli.lists import say_table
 from farreach.console import say, warn
 from farreach.errors import ConfigError
 

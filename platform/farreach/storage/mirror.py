@@ -16,8 +16,8 @@ from pathlib import Path
 
 from farreach.console import say, warn
 from farreach.errors import StorageError
-from farreach.remote_checkpoints import RemoteCheckpoints
-from farreach.storage import Remote
+from farreach.storage.checkpoints import RemoteCheckpoints
+from farreach.storage.remote import Remote
 
 RESULT = "result.json"
 EVENTS = "events.jsonl"

@@ -20,7 +20,7 @@ from typing import Any
 
 from farreach.console import say
 from farreach.errors import RunDirectoryError, StorageError
-from farreach.storage import Remote
+from farreach.storage.remote import Remote
 
 OBJECT = "lease.json"
 REFRESH_S = 10.0

@@ -13,11 +13,11 @@ import pytest
 
 import farreach
 from farreach import config
-from farreach.cli import main, parsed
-from farreach.cli_commands import COMMANDS
+from farreach.cli.commands import COMMANDS
+from farreach.cli.main import main, parsed
 from farreach.rundir import RunDirectory
 
-WORKLOAD = Path(__file__).with_name("counting_workload.py")
+WORKLOAD = Path(__file__).parents[1] / "counting_workload.py"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_examples_of_help_can_be_typed(command):
 
 def test_help_is_quick_because_it_imports_nothing_large():
     code = (
-        "import sys; from farreach.cli import main; main(['--help'])\n"
+        "import sys; from farreach.cli.main import main; main(['--help'])\n"
         "large = {'torch', 'ray', 'pydantic', 'numpy', 'mujoco', 'rich'} & set(sys.modules)\n"
         "assert not large, large"
     )
@@ -71,7 +71,7 @@ def test_help_is_quick_because_it_imports_nothing_large():
 def test_a_python_without_the_dependencies_is_named():
     code = (
         "import sys; sys.modules['msgpack'] = None\n"
-        "from farreach.cli import main; sys.exit(main(['train', 'x.yaml']))"
+        "from farreach.cli.main import main; sys.exit(main(['train', 'x.yaml']))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

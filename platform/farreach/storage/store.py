@@ -10,8 +10,8 @@ from typing import Any
 from farreach.checkpoint import HELD, MANIFEST, SCORE, Checkpoint, CheckpointStore, score_note
 from farreach.console import warn
 from farreach.errors import CheckpointError, StorageError
-from farreach.remote_checkpoints import RemoteCheckpoints, Which, folders_of
-from farreach.storage import Remote
+from farreach.storage.checkpoints import RemoteCheckpoints, Which, folders_of
+from farreach.storage.remote import Remote
 
 # How long a store goes on trying to bring a checkpoint to a storage that fails.
 PATIENCE_S, AGAIN_S = 180.0, 5.0

@@ -16,15 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from farreach import lease as leases
 from farreach.checkpoint import Checkpoint
 from farreach.console import warn
 from farreach.errors import RunDirectoryError, StorageError
-from farreach.lease import Lease
-from farreach.mirror import CHECKPOINTS, CORE, Mirror, Stamp, stamps
-from farreach.remote_checkpoints import RemoteCheckpoints, Which
 from farreach.roster import is_held
-from farreach.storage import Remote, copy_of
+from farreach.storage import lease as leases
+from farreach.storage.checkpoints import RemoteCheckpoints, Which
+from farreach.storage.lease import Lease
+from farreach.storage.mirror import CHECKPOINTS, CORE, Mirror, Stamp, stamps
+from farreach.storage.remote import Remote, copy_of
 
 MANIFEST = "manifest.json"
 # All that a process leaves at the URI that was killed before its new run was one.

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from farreach.cli_arguments import positive
+from farreach.cli.arguments import positive
 from farreach.console import say
 
 # Imports of torch and of everything that needs it wait until a command does.

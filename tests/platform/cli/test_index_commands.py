@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 import torch
 
-from farreach.cli import main
+from farreach.cli.main import main
 from farreach.data import wordpieces
 from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
 from farreach_workloads.retrieval.hub import save_encoder
