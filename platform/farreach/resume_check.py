@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from farreach import launch
+from farreach import afterwards, launch
 from farreach.checkpoint import Checkpoint
 from farreach.console import say
 from farreach.errors import FarreachError
@@ -222,7 +222,7 @@ def _checkpoints(path: Path) -> list[dict[str, Any]]:
 
 
 def _last(run: RunDirectory) -> Checkpoint:
-    found = launch.find_checkpoint(run, "newest")
+    found = afterwards.find_checkpoint(run, "newest")
     if found is None:
         raise ResumeError(f"{run.path}: the run left no checkpoint to compare.")
     return found

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from farreach import launch, runtime
+from farreach import runtime
 from farreach.cluster import room
 from farreach.errors import ClusterError, FarreachError
 from farreach.rundir import RunDirectory
+from farreach.unforeseen import explained
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = [str(ROOT / "platform"), str(ROOT / "workloads")]
@@ -181,7 +182,7 @@ def test_an_error_from_an_actor_reaches_the_user_without_its_trace(ray_local, tm
         raise ClusterError("the cluster went home. Call it back.")
 
     run = RunDirectory.create(tmp_path, "maze", "", [], seed=0)
-    with pytest.raises(FarreachError) as caught, launch._failures_explained(run):
+    with pytest.raises(FarreachError) as caught, explained(run):
         ray_local.get(fail.remote())
     assert type(caught.value) is ClusterError
     assert str(caught.value) == "the cluster went home. Call it back."

@@ -81,7 +81,7 @@ def say_settings(name: str) -> None:
 def say_evaluations(name: str) -> None:
     """Print what there is to evaluate a run of a configuration by, with the settings of each."""
     from farreach import config
-    from farreach.launch import Evaluation
+    from farreach.workload import Evaluation
 
     module = importlib.import_module(config.load(config.find(name)).workload)
     found: dict[str, Evaluation] = getattr(module, "EVALUATIONS", {})

@@ -120,14 +120,14 @@ def resume(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a checkpoint, and say the metrics."""
-    from farreach import launch
+    from farreach import afterwards
 
     if options.what is not None and "=" in options.what:
         raise UsageError(f"{options.what!r}: name an evaluation before its settings.")
 
     # Whatever is printed on the way goes to stderr: with --json, stdout is for programs.
     with contextlib.redirect_stdout(sys.stderr):
-        result = launch.evaluate(
+        result = afterwards.evaluate(
             options.run, options.checkpoint, options.episodes, options.what, options.overrides
         )
     if options.json:
@@ -178,14 +178,14 @@ def check_resume(options: argparse.Namespace) -> None:
 
 def plot(options: argparse.Namespace) -> None:
     """Draw figures, and say their files."""
-    from farreach import launch
+    from farreach import afterwards
 
     if (options.images is None) != (options.out is None):
         raise UsageError("--images and --out belong together.")
     if options.images is not None:
-        files = launch.plot_images(options.run, options.images, options.out)
+        files = afterwards.plot_images(options.run, options.images, options.out)
     else:
-        files = launch.plot(options.run, options.figure)
+        files = afterwards.plot(options.run, options.figure)
     for path in files:
         say(str(path))
 
@@ -202,11 +202,11 @@ def curves(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write the model, and say its folder."""
-    from farreach import launch
+    from farreach import afterwards
 
     # Importing other software prints what it likes: stdout gets the folder alone.
     with contextlib.redirect_stdout(sys.stderr):
-        folder = launch.export(options.run, options.out, options.format)
+        folder = afterwards.export(options.run, options.out, options.format)
     say(str(folder))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from farreach import launch
+from farreach import afterwards, launch
 from farreach.checkpoint import CheckpointStore
 from farreach.cli import main as cli
 from farreach.errors import RunDirectoryError, StorageError
@@ -87,11 +87,11 @@ def test_another_machine_evaluates_and_draws_and_brings_what_it_made(s3, config,
     uri = f"{s3}/runs/first"
     launch.train(config, run_dir=uri)
     elsewhere()
-    assert launch.evaluate(uri)["eval/step"] == 1.0
-    assert launch.evaluate(uri, "newest")["eval/step"] == 3.0
+    assert afterwards.evaluate(uri)["eval/step"] == 1.0
+    assert afterwards.evaluate(uri, "newest")["eval/step"] == 3.0
     copies = sorted(path.name[-1] for path in copy_of(uri, "runs").glob("checkpoints/step_*"))
     assert copies == ["1", "3"]
-    assert [path.name for path in launch.plot(uri)] == ["1.png"]
+    assert [path.name for path in afterwards.plot(uri)] == ["1.png"]
     assert Remote(uri).read("figures/1.png") == b""
     assert RunDirectory.open(uri).read_result()["count/steps"] == 3.0
 
@@ -107,7 +107,7 @@ def test_another_machine_trains_on_and_the_first_one_notices(s3, config, elsewhe
     assert run.events()[2]["step"] == 3
     assert steps_at(uri) == [1, 3, 4, 5]  # 3 is the best that this machine has
     monkeypatch.setenv("FARREACH_CACHE", first)
-    assert launch.evaluate(uri, "newest")["eval/step"] == 5.0
+    assert afterwards.evaluate(uri, "newest")["eval/step"] == 5.0
     assert RunDirectory.open(uri).read_result()["count/steps"] == 5.0
     launch.resume(uri, ["steps=6"])
     assert steps_at(uri) == [1, 5, 6]
@@ -176,7 +176,7 @@ def test_a_second_driver_is_refused_while_the_first_is_alive(s3, config, tmp_pat
         monkeypatch.setenv("FARREACH_CACHE", str(tmp_path / "first"))
         with pytest.raises(RunDirectoryError, match="process of this machine is training in it"):
             launch.resume(uri)
-        assert launch.evaluate(uri, "newest")["eval/step"] == 2.0
+        assert afterwards.evaluate(uri, "newest")["eval/step"] == 2.0
     finally:
         process.terminate()
     assert process.wait(60) == 75
@@ -217,7 +217,7 @@ def test_what_was_not_brought_is_put_aside_when_another_machine_has_gone_on(
     elsewhere()
     launch.resume(uri, ["steps=4"])
     monkeypatch.setenv("FARREACH_CACHE", first)
-    assert launch.evaluate(uri, "newest")["eval/step"] == 4.0
+    assert afterwards.evaluate(uri, "newest")["eval/step"] == 4.0
     assert "had not brought is in" in capsys.readouterr().err
     [aside] = [path for path in copy.parent.iterdir() if path.name.startswith(f"{copy.name}.")]
     assert (aside / "checkpoints" / "step_000000000009").is_dir()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from farreach import afterwards, launch
 from farreach import config as configs
-from farreach import launch
 from farreach.data.text import Document
 from farreach.errors import ConfigError, DataError
 from farreach.learn.place import Place
@@ -51,7 +51,7 @@ def train(path, *overrides):
 
 
 def weights_of(run):
-    state = launch.find_checkpoint(RunDirectory.open(run), "newest").part("learner")["model"]
+    state = afterwards.find_checkpoint(RunDirectory.open(run), "newest").part("learner")["model"]
     return np.concatenate([np.asarray(state[name], np.float64).ravel() for name in sorted(state)])
 
 
@@ -132,11 +132,11 @@ def test_questions_learn_to_find_their_texts(tmp_path, given):
     assert found["dev/mrr"] > 0.9
     logged = [line for line in read_metrics(run.metrics_path) if "data/negatives" in line]
     assert logged[-1]["data/negatives"] == 2
-    again = launch.evaluate(run.path)
+    again = afterwards.evaluate(run.path)
     assert again["evaluation/ndcg@10"] == pytest.approx(found["evaluation/ndcg@10"])
-    drawn = [file.name for file in launch.plot(run.path)]
+    drawn = [file.name for file in afterwards.plot(run.path)]
     assert drawn == ["training.png", "scores.png", "projector"]
-    out = launch.export(run.path, tmp_path / "encoder", "hub")
+    out = afterwards.export(run.path, tmp_path / "encoder", "hub")
     encoder, vocabulary = open_encoder(out)
     np.testing.assert_allclose(
         encoder.words.weight.detach().numpy().ravel(), weights_of(run.path), rtol=1e-6
@@ -145,7 +145,7 @@ def test_questions_learn_to_find_their_texts(tmp_path, given):
     more = train(tmp_path / "more", *given, "second=null", f"start={run.path}", "training.lr=1e-9")
     np.testing.assert_allclose(weights_of(more.path), weights_of(run.path), atol=1e-6)
     with pytest.raises(ConfigError, match="is exported as hub"):
-        launch.export(run.path, tmp_path / "other", "onnx")
+        afterwards.export(run.path, tmp_path / "other", "onnx")
 
 
 def test_a_second_phase_learns_from_what_the_first_one_finds(tmp_path, given):
@@ -193,7 +193,7 @@ def test_a_run_in_two_parts_is_the_run_in_one_step_for_step(tmp_path, given, mon
     with pytest.raises(Stopped):
         train(tmp_path / "part", *settings)
     monkeypatch.undo()
-    assert launch.find_checkpoint(RunDirectory.open(tmp_path / "part"), "newest").step == 3
+    assert afterwards.find_checkpoint(RunDirectory.open(tmp_path / "part"), "newest").step == 3
     launch.resume(tmp_path / "part")
     np.testing.assert_array_equal(weights_of(tmp_path / "part"), weights_of(whole.path))
 
@@ -215,7 +215,7 @@ def test_a_killed_run_of_two_phases_goes_on_as_if_nothing_had_happened(tmp_path,
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     run = RunDirectory.open(tmp_path / "killed")
-    assert launch.find_checkpoint(run, "newest").step < 180
+    assert afterwards.find_checkpoint(run, "newest").step < 180
     launch.resume(run.path)
     np.testing.assert_array_equal(weights_of(run.path), weights_of(whole.path))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from farreach import launch
+from farreach import afterwards, launch
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
 from farreach_workloads.retrieval.jobs import EmbedConfig
@@ -154,7 +154,7 @@ def test_a_run_mines_for_another_one(tmp_path):
     ]
     debug = "retrieval/finetune_debian_debug"
     run = launch.train(debug, settings, run_dir=tmp_path / "run")
-    told = launch.evaluate(run.path, what="mine", words=["guard=null", "depth=12"])
+    told = afterwards.evaluate(run.path, what="mine", words=["guard=null", "depth=12"])
     assert told["mining/questions"] == 100
     out = run.path / "mined-3.jsonl"
     rows = list(rows_of(out, ""))
@@ -165,5 +165,5 @@ def test_a_run_mines_for_another_one(tmp_path):
     assert json.loads(again.result_path.read_text())["dev/questions"] == 12
     other = lines(tmp_path / "other.jsonl", [ROW])
     words_ = [f"path={other}", f"corpus={folder}", f"out={tmp_path / 'x.jsonl'}", "guard=null"]
-    assert launch.evaluate(run.path, what="mine", words=words_)["mining/questions"] == 1
+    assert afterwards.evaluate(run.path, what="mine", words=words_)["mining/questions"] == 1
     assert (tmp_path / "x.jsonl").is_file()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from farreach import afterwards, launch
 from farreach import config as configs
-from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import ConfigError, DataError, FarreachError
 from farreach.learn.place import Place
@@ -151,17 +151,17 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(undisturbed, cache, tmp_path):
 
 
 def test_a_run_is_evaluated_drawn_and_exported(undisturbed, tmp_path):
-    result = launch.evaluate(undisturbed)
+    result = afterwards.evaluate(undisturbed)
     assert 0 <= result["evaluation/ndcg@10"] <= 1
     assert result["evaluation/questions"] == 20
-    assert launch.evaluate(undisturbed, episodes=5)["evaluation/questions"] == 5
-    names = {path.name for path in launch.plot(undisturbed)}
+    assert afterwards.evaluate(undisturbed, episodes=5)["evaluation/questions"] == 5
+    names = {path.name for path in afterwards.plot(undisturbed)}
     assert names == {"training.png", "scores.png", "projector"}
-    folder = launch.export(undisturbed, tmp_path / "model", "hub")
+    folder = afterwards.export(undisturbed, tmp_path / "model", "hub")
     encoder, words = open_encoder(folder)
     assert (encoder.width, words.size) == (16, 1500)
     with pytest.raises(ConfigError, match="is exported as hub"):
-        launch.export(undisturbed, tmp_path / "other", "timm")
+        afterwards.export(undisturbed, tmp_path / "other", "timm")
     newest = CheckpointStore(undisturbed / "checkpoints").newest()
     own, _ = pretrain.encoder_of(undisturbed, newest.path)
     assert own.width == 16

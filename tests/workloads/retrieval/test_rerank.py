@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from farreach import launch
+from farreach import afterwards, launch
 from farreach.errors import ConfigError, DataError
 from farreach.learn.place import Place
 from farreach_workloads.retrieval.candidates import Candidates, CandidatesConfig
@@ -233,14 +233,14 @@ def test_a_re_ranker_learns_and_goes_on(tmp_path, given):
     last = [line for line in lines_ if "learner/loss" in line][-1]
     assert last["learner/loss"] < 0.2 * math.log(4)
     assert last["data/negatives"] == 3
-    assert [file.name for file in launch.plot(run.path)] == ["ranks.png"]
-    again = launch.evaluate(run.path)
+    assert [file.name for file in afterwards.plot(run.path)] == ["ranks.png"]
+    again = afterwards.evaluate(run.path)
     assert again["evaluation/ndcg@10"] == pytest.approx(found["evaluation/ndcg@10"])
     more = [f"path={tmp_path / 'set'}", "split=dev", "depth=30", "queries=6"]
-    more = launch.evaluate(run.path, what="rerank", words=more)
+    more = afterwards.evaluate(run.path, what="rerank", words=more)
     assert more["evaluation/questions"] == 6
     assert more["evaluation/recall@30"] == more["first/recall@30"]
-    out = launch.export(run.path, tmp_path / "out", "hub")
+    out = afterwards.export(run.path, tmp_path / "out", "hub")
     texts = [f"{colour} car" for colour in COLOURS]
     scores = Reranker.open(out).scores("hat red", texts)
     assert scores.argmax() == COLOURS.index("gold")
@@ -259,10 +259,10 @@ def test_an_encoder_can_be_the_first_stage_and_the_start(tmp_path, given):
     save_encoder(encoder, words(tmp_path / "words"), tmp_path / "encoder")
     start = f"start={tmp_path / 'encoder'}"
     run = launch.train(DEBUG, [*given, start, "training.lr=1e-9"], run_dir=tmp_path / "run")
-    state = launch.find_checkpoint(run, "newest").part("learner")["model"]
+    state = afterwards.find_checkpoint(run, "newest").part("learner")["model"]
     np.testing.assert_allclose(state["bert.word.weight"], encoder.word.weight.detach(), atol=1e-6)
     settings = [f"first={tmp_path / 'encoder'}", "split=dev", "depth=100"]
-    found = launch.evaluate(run.path, what="rerank", words=settings)
+    found = afterwards.evaluate(run.path, what="rerank", words=settings)
     assert found["first/recall@100"] == found["evaluation/recall@100"] == 1
 
 

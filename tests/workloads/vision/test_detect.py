@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from farreach import afterwards
 from farreach import config as configs
-from farreach import launch
 from farreach.data.instances import Instances
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import detect
@@ -147,10 +147,10 @@ def test_a_detector_learns_and_two_workers_evaluate_as_one(tmp_path):
     joined = [e for e in run.events() if e["event"] == "worker"]
     assert sorted(e["rank"] for e in joined) == [0, 1]
     assert os.getpid() not in {e["pid"] for e in joined}
-    again = launch.evaluate(run.path)
+    again = afterwards.evaluate(run.path)
     for name in ("evaluation/box_ap50", "evaluation/mask_ap50"):
         assert again[name] == pytest.approx(found[name])
-    files = launch.plot(run.path)
+    files = afterwards.plot(run.path)
     assert [file.name for file in files] == ["objects.png"]
 
 

@@ -12,8 +12,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from farreach import afterwards, launch
 from farreach import config as configs
-from farreach import launch
 from farreach.errors import DataError
 from farreach.learn.report import Report
 from farreach.learn.restored import restored
@@ -43,19 +43,19 @@ def test_views_come_to_agree_without_a_collapse(tmp_path):
     assert lines[-1]["learner/cross_entropy"] < 0.8 * math.log(32)
     assert lines[-1]["learner/prior_divergence"] < 0.3
     assert lines[-1]["learner/prototypes_used"] >= 4
-    again = launch.evaluate(run.path)
+    again = afterwards.evaluate(run.path)
     assert again["evaluation/knn_top1"] == pytest.approx(found["evaluation/knn_top1"])
-    files = launch.plot(run.path)
+    files = afterwards.plot(run.path)
     assert [file.name for file in files] == [
         "training.png", "neighbours.png", "attention.png", "prototypes.png", "projector",
     ]  # fmt: skip
 
-    out = launch.export(run.path, tmp_path / "encoder", "timm")
+    out = afterwards.export(run.path, tmp_path / "encoder", "timm")
     config = configs.load(run.config_path).config
-    task = restored(PretrainTask(config), launch.find_checkpoint(run, "best"))
+    task = restored(PretrainTask(config), afterwards.find_checkpoint(run, "best"))
     x = torch.randn(2, 3, 32, 32)
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    plain = launch.export(run.path, tmp_path / "weights", "safetensors")
+    plain = afterwards.export(run.path, tmp_path / "weights", "safetensors")
     assert [file.name for file in plain.iterdir()] == ["model.safetensors"]
     weights = load_file(plain / "model.safetensors")
     assert sorted(weights) == sorted(model.state_dict())
@@ -77,11 +77,11 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path, monkeypatch):
         train(tmp_path / "part")
     monkeypatch.undo()
     part = RunDirectory.open(tmp_path / "part")
-    assert launch.find_checkpoint(part, "newest").step == 5
+    assert afterwards.find_checkpoint(part, "newest").step == 5
     launch.resume(part.path)
     weights = []
     for run in (whole, part):
-        state = launch.find_checkpoint(run, "newest").part("learner")
+        state = afterwards.find_checkpoint(run, "newest").part("learner")
         arrays = [*state["model"].values(), *state["companions"][0].values()]
         weights.append(np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays]))
     np.testing.assert_array_equal(*weights)
@@ -116,11 +116,11 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     run = RunDirectory.open(tmp_path / "killed")
-    assert launch.find_checkpoint(run, "newest").step < 132
+    assert afterwards.find_checkpoint(run, "newest").step < 132
     launch.resume(run.path)
     losses = []
     for path in (whole.path, run.path):
-        state = launch.find_checkpoint(RunDirectory.open(path), "newest").part("learner")
+        state = afterwards.find_checkpoint(RunDirectory.open(path), "newest").part("learner")
         arrays = [*state["model"].values(), *state["companions"][0].values()]
         losses.append(np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays]))
     np.testing.assert_array_equal(*losses)

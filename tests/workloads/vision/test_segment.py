@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from farreach import afterwards, launch
 from farreach import config as configs
-from farreach import launch
 from farreach.data.label_maps import IGNORED
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.vision import segment
@@ -153,11 +153,11 @@ def test_a_network_learns_the_classes_of_pixels(tmp_path):
     # All ground has 0.85 of the pixels and, of eleven classes, a mean of about 0.08.
     assert found["evaluation/iou_ground"] > 0.85
     assert found["evaluation/mean_iou"] > 0.095
-    again = launch.evaluate(run.path)
+    again = afterwards.evaluate(run.path)
     assert again["evaluation/mean_iou"] == pytest.approx(found["evaluation/mean_iou"])
-    fewer = launch.evaluate(run.path, episodes=2)
+    fewer = afterwards.evaluate(run.path, episodes=2)
     assert fewer["evaluation/mean_iou"] != pytest.approx(found["evaluation/mean_iou"])
-    files = launch.plot(run.path)
+    files = afterwards.plot(run.path)
     assert [file.name for file in files] == ["classes.png"]
     with Image.open(files[0]) as drawn:
         assert drawn.size[0] > 500
@@ -189,6 +189,6 @@ def test_workers_with_parts_of_the_parameters_evaluate_and_save_the_whole(tmp_pa
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "result.json").read_text())
-    again = launch.evaluate(tmp_path / "run")
+    again = afterwards.evaluate(tmp_path / "run")
     for name in ("evaluation/mean_iou", "evaluation/pixel_accuracy"):
         assert again[name] == pytest.approx(found[name], abs=1e-4)

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from farreach import afterwards, launch
 from farreach import config as configs
-from farreach import launch
 from farreach.errors import ConfigError, DataError, FarreachError
 from farreach.learn.report import Report
 from farreach.learn.restored import restored
@@ -60,24 +60,24 @@ def test_a_network_learns_to_tell_the_clip_arts_apart(tmp_path):
     assert found["evaluation/top1"] > most_frequent + 0.05
     assert found["evaluation/top5"] > found["evaluation/top1"]
     assert found["evaluation/images"] == 1393
-    again = launch.evaluate(run.path, "newest")
+    again = afterwards.evaluate(run.path, "newest")
     assert again["evaluation/top1"] == pytest.approx(found["evaluation/top1"])
-    files = launch.plot(run.path)
+    files = afterwards.plot(run.path)
     assert [file.name for file in files] == ["predictions.png", "attention.png"]
     assert all(file.stat().st_size > 10_000 for file in files)
-    assert launch.plot(run.path, "attention") == files[1:]
+    assert afterwards.plot(run.path, "attention") == files[1:]
     with pytest.raises(ConfigError, match=r"no figure 'atention'\. Did you mean 'attention'"):
-        launch.plot(run.path, "atention")
+        afterwards.plot(run.path, "atention")
     for number in range(2):
         Image.new("RGBA", (50, 40), (200, 40 * number, 0, 128)).save(tmp_path / f"{number}.png")
-    seen = launch.plot_images(run.path, tmp_path, tmp_path / "seen" / "now")
+    seen = afterwards.plot_images(run.path, tmp_path, tmp_path / "seen" / "now")
     names = {file.name for file in seen}
     assert {"0000-0.png", "0001-1.png"} <= names
     maps = np.load(tmp_path / "seen" / "now" / "0000-0-class_attention_0.npy")
     assert maps.shape == (4, 4, 4)
     assert maps.dtype == np.float32
     with pytest.raises(ConfigError, match=r"nowhere: there is nothing"):
-        launch.plot_images(run.path, tmp_path / "nowhere", tmp_path / "seen")
+        afterwards.plot_images(run.path, tmp_path / "nowhere", tmp_path / "seen")
     shown = EventAccumulator(str(run.tensorboard), {"images": 0}).Reload().Images
     assert len(shown("evaluation/predictions")) == 2
     names = {name for line in read_metrics(run.metrics_path) for name in line}
@@ -109,7 +109,7 @@ def test_a_run_in_two_parts_equals_one_in_one(tmp_path, settings, monkeypatch):
     with pytest.raises(Stopped):
         train(tmp_path / "parts", *settings)
     monkeypatch.undo()
-    assert launch.find_checkpoint(RunDirectory.open(tmp_path / "parts"), "newest").step == 5
+    assert afterwards.find_checkpoint(RunDirectory.open(tmp_path / "parts"), "newest").step == 5
     run = launch.resume(tmp_path / "parts")
     assert result(run)["evaluation/loss"] == whole["evaluation/loss"]
 
@@ -326,9 +326,9 @@ def test_the_number_of_classes_is_that_of_the_images():
 @pytest.mark.slow
 def test_an_exported_model_is_timms_and_can_teach(tmp_path):
     run = train(tmp_path / "run", "training.epochs=0.05", "average.decay=0.9")
-    out = launch.export(run.path, tmp_path / "model", "timm")
+    out = afterwards.export(run.path, tmp_path / "model", "timm")
     config = config_of()
-    task = restored(SuperviseTask(config), launch.find_checkpoint(run, "best"))
+    task = restored(SuperviseTask(config), afterwards.find_checkpoint(run, "best"))
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), task.model(x))
@@ -337,11 +337,11 @@ def test_an_exported_model_is_timms_and_can_teach(tmp_path):
     assert written["label_names"][0] == "animals"
     assert written["pretrained_cfg"]["input_size"] == [3, 32, 32]
     with pytest.raises(ConfigError, match="is there already"):
-        launch.export(run.path, out, "timm")
+        afterwards.export(run.path, out, "timm")
     with pytest.raises(ConfigError, match="exported as timm, safetensors or onnx"):
-        launch.export(run.path, tmp_path / "other", "rllib")
+        afterwards.export(run.path, tmp_path / "other", "rllib")
 
-    onnx = launch.export(run.path, tmp_path / "onnx", "onnx")
+    onnx = afterwards.export(run.path, tmp_path / "onnx", "onnx")
     session = onnxruntime.InferenceSession(str(onnx / "model.onnx"))
     for shape in ((1, 3, 32, 32), (5, 3, 32, 32), (2, 3, 40, 72)):
         x = torch.randn(*shape)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from farreach import afterwards, seeding
 from farreach import config as configs
-from farreach import launch, seeding
 from farreach.data.episodes import ACTION, INDEX_FILE, OBSERVATION, EpisodeStore
 from farreach.data.fetched import here
 from farreach.errors import ConfigError
@@ -70,7 +70,7 @@ def load(config: GoalsRunConfig) -> Continuation:
     path = run.place
     offline: Any = configs.load(run.config_path).config
     _expect_fit(config, offline, path)
-    checkpoint = launch.find_checkpoint(run, "best")
+    checkpoint = afterwards.find_checkpoint(run, "best")
     if checkpoint is None:
         raise ConfigError(f"start.run: {path} has no checkpoint yet. Train it first.")
     learner = checkpoint.part("learner")

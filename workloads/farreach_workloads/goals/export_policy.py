@@ -9,8 +9,8 @@ from farreach.errors import ConfigError
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
-    from farreach.launch import Format
     from farreach.rundir import RunDirectory
+    from farreach.workload import Format
     from farreach_workloads.goals.config import GoalsRunConfig
 
 

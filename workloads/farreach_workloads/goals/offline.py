@@ -319,7 +319,7 @@ def visited(foundation: Foundation, env: GoalEnvironment) -> Ints:
 def run(
     config: FreshRunConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
-    """Run all stages, the policy from a checkpoint if there is one; see `farreach.launch`."""
+    """Run all stages, the policy from a checkpoint if there is one; see `Workload`."""
     env = make_environment(config.environment, 1)
     step = None if checkpoint is None else int(checkpoint.info["updates"])
     total = config.training.epochs * config.training.epoch_updates

@@ -12,9 +12,9 @@ from pathlib import Path
 from farreach import runtime
 from farreach.checkpoint import Checkpoint
 from farreach.config import flat
-from farreach.launch import Format
 from farreach.rundir import RunDirectory
 from farreach.stopping import StopRequest
+from farreach.workload import Format
 from farreach_workloads.goals import continuation, fidelity, parts
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator
@@ -47,7 +47,7 @@ def check_start(config: GoalsRunConfig) -> None:
 def run(
     config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
-    """Train, from a checkpoint if there is one; see `farreach.launch.Workload`."""
+    """Train, from a checkpoint if there is one; see `farreach.workload.Workload`."""
     env = make_environment(config.environment, 1)
     if config.runtime.placement == "actor":
         runtime.connect(

@@ -15,12 +15,12 @@ from farreach.console import say
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
-from farreach.launch import Evaluation, Format
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.loop import as_tensors
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation, Format
 from farreach_workloads.retrieval import figures, mining
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import TextEncoder
@@ -104,7 +104,7 @@ def make_task(config: FinetuneConfig) -> FinetuneTask:
 def run(
     config: FinetuneConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
-    """Find hard negatives if they are wanted, and train to the end; see `farreach.launch`."""
+    """Find hard negatives if they are wanted, and train to the end; see `Workload`."""
     found: dict[str, float] = {}
     if config.second is not None:
         if config.second.first is None:

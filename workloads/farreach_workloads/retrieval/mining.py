@@ -30,9 +30,9 @@ from farreach.disk import sync
 from farreach.errors import ConfigError
 from farreach.index.flat import search_flat
 from farreach.index.vectors import Vectors
-from farreach.launch import Evaluation
 from farreach.progress import Progress
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation
 from farreach_workloads.retrieval import models, stores
 from farreach_workloads.retrieval.embed import embed
 from farreach_workloads.retrieval.embedding import Ids, embedded

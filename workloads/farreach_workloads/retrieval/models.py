@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from farreach import afterwards
 from farreach import config as configs
-from farreach import launch
 from farreach.config import Config
 from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces, normalised
@@ -62,7 +62,7 @@ def open_model(path: str | Path) -> Model:
             )
         return hub.open_encoder(folder)
     run = RunDirectory.open(path)
-    checkpoint = launch.find_checkpoint(run, "best")
+    checkpoint = afterwards.find_checkpoint(run, "best")
     if checkpoint is None:
         raise CheckpointError(
             f"{run.path} has no checkpoint yet. Continue it with `farreach resume {run.path}`."

@@ -9,12 +9,12 @@ from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.data import text
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
-from farreach.launch import Evaluation, Format
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.loop import as_tensors
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation, Format
 from farreach_workloads.retrieval import figures, mining, stores
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.contrast import Pair
@@ -79,7 +79,7 @@ def make_task(config: RetrievalConfig) -> PretrainTask:
 def run(
     config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
-    """Tokenise what is not yet, and train to the end; see `farreach.launch`."""
+    """Tokenise what is not yet, and train to the end; see `Workload`."""
     stores.prepare(config)
     return fit(config, run, checkpoint, make_task)
 

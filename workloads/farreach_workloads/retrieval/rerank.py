@@ -17,12 +17,12 @@ from farreach.checkpoint import Checkpoint
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
 from farreach.figures import save
-from farreach.launch import Evaluation, Format
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation, Format
 from farreach_workloads.retrieval.candidates import Candidates, CandidatesConfig
 from farreach_workloads.retrieval.cross_encoder import (
     CrossEncoder,
@@ -132,7 +132,7 @@ def make_task(config: RerankConfig) -> RerankTask:
 
 
 def run(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint | None) -> dict[str, float]:
-    """Search for what is re-ranked while training, and train to the end; see `farreach.launch`."""
+    """Search for what is re-ranked while training, and train to the end; see `Workload`."""
     if config.runtime.workers:
         RerankTask(config)  # leaves in the cache what the workers look for
     return fit(config, run, checkpoint, make_task)

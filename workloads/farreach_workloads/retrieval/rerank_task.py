@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from farreach import afterwards, seeding
 from farreach import config as configs
-from farreach import launch, seeding
 from farreach.actors.chaos import ChaosConfig
 from farreach.checkpoint import CheckpointStore
 from farreach.config import Config
@@ -273,7 +273,7 @@ def open_reranker(path: Path | str) -> tuple[CrossEncoder, WordPieces]:
     if not is_reranker(path):
         raise ConfigError(f"{path}: is a run of something else. Name one of re-ranking.")
     run = RunDirectory.open(path)
-    checkpoint = launch.find_checkpoint(run, "best")
+    checkpoint = afterwards.find_checkpoint(run, "best")
     if checkpoint is None:
         raise CheckpointError(f"{path} has no checkpoint yet. Go on with `farreach resume {path}`.")
     return reranker_of(run.path, checkpoint.path)

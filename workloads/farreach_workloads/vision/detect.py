@@ -358,7 +358,7 @@ def make_task(config: DetectConfig) -> DetectTask:
 
 
 def run(config: DetectConfig, run: RunDirectory, checkpoint: Checkpoint | None) -> dict[str, float]:
-    """Train to the end; see `farreach.launch`."""
+    """Train to the end; see `Workload`."""
     return fit(config, run, checkpoint, make_task)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from farreach.disk import sync
 from farreach.errors import ConfigError, FarreachError
-from farreach.launch import Format
+from farreach.workload import Format
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.backbones.xcit import Xca, cheaper_form
 

@@ -8,11 +8,11 @@ from farreach import config as configs
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.data.images import UNLABELLED
 from farreach.errors import DataError
-from farreach.launch import Evaluation, Format
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation, Format
 from farreach_workloads.vision.evaluation import protocols, transfer
 from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.evaluation.finetune import FinetuneConfig, finetuned
@@ -89,7 +89,7 @@ def make_task(config: PretrainConfig) -> PretrainTask:
 def run(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
-    """Train to the end; see `farreach.launch`."""
+    """Train to the end; see `Workload`."""
     return fit(config, run, checkpoint, make_task)
 
 

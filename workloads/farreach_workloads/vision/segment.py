@@ -356,7 +356,7 @@ def make_task(config: SegmentConfig) -> SegmentTask:
 def run(
     config: SegmentConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
-    """Train to the end; see `farreach.launch`."""
+    """Train to the end; see `Workload`."""
     return fit(config, run, checkpoint, make_task)
 
 

@@ -23,7 +23,6 @@ from farreach.data.images import ImageSet, as_rgb
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.figures import rendered, save
-from farreach.launch import Format
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.loop import as_tensors
 from farreach.learn.order import Rows
@@ -32,6 +31,7 @@ from farreach.learn.restored import evaluated, restored
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
+from farreach.workload import Format
 from farreach_workloads.vision import attention, pictures
 from farreach_workloads.vision.augment import (
     evaluation_transform,
@@ -317,7 +317,7 @@ def make_task(config: SuperviseConfig) -> SuperviseTask:
 def run(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
-    """Train to the end; see `farreach.launch`."""
+    """Train to the end; see `Workload`."""
     return fit(config, run, checkpoint, make_task)
 
 

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from farreach import afterwards, launch
 from farreach import config as configs
-from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.cli.main import main
 from farreach.errors import CheckpointError, ConfigError, DataError
@@ -76,8 +76,8 @@ def test_a_run_leaves_results_pictures_and_diagnostics(train):
     assert result["training/updates"] == 400
     names = {path.name.partition("-")[0] for path in run.figures.glob("*.png")}
     assert {"memory", "reachability", "success", "paths", "visits"} <= names
-    assert launch.evaluate(run.path, episodes=20)["evaluation/success_final"] <= 1
-    assert launch.plot(run.path)
+    assert afterwards.evaluate(run.path, episodes=20)["evaluation/success_final"] <= 1
+    assert afterwards.plot(run.path)
 
 
 def test_unchanged_stages_are_skipped_and_changed_ones_rebuilt(train, built, capfd):
@@ -130,7 +130,7 @@ def test_an_evaluator_that_dies_is_replaced_and_one_that_keeps_dying_ends_the_ru
     from farreach_workloads.goals.fresh.side_evaluation import SideEvaluator
 
     run = train("run", "runtime.placement=tasks")
-    config = launch.configs.load(run.config_path).config
+    config = configs.load(run.config_path).config
     learner = CheckpointStore(run.checkpoints).newest().part("learner")
     said = []
     guard = Guard(run, ChaosConfig(), said.append)
@@ -141,7 +141,7 @@ def test_an_evaluator_that_dies_is_replaced_and_one_that_keeps_dying_ends_the_ru
     metrics, _ = evaluator.result()
     assert evaluator.is_done()
     assert metrics["evaluation/success_final"] == pytest.approx(
-        launch.evaluate(run.path, "newest")["evaluation/success_final"]
+        afterwards.evaluate(run.path, "newest")["evaluation/success_final"]
     )
     assert [line for line in said if "died" in line] == ["evaluator died"]
     assert any("signal 9" in line for line in said)
@@ -207,7 +207,7 @@ KILLED_IN_A_STAGE = """
 import os, signal, sys
 from pathlib import Path
 from farreach import config as configs
-from farreach import launch
+from farreach import launch, afterwards
 from farreach_workloads.goals.fresh import pipeline
 
 stage, config, run, *settings = sys.argv[1:]
@@ -289,8 +289,8 @@ def test_other_agents_train_on_the_same_stages_and_plan(kind, train, built):
     result = run.read_result()
     assert np.isfinite(result["evaluation/success_final"])
     assert np.isfinite(result["evaluation_planned/success_final"])
-    assert launch.evaluate(run.path, episodes=20)["evaluation/success_final"] <= 1
-    assert launch.plot(run.path)
+    assert afterwards.evaluate(run.path, episodes=20)["evaluation/success_final"] <= 1
+    assert afterwards.plot(run.path)
 
 
 def test_another_agent_resumes_to_the_same_end(train):

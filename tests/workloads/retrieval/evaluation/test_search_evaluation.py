@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from farreach import afterwards
 from farreach import config as configs
-from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.data import wordpieces
 from farreach.errors import ConfigError, DataError
@@ -166,7 +166,7 @@ def test_a_run_is_evaluated_by_name(given, tmp_path, monkeypatch):
     parts = {"learner": {"model": Pair(encoder).state_dict()}}
     CheckpointStore(run.checkpoints).save(parts, step=7, info={}, score=0.5)
     words = [f"path={given / 'animals'}", "modes=[dense]"]
-    result = launch.evaluate("latest", what="search", words=words)
+    result = afterwards.evaluate("latest", what="search", words=words)
     expected = evaluated(given, tmp_path, modes=("dense",))
     assert result["dense/ndcg@10"] == pytest.approx(expected["dense/ndcg@10"])
     assert (run.path / "evaluations" / "search-animals-test-7" / "dense.run").is_file()

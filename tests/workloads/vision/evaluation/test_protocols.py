@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from farreach import launch
+from farreach import afterwards, launch
 from farreach.data.images import ParquetImages
 from farreach.errors import ConfigError, DataError
 from farreach.rundir import RunDirectory
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
 
 def test_neighbours_are_those_of_training(run):
     own = json.loads(run.result_path.read_text())
-    found = launch.evaluate(run.path, what="knn", words=["neighbours=[20]"])
+    found = afterwards.evaluate(run.path, what="knn", words=["neighbours=[20]"])
     assert found["knn/top1_20"] == pytest.approx(own["evaluation/knn_top1"], abs=1e-6)
     [file] = (run.path / "evaluations").glob("knn-*.json")
     kept = json.loads(file.read_text())
@@ -31,9 +31,9 @@ def test_neighbours_are_those_of_training(run):
 
 def test_features_are_computed_once(run, monkeypatch):
     words = ["neighbours=[5]", "references=300"]
-    first = launch.evaluate(run.path, what="knn", words=words)
+    first = afterwards.evaluate(run.path, what="knn", words=words)
     monkeypatch.setattr(features, "features_of", None)
-    again = launch.evaluate(run.path, what="knn", words=words)
+    again = afterwards.evaluate(run.path, what="knn", words=words)
     assert again["knn/top1_5"] == first["knn/top1_5"]
 
 
@@ -41,27 +41,27 @@ def test_features_are_computed_once(run, monkeypatch):
 @pytest.mark.slow
 def test_workers_compute_the_same(run):
     words = ["neighbours=[5]", "references=1500"]
-    here = launch.evaluate(run.path, what="knn", words=words)
+    here = afterwards.evaluate(run.path, what="knn", words=words)
     for file in (run.path / "features").iterdir():
         file.unlink()
-    there = launch.evaluate(run.path, what="knn", words=[*words, "workers=2"])
+    there = afterwards.evaluate(run.path, what="knn", words=[*words, "workers=2"])
     assert there["knn/top1_5"] == here["knn/top1_5"]
 
 
 def test_layers_and_a_few_labels(run):
-    found = launch.evaluate(run.path, what="linear", words=["layers=true", "epochs=2"])
+    found = afterwards.evaluate(run.path, what="linear", words=["layers=true", "epochs=2"])
     assert {"linear/layer_1/top1", "linear/layer_2/top1", "linear/head"} <= set(found)
     words = ["classes=3", "per_class=[1,4]", "splits=2"]
-    found = launch.evaluate(run.path, what="lowshot", words=words)
+    found = afterwards.evaluate(run.path, what="lowshot", words=words)
     assert {"lowshot/1/mean", "lowshot/4/sd"} <= set(found)
     assert 0 < found["lowshot/4/mean"] <= 1
     with pytest.raises(DataError, match="class 2: has 3 images, 5 are to be chosen"):
-        launch.evaluate(run.path, what="lowshot")
+        afterwards.evaluate(run.path, what="lowshot")
 
 
 @pytest.mark.slow
 def test_fine_tuning_is_a_run_of_its_own(run):
-    found = launch.evaluate(run.path, what="finetune", words=["epochs=0.1"])
+    found = afterwards.evaluate(run.path, what="finetune", words=["epochs=0.1"])
     assert found["finetune/updates"] >= 3
     inner = RunDirectory.open(
         next((run.path / "evaluations").glob("finetune-*/config.yaml")).parent
@@ -71,9 +71,9 @@ def test_fine_tuning_is_a_run_of_its_own(run):
 
 def test_unknown_evaluations_and_settings_have_a_near_match(run):
     with pytest.raises(ConfigError, match="no evaluation"):
-        launch.evaluate(run.path, what="lowshots")
+        afterwards.evaluate(run.path, what="lowshots")
     with pytest.raises(ConfigError, match="Did you mean 'neighbours'"):
-        launch.evaluate(run.path, what="knn", words=["neighbors=[1]"])
+        afterwards.evaluate(run.path, what="knn", words=["neighbors=[1]"])
 
 
 def images_in(folder, count, colour):
@@ -99,7 +99,7 @@ def test_images_without_labels_are_enough_and_damaged_ones_are_replaced(tmp_path
     shares = [line["data/replaced_share"] for line in lines if "data/replaced_share" in line]
     assert 0 < max(shares) < 0.05
     with pytest.raises(DataError, match=r"there are no labels. Set data=PATH"):
-        launch.evaluate(run.path, what="knn")
+        afterwards.evaluate(run.path, what="knn")
 
 
 def test_other_processes_map_parquet_files_again():

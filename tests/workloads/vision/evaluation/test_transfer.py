@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from farreach import launch
+from farreach import afterwards, launch
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.vision.config import ImagesConfig
 from farreach_workloads.vision.evaluation import judgement, transfer
@@ -156,13 +156,13 @@ def test_a_classifier_has_all_evaluations(tmp_path):
         ("copies", ["images=20"], "copies/map"),
         ("structured", ["scenes=240", "epochs=1"], "count/top1"),
     ):
-        found = launch.evaluate(run.path, what=what, words=words)
+        found = afterwards.evaluate(run.path, what=what, words=words)
         assert 0 <= found[expected] <= 1, what
     with pytest.raises(DataError, match="no such class"):
-        launch.evaluate(run.path, what="shift", words=[f"sets={{x: {images.path}/val}}"])
+        afterwards.evaluate(run.path, what="shift", words=[f"sets={{x: {images.path}/val}}"])
     (tmp_path / "some").mkdir()
     solid(tmp_path / "some" / "food" / "0.png", "red")
     words = [f"sets={{some: {tmp_path / 'some'}}}"]
-    found = launch.evaluate(run.path, what="shift", words=words)
+    found = afterwards.evaluate(run.path, what="shift", words=words)
     assert found["shift/base/top1"] == pytest.approx(own["evaluation/top1"], abs=1e-6)
     assert found["shift/some/top1"] == 1

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from farreach import launch
+from farreach import afterwards, launch
 from farreach.metrics import read_metrics
 
 DEBUG = "vision/msn_clipart_debug"
@@ -21,7 +21,7 @@ def evaluations(run):
 
 
 def weights(run):
-    state = launch.find_checkpoint(run, "newest").part("learner")
+    state = afterwards.find_checkpoint(run, "newest").part("learner")
     arrays = [*state["model"].values(), *state["companions"][0].values()]
     return np.concatenate([np.asarray(array, np.float64).ravel() for array in arrays])
 
@@ -37,6 +37,6 @@ def test_neighbours_are_the_same_whoever_looks_for_them(ray_local, tmp_path):
     assert found == evaluations(inside)
     assert len(found) == 2
     np.testing.assert_array_equal(weights(beside), weights(inside))
-    best = launch.find_checkpoint(beside, "best")
+    best = afterwards.find_checkpoint(beside, "best")
     assert best.score == max(line["evaluation/knn_top1"] for line in found.values())
-    assert best.step == launch.find_checkpoint(inside, "best").step
+    assert best.step == afterwards.find_checkpoint(inside, "best").step

@@ -15,8 +15,8 @@ from pydantic import Field
 from farreach.checkpoint import Checkpoint
 from farreach.data.fetched import here
 from farreach.errors import ConfigError, DataError
-from farreach.launch import Evaluation
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation
 from farreach_workloads.vision.evaluation import grouped, shift, shift_layouts
 from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source
 from farreach_workloads.vision.evaluation.group_layouts import (

@@ -16,8 +16,8 @@ from torch import Tensor
 from farreach.checkpoint import Checkpoint
 from farreach.data.fetched import absolute
 from farreach.errors import DataError
-from farreach.launch import Evaluation
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation
 from farreach_workloads.vision.config import SHIPPED_SET, ImagesConfig
 from farreach_workloads.vision.evaluation import linear_probe
 from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source

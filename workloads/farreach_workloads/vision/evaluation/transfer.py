@@ -20,8 +20,8 @@ from farreach.config import Config
 from farreach.data.fetched import here
 from farreach.data.images import ImageSet
 from farreach.errors import ConfigError
-from farreach.launch import Evaluation
 from farreach.rundir import RunDirectory
+from farreach.workload import Evaluation
 from farreach_workloads.vision.config import ImagesConfig
 from farreach_workloads.vision.evaluation import copies, grouped, linear_probe
 from farreach_workloads.vision.evaluation.copy_layouts import CopySet, copydays, disc21
