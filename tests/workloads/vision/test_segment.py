@@ -13,6 +13,7 @@ from farreach import afterwards, launch
 from farreach import config as configs
 from farreach.data.label_maps import IGNORED
 from farreach.errors import ConfigError, DataError
+from farreach.learn.restored import restored
 from farreach_workloads.vision import segment
 from farreach_workloads.vision.config import BackboneConfig
 from farreach_workloads.vision.segment import (
@@ -130,6 +131,27 @@ def test_a_crop_shows_less_than_all_of_one_class_where_it_can():
         most[limit] = float((torch.maximum(share, 1 - share) > 0.75).float().mean())
     # A crop with enough of both begins in 17 of 161 columns: of ten one is found in two thirds.
     assert most[0.75] < 0.55 < 0.8 < most[1.0]
+
+
+def test_a_frozen_backbone_stays_as_it_began_while_the_head_learns(tmp_path):
+    """Runs of one seed and different lengths share the backbone alone."""
+    ended = []
+    for epochs in (1, 2):
+        settings = ["frozen=true", f"training.epochs={epochs}"]
+        run = launch.train(DEBUG, settings, run_dir=tmp_path / str(epochs))
+        checkpoint = afterwards.find_checkpoint(run, "newest")
+        ended.append(restored(SegmentTask(config_of(*settings)), checkpoint).model.state_dict())
+    short, long = ended
+    moved = {name for name in short if not torch.equal(short[name], long[name])}
+    assert not any(name.startswith("pyramid.backbone.") for name in moved)
+    assert any(name.startswith("head.") for name in moved)
+
+
+def test_what_is_wrong_or_doubtful_about_a_frozen_backbone():
+    notes = segment.check(config_of("frozen=true"))
+    assert "the frozen backbone has random weights: backbone.weights names none" in notes
+    with pytest.raises(ConfigError, match=r"backbone\.drop_path: a frozen backbone drops nothing"):
+        segment.check(config_of("frozen=true", "backbone.drop_path=0.1"))
 
 
 @pytest.mark.parametrize("kind", ["fpn", "upernet"])

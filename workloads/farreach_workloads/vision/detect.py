@@ -35,7 +35,7 @@ from farreach.rundir import RunDirectory
 from farreach_workloads.vision import pictures
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.dense.average_precision import Collected, average_precision
-from farreach_workloads.vision.dense.checks import check_depth
+from farreach_workloads.vision.dense.checks import check_backbone
 from farreach_workloads.vision.dense.config import STRIDES, DetectAugmentConfig, DetectConfig
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size
 from farreach_workloads.vision.dense.scenes import SceneInstances, open_scenes
@@ -63,7 +63,7 @@ class Body(nn.Module):
     def __init__(self, config: DetectConfig) -> None:
         """Raises ConfigError; see `Pyramid`."""
         super().__init__()
-        self.pyramid = Pyramid(config.backbone, config.data.size)
+        self.pyramid = Pyramid(config.backbone, config.data.size, config.frozen)
         self.out_channels = config.detector.width
         self.fpn = FeaturePyramidNetwork(self.pyramid.widths, self.out_channels, LastLevelMaxPool())
         self.reduced_precision = False
@@ -340,11 +340,11 @@ def check(config: DetectConfig) -> list[str]:
     train, held_out = images_of(config)
     train.image(0)
     model = Detector(config, len(train.classes))
-    check_depth(model.body.pyramid, config)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     notes = [
         f"{len(train):,} images to train on, {len(held_out):,} held out, {len(train.classes)} "
-        f"classes; {parameters:.1f}M parameters"
+        f"classes; {parameters:.1f}M parameters",
+        *check_backbone(model.body.pyramid, config),
     ]
     if model.fixed:
         side = config.data.size

@@ -31,7 +31,7 @@ from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import pictures
 from farreach_workloads.vision.augment import MEAN, STD, seed_globals
-from farreach_workloads.vision.dense.checks import check_depth
+from farreach_workloads.vision.dense.checks import check_backbone
 from farreach_workloads.vision.dense.config import SegmentConfig
 from farreach_workloads.vision.dense.heads import AuxiliaryHead, FpnHead, UperHead
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size, padded
@@ -53,7 +53,7 @@ class Segmenter(nn.Module):
     def __init__(self, config: SegmentConfig, classes: int) -> None:
         """Raises ConfigError; see `Pyramid`."""
         super().__init__()
-        self.pyramid = Pyramid(config.backbone, config.data.size)
+        self.pyramid = Pyramid(config.backbone, config.data.size, config.frozen)
         make = FpnHead if config.head.kind == "fpn" else UperHead
         self.head = make(self.pyramid.widths, config.head.width, classes)
         has_two = config.head.kind == "upernet" and config.head.auxiliary_weight > 0
@@ -340,11 +340,11 @@ def check(config: SegmentConfig) -> list[str]:
     train, held_out = images_of(config)
     train.load(0)
     model = Segmenter(config, len(train.classes))
-    check_depth(model.pyramid, config)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     return [
         f"{len(train):,} images to train on, {len(held_out):,} held out, {len(train.classes)} "
-        f"classes; {parameters:.1f}M parameters"
+        f"classes; {parameters:.1f}M parameters",
+        *check_backbone(model.pyramid, config),
     ]
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -69,6 +71,22 @@ def test_any_backbone_gives_four_maps_and_learns_by_all_of_them(name, options, w
     assert [tuple(m.shape) for m in maps] == shapes
     torch.stack([m.sum() for m in maps]).sum().backward()
     assert [name for name, p in pyramid.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["regnety_002", "vit_tiny_patch16_224"])
+def test_a_frozen_backbone_keeps_weights_and_statistics_and_its_adapters_learn(name):
+    pyramid = Pyramid(BackboneConfig(name=name), SIDE, frozen=True).train()
+    before = copy.deepcopy(pyramid.backbone.state_dict())
+    x = torch.randn(2, 3, SIDE, SIDE)
+    maps = pyramid(x)
+    torch.testing.assert_close(pyramid.backbone.state_dict(), before, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in pyramid.backbone.parameters())
+    learning = list(pyramid.adapters.parameters())
+    assert [m.requires_grad for m in maps].count(True) == (2 if learning else 0)
+    for p in learning:
+        assert p.requires_grad
+    again = pyramid.eval()(x)[2]  # neither an adapter nor anything that drops is in between
+    torch.testing.assert_close(again, maps[2])
 
 
 def test_a_map_is_what_the_block_leaves():

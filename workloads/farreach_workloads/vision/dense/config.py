@@ -122,6 +122,9 @@ class DenseConfig(Config):
 
     seed: int = 0
     backbone: BackboneConfig = BackboneConfig()
+    frozen: bool = False
+    """The backbone stays as it begins, and what stands on it learns alone: what its features are
+    worth, for a third of the time."""
     data: DenseImagesConfig = DenseImagesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: LoopConfig = LoopConfig()

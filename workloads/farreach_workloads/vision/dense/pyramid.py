@@ -25,14 +25,16 @@ class Pyramid(nn.Module):
 
     Attributes:
         widths: channels of the four maps.
+        frozen: whether the backbone does not learn.
     """
 
-    def __init__(self, backbone: BackboneConfig, size: int) -> None:
+    def __init__(self, backbone: BackboneConfig, size: int, frozen: bool = False) -> None:
         """Make it, with the backbone's weights if it names a file.
 
         Args:
             backbone: any model of timm that can give its intermediate maps.
             size: side of the images, for models that take one size alone.
+            frozen: whether the backbone stays as it begins, statistics included.
 
         Raises:
             ConfigError: the model does not exist, cannot give maps, or does not take the size.
@@ -43,7 +45,9 @@ class Pyramid(nn.Module):
             raise _no_maps(backbone, "timm has no way to its intermediate layers")
         strides = [int(info["reduction"]) for info in _infos(model)]
         channels = [int(info["num_chs"]) for info in _infos(model)]
-        self.backbone = model
+        self.backbone, self.frozen = model, frozen
+        if frozen:
+            model.requires_grad_(False)
         self._taken = taken_blocks(strides)
         self._order = sorted(set(self._taken))
         model.prune_intermediate_layers(self._order, prune_norm=True, prune_head=True)
@@ -61,11 +65,19 @@ class Pyramid(nn.Module):
             raise _no_maps(backbone, str(error)) from error
         self.train()
 
+    def train(self, mode: bool = True) -> Pyramid:
+        """As of any module; a frozen backbone drops nothing and keeps its statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """(b, 3, h, w), h and w multiples of 32 → four times (b, width, h / stride, w / stride)."""
-        found = self.backbone.forward_intermediates(
-            images, indices=self._order, output_fmt="NCHW", intermediates_only=True
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            found = self.backbone.forward_intermediates(
+                images, indices=self._order, output_fmt="NCHW", intermediates_only=True
+            )
         by_index = dict(zip(self._order, found, strict=True))
         maps = []
         for index, stride, adapt in zip(self._taken, STRIDES, self.adapters, strict=True):
