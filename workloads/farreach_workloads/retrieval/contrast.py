@@ -251,7 +251,14 @@ def batch_loss(
         loss, right = of_rows(slice(None), queries, keys)
     else:
         blocks = [
-            checkpoint(of_rows, slice(first, first + rows), queries, keys, use_reentrant=False)
+            checkpoint(
+                of_rows,
+                slice(first, first + rows),
+                queries,
+                keys,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
             for first in range(0, len(queries), rows)
         ]
         loss, right = (torch.stack(parts).sum() for parts in zip(*blocks, strict=True))

@@ -20,7 +20,8 @@ from farreach.linear import gelu_linear, linear
 # enough to be worth a product of its own. That is soon on a CPU where there are no gradients.
 LEAST_FILLED, LEAST_TOKENS = 0.85, 256
 LEAST_FILLED_CPU, LEAST_TOKENS_CPU = 1.0, 64
-LEAST_ROUNDED, ROUNDED = 1024, 256
+# On a CPU numbers of tokens from this one on are rounded up to multiples: see `spare_rows`.
+LEAST_ROUNDED, ROUNDED = 2048, 128
 
 
 @dataclass(frozen=True)
