@@ -40,7 +40,8 @@ def until(is_so, running):
 
 def steps_at(remote):
     names = [name for name in remote.list("checkpoints") if name.endswith("manifest.json")]
-    return sorted(int(name.split("/")[1][5:]) for name in names)
+    folders = [name.split("/")[1].removesuffix(".old") for name in names]
+    return sorted({int(folder.removeprefix("step_")) for folder in folders})
 
 
 def events_at(remote, kind):
