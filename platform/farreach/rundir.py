@@ -45,7 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class RunDirectory:
     """One run directory; `create` makes a new one and `open` finds an old one.
 
-    One at a URI (`s3://bucket/runs/first`) is worked on in a local copy; see `remote_run.py`.
+    One at a URI (`s3://bucket/runs/first`) is worked on in a local copy; see `storage.run`.
 
     ```
     run = RunDirectory.create(Path("runs"), "walk_maze", config_text, sys.argv, seed=0)

@@ -1,6 +1,6 @@
 """Brings what a driver writes into its local copy of a run to the run's URI, from a thread.
 
-Order: files, then checkpoints (see `remote_checkpoints.py`), then `result.json`. Small files of
+Order: files, then checkpoints (see `storage.checkpoints`), then `result.json`. Small files of
 facts come at once; metrics and TensorBoard's files, which grow and must be written whole each
 time, every 15 s or, where they are large, as seldom as to take 1 MB/s at most. All of them come
 before a new checkpoint, so that who continues from it has the metrics until there.

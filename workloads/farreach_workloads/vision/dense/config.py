@@ -124,7 +124,7 @@ class DenseConfig(Config):
     backbone: BackboneConfig = BackboneConfig()
     frozen: bool = False
     """The backbone stays as it begins, and what stands on it learns alone: what its features are
-    worth, for a third of the time."""
+    worth."""
     data: DenseImagesConfig = DenseImagesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: LoopConfig = LoopConfig()
