@@ -73,7 +73,7 @@ def vectors_of(folder: Path | None) -> tuple[Floats, Floats, str]:
         every, what = drawn(COUNT + HELD_OUT), f"drawn, {TOPICS} topics"
     else:
         stored = Vectors.open(folder)
-        every, what = stored.rows(np.arange(stored.count)), f"{folder.name}, documents as queries"
+        every, what = stored.at(np.arange(stored.points)), f"{folder.name}, documents as queries"
     chosen = np.random.default_rng(1).permutation(len(every))
     return every[np.sort(chosen[HELD_OUT:])], every[chosen[:HELD_OUT]], what
 

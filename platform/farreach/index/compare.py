@@ -60,7 +60,7 @@ def compare(
     Raises:
         DataError: there are no vectors, or the queries do not fit.
     """
-    truth, count = None, Vectors.open(vectors).count
+    truth, count = None, Vectors.open(vectors).points
     own = {part.name for part in vectors.iterdir()}
     with tempfile.TemporaryDirectory(dir=vectors.parent, prefix=".compare-") as folder:
         for kind in kinds:

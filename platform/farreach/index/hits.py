@@ -61,6 +61,23 @@ def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Hits:
     return result
 
 
+def of_owners(hits: Hits, owners: NDArray[np.int64], k: int) -> Hits:
+    """The best k owners of what was found, each by the best that it owns.
+
+    Args:
+        hits: (n, m).
+        owners: by row of `hits`, the row that it stands for; in rising order.
+        k: columns of the result.
+    """
+    rows = np.where(hits.rows == NO_ROW, NO_ROW, owners[hits.rows])
+    order = np.argsort(rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(rows, order, axis=1)
+    again = np.zeros(rows.shape, bool)
+    repeats = np.diff(ordered, axis=1, prepend=NO_ROW - 1) == 0
+    np.put_along_axis(again, order, repeats, axis=1)
+    return best(hits.scores, np.where(again, NO_ROW, rows), k)
+
+
 def merged(parts: Sequence[Hits], k: int) -> Hits:
     """The best k over several parts of a collection that have no row in common.
 

@@ -1,13 +1,14 @@
 """One part of embedded documents on disk: its vectors in NumPy's format, its documents in Parquet.
 
 `<name>.npy` has (n, d) float16 or float32, `<name>.parquet` the columns id, title, text, one for
-each key of the metadata, and `_key`, a 64-bit hash of the id. Once there, neither ever changes.
+each key of the metadata, `_key`, a 64-bit hash of the id, and, unless every document has one
+vector, `_points`, how many of the vectors are its. Once there, neither ever changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from farreach.index.files import written_aside
 # Reading one document reads a group of rows of the Parquet file.
 ROWS_TOGETHER = 1024
 FIELDS = ("id", "title", "text")
-KEY = "_key"
-_LONGEST = b"farreach.longest"
+KEY, POINTS = "_key", "_points"
+_OWN = (KEY, POINTS)  # columns that say nothing of a document itself
+_LONGEST, _COUNT = b"farreach.longest", b"farreach.points"
 _AGAIN = "Embed its documents again."
 
 
@@ -37,31 +39,57 @@ class Part:
         name: of its two files, without their ends.
         count: its documents.
         longest: the largest Euclidean norm of its vectors.
+        points: its vectors; None: each document has one.
     """
 
     name: str
     count: int
     longest: float
+    points: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of its vectors."""
+        return self.count if self.points is None else self.points
 
 
-def write(folder: Path, name: str, vectors: NDArray[Any], documents: Sequence[Document]) -> Part:
+def write(
+    folder: Path,
+    name: str,
+    vectors: NDArray[Any],
+    documents: Sequence[Document],
+    points: Sequence[int] | None = None,
+) -> Part:
     """Write both files of a part, the Parquet file last; what was there is replaced.
+
+    Args:
+        folder: for the files.
+        name: of them, without their ends.
+        vectors: (m, d), those of a document one after the other.
+        documents: n, in the same order.
+        points: vectors of each document, at least 1; None: each has one.
 
     Raises:
         DataError: the arguments do not fit together, a vector is not finite, a key of the metadata
             is taken, or the file system refuses the files.
     """
     where = folder / name
-    _check(where, vectors, documents)
-    table = pa.table(_columns(where, documents))
+    if points is not None and all(count == 1 for count in points):
+        points = None
+    _check(where, vectors, documents, points)
+    columns = _columns(where, documents)
+    if points is not None:
+        columns[POINTS] = pa.array(points, pa.uint32())
+    table = pa.table(columns)
     squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
     longest = float(np.sqrt(squares.max(initial=0.0)))
     with written_aside(_vectors_file(where)) as temporary, open(temporary, "wb") as file:
         np.save(file, np.ascontiguousarray(vectors))
-    table = table.replace_schema_metadata({_LONGEST: repr(longest)})
+    facts = {_LONGEST: repr(longest)} | ({} if points is None else {_COUNT: str(len(vectors))})
+    table = table.replace_schema_metadata(facts)
     with written_aside(_documents_file(where)) as temporary:
         pq.write_table(table, temporary, row_group_size=ROWS_TOGETHER, compression="zstd")
-    return Part(name, len(vectors), longest)
+    return Part(name, len(documents), longest, None if points is None else len(vectors))
 
 
 def is_there(folder: Path, name: str) -> bool:
@@ -87,11 +115,12 @@ def described(folder: Path, name: str) -> Part:
     metadata = file.schema_arrow.metadata or {}
     if _LONGEST not in metadata:
         raise DataError(f"{folder / name}.parquet: was written by something else. {_AGAIN}")
-    return Part(name, file.metadata.num_rows, float(metadata[_LONGEST]))
+    points = int(metadata[_COUNT]) if _COUNT in metadata else None
+    return Part(name, file.metadata.num_rows, float(metadata[_LONGEST]), points)
 
 
 def mapped(folder: Path, part: Part) -> NDArray[Any]:
-    """(count, d) vectors of a part, memory-mapped.
+    """(size, d) vectors of a part, memory-mapped.
 
     Raises:
         DataError: the file is missing, truncated or of another shape.
@@ -100,12 +129,12 @@ def mapped(folder: Path, part: Part) -> NDArray[Any]:
     try:
         # Copy-on-write maps as reading does, and torch takes it without a warning. A plain array,
         # for slices of a memmap are slow to make.
-        array = np.asarray(np.load(file, mmap_mode="c") if part.count else np.load(file))
+        array = np.asarray(np.load(file, mmap_mode="c") if part.size else np.load(file))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file}: cannot be read: {error}. {_AGAIN}") from error
-    if array.ndim != 2 or len(array) != part.count or array.dtype not in (np.float16, np.float32):
+    if array.ndim != 2 or len(array) != part.size or array.dtype not in (np.float16, np.float32):
         raise DataError(
-            f"{file}: holds {array.dtype} of shape {array.shape}, and not {part.count} vectors in "
+            f"{file}: holds {array.dtype} of shape {array.shape}, and not {part.size} vectors in "
             f"float16 or float32. {_AGAIN}"
         )
     return array
@@ -114,7 +143,7 @@ def mapped(folder: Path, part: Part) -> NDArray[Any]:
 def read_blocks(
     folder: Path, part: Part, begin: int, end: int, size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """(m, d) vectors, m ≤ size, of the rows of a part from `begin` to `end`, read and not mapped.
+    """(m, d) vectors, m ≤ size, of a part from the `begin`-th to the `end`-th, read and not mapped.
 
     Raises:
         DataError: the file cannot be read.
@@ -125,8 +154,8 @@ def read_blocks(
             np.lib.format.read_magic(file)
             (_, width), _, dtype = np.lib.format.read_array_header_1_0(file)
             file.seek(begin * width * dtype.itemsize, 1)
-            for row in range(begin, end, size):
-                block = np.fromfile(file, dtype, min(size, end - row) * width)
+            for point in range(begin, end, size):
+                block = np.fromfile(file, dtype, min(size, end - point) * width)
                 yield block.reshape(-1, width).astype(np.float32, copy=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}. {_AGAIN}") from error
@@ -148,13 +177,22 @@ def opened(folder: Path, name: str) -> Any:
         ) from error
 
 
+def points_of(folder: Path, part: Part) -> NDArray[np.int64]:
+    """(count,) how many vectors each document of a part has."""
+    if part.points is None:
+        return np.ones(part.count, np.int64)
+    return opened(folder, part.name).read([POINTS]).column(0).to_numpy().astype(np.int64)
+
+
+def told_of(names: Iterable[str]) -> set[str]:
+    """Of the names of a table's columns, those of metadata."""
+    return set(names) - {*_OWN, *FIELDS}
+
+
 def document(row: Mapping[str, Any]) -> Document:
     """The document in a row of the table."""
-    meta = {
-        name: value
-        for name, value in row.items()
-        if value is not None and name not in FIELDS and name != KEY
-    }
+    names = told_of(name for name, value in row.items() if value is not None)
+    meta = {name: value for name, value in row.items() if name in names}
     return Document(row["id"], row["title"], row["text"], meta)
 
 
@@ -163,26 +201,39 @@ def key_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _check(where: Path, vectors: NDArray[Any], documents: Sequence[Document]) -> None:
+def _check(
+    where: Path,
+    vectors: NDArray[Any],
+    documents: Sequence[Document],
+    points: Sequence[int] | None,
+) -> None:
     if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
         raise DataError(
             f"{where}: vectors are {vectors.dtype} of shape {vectors.shape}; they should be "
-            "float16 or float32 of shape (documents, width)."
+            "float16 or float32 of shape (vectors, width)."
         )
-    if len(vectors) != len(documents):
-        raise DataError(f"{where}: {len(vectors)} vectors do not fit {len(documents)} documents.")
+    counts = np.ones(len(documents), np.int64) if points is None else np.array(points, np.int64)
+    if len(counts) != len(documents) or counts.sum() != len(vectors):
+        raise DataError(
+            f"{where}: {len(vectors)} vectors do not fit {len(documents)} documents"
+            + ("." if points is None else f", of which {len(counts)} have {counts.sum()}.")
+        )
+    if (counts < 1).any():
+        name = documents[int(np.argmin(counts))].id
+        raise DataError(f"{where}: document {name!r} has no vector. Give each at least one.")
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
+        owner = int(np.searchsorted(np.cumsum(counts), broken[0], "right"))
         raise DataError(
-            f"{where}: {len(broken)} vectors are not finite, such as that of document "
-            f"{documents[int(broken[0])].id!r}. Mend the model that made them, or use float32."
+            f"{where}: {len(broken)} vectors are not finite, such as one of document "
+            f"{documents[owner].id!r}. Mend the model that made them, or use float32."
         )
 
 
 def _columns(where: Path, documents: Sequence[Document]) -> dict[str, Any]:
     """Name → values of what is kept of documents."""
     names = sorted({name for document in documents for name in document.meta})
-    taken = {KEY, *FIELDS}.intersection(names)
+    taken = {*_OWN, *FIELDS}.intersection(names)
     if taken:
         raise DataError(f"{where}: metadata cannot be called {min(taken)!r}. Rename that key.")
     texts: dict[str, list[str | None]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,29 @@ from farreach.cluster.demand import Demand
 from farreach.data.text import Document
 from farreach.errors import DataError
 from farreach.index import state as states
-from farreach.index.flat import rescored, search_flat, search_rows
+from farreach.index.flat import rescored
 from farreach.index.hits import Hits, best, merged
 from farreach.index.kinds import Floats, IndexConfig
+from farreach.index.points import best_documents, is_few, search_documents
 from farreach.index.shards import Mask, RemoteShards, Searches, Shards
 from farreach.index.state import State
 from farreach.index.vectors import Rows, Vectors
 from farreach.index.where import selected
 
-# Of less than this share of the rows all are scored: what follows lists or edges would miss them.
-FEW = 0.01
-MASKS_KEPT = 16
+FILTERS_KEPT = 16
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What may be found.
+
+    Attributes:
+        count: of documents.
+        points: by point, whether it is one of theirs; None: all are.
+    """
+
+    count: int
+    points: Mask | None
 
 
 class Reader:
@@ -59,7 +72,8 @@ class Reader:
         if len(self.deleted):
             self._alive = np.ones(state.rows, bool)
             self._alive[self.deleted] = False
-        self._masks: dict[str, Mask] = {}
+        self._everything = self._selection(self._alive)
+        self._filters: dict[str, _Selection] = {}
 
     @property
     def config(self) -> IndexConfig:
@@ -104,17 +118,22 @@ class Reader:
             DataError: the queries are of another width or model or not finite, k is below 1, or the
                 filter is wrong.
         """
-        queries = self._checked(queries, k, model)
+        queries, config = self._checked(queries, k, model), config or self.config
         allowed, most = self._allowed(where, k)
         if not most:
             return Hits.none(len(queries), k)
-        if allowed is not None and np.count_nonzero(allowed) < FEW * self.state.rows:
-            return best(*self._exact(queries, most, allowed), k)
-        hits = self._found(queries, most, allowed, config or self.config)
+        if allowed is not None and is_few(allowed):  # which lists or edges would miss
+            return self._exact(queries, most, allowed, k)
+        hits = best_documents(
+            self.vectors.owners,
+            lambda some, wanted: self._found(some, wanted, allowed, config),
+            queries,
+            most,
+        )
         short = hits.counts() < most
         if short.any():  # the lists or edges that were followed had too few
-            exact = self._exact(queries[short], most, allowed)
-            hits.scores[short], hits.rows[short] = exact
+            exact = self._exact(queries[short], most, allowed, most)
+            hits.scores[short], hits.rows[short] = exact.scores, exact.rows
         return best(hits.scores, hits.rows, k)
 
     def search_exactly(
@@ -125,7 +144,7 @@ class Reader:
         allowed, most = self._allowed(where, k)
         if not most:
             return Hits.none(len(queries), k)
-        return best(*self._exact(queries, most, allowed), k)
+        return self._exact(queries, most, allowed, k)
 
     def ids(self, rows: Rows) -> list[str]:
         """Ids of the documents in some rows; DataError for a row that is not there, as -1."""
@@ -170,8 +189,8 @@ class Reader:
             yield Reader(self.path, self.state, remote)
 
     def _found(self, queries: Floats, k: int, allowed: Mask | None, config: IndexConfig) -> Hits:
-        """The best k as the kind of index finds them, perhaps fewer."""
-        wanted = min(config.candidates(k), self.state.rows)
+        """The best k points as the kind of index finds them, perhaps fewer."""
+        wanted = min(config.candidates(k), self.state.points)
         parts = [
             self._shards.search(queries, wanted, config, allowed),
             self._added.search(queries, wanted, config, allowed),
@@ -179,37 +198,36 @@ class Reader:
         hits = merged(parts, wanted)
         if config.rescores:
             longest = self.vectors.longest
-            return rescored(hits, self.vectors.rows, queries, k, longest=longest)
+            return rescored(hits, self.vectors.at, queries, k, longest=longest)
         return best(hits.scores, hits.rows, k)
 
-    def _exact(self, queries: Floats, k: int, allowed: Mask | None) -> tuple[Floats, Rows]:
-        """Scores and rows of the best k, whatever the kind."""
-        longest = self.vectors.longest
-        if allowed is not None and np.count_nonzero(allowed) < FEW * self.state.rows:
-            rows = np.flatnonzero(allowed)
-            hits = search_rows(rows, self.vectors.rows, queries, k, longest=longest)
-        else:
-            pieces = self.vectors.pieces()
-            hits = search_flat(pieces, queries, k, longest=longest, allowed=allowed)
-        return hits.scores, hits.rows
+    def _exact(self, queries: Floats, most: int, allowed: Mask | None, k: int) -> Hits:
+        """The best `most` documents, whatever the kind, in k columns."""
+        hits = search_documents(self.vectors, queries, most, allowed)
+        return best(hits.scores, hits.rows, k)
 
     def _allowed(self, where: str | None, k: int) -> tuple[Mask | None, int]:
-        """By row, whether it may be found (None: all may), and how many of k can be."""
-        if where is None:
-            return self._alive, min(k, self.count)
-        mask = self._selected(where)
-        return mask, min(k, int(np.count_nonzero(mask)))
+        """By point, whether it may be found (None: all may), and how many of k documents can be."""
+        found = self._everything if where is None else self._filtered(where)
+        return found.points, min(k, found.count)
 
-    def _selected(self, where: str) -> Mask:
-        mask = self._masks.get(where)
-        if mask is None:
-            mask = selected(where, self.vectors.column, self.state.rows)
+    def _filtered(self, where: str) -> _Selection:
+        found = self._filters.get(where)
+        if found is None:
+            rows = selected(where, self.vectors.column, self.state.rows)
             if self._alive is not None:
-                mask &= self._alive
-            if len(self._masks) >= MASKS_KEPT:
-                self._masks.clear()
-            self._masks[where] = mask
-        return mask
+                rows &= self._alive
+            if len(self._filters) >= FILTERS_KEPT:
+                self._filters.clear()
+            found = self._filters[where] = self._selection(rows)
+        return found
+
+    def _selection(self, rows: Mask | None) -> _Selection:
+        if rows is None:
+            return _Selection(self.state.rows, None)
+        owners = self.vectors.owners
+        points = rows if owners is None else rows[owners]
+        return _Selection(int(np.count_nonzero(rows)), points)
 
     def _checked(self, queries: NDArray[Any], k: int, model: str | None) -> Floats:
         if k < 1:

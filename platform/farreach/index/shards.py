@@ -1,4 +1,4 @@
-"""Shards, ranges of rows that are built and searched apart: here or in Ray actors."""
+"""Shards, ranges of points that are built and searched apart: here or in Ray actors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Searches(Protocol):
     """Some shards, wherever they are."""
 
     def search(self, queries: Floats, k: int, config: IndexConfig, allowed: Mask | None) -> Hits:
-        """The best k rows of these shards for (n, d) queries, of those where `allowed` is True."""
+        """The best k points of these shards for (n, d) queries, where `allowed` is True."""
 
 
 class Shards:
@@ -196,7 +196,7 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
         DataError: the settings do not fit the vectors, or the file system refuses a file.
         ActorError: workers died again and again.
     """
-    edges = np.linspace(0, vectors.count, min(config.shards, vectors.count) + 1).astype(int)
+    edges = np.linspace(0, vectors.points, min(config.shards, vectors.points) + 1).astype(int)
     ranges = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     if config.kind == "flat":
         return tuple(Shard(begin, end, None, None) for begin, end in ranges)
@@ -208,7 +208,7 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
     key = _key(vectors, config)
     trained = f"trained-{key}.faiss"
     if not (folder / trained).exists():
-        empty = kinds.trained(config, _sample(vectors, config), vectors.count)
+        empty = kinds.trained(config, _sample(vectors, config), vectors.points)
         kinds.save(empty, folder / trained)
     shards = [
         Shard(begin, end, f"shard-{key}-{number:05d}-of-{len(ranges):05d}.faiss", trained)
@@ -240,18 +240,18 @@ def build_shard(folder: Path, vectors: Vectors, shard: Shard) -> None:
 
 def _sample(vectors: Vectors, config: IndexConfig) -> Floats:
     """Vectors to train on, drawn uniformly from all parts; a few for what needs no training."""
-    wanted = config.sample_for(vectors.count)
+    wanted = config.sample_for(vectors.points)
     rng = np.random.default_rng(config.seed)
-    rows = np.sort(rng.choice(vectors.count, wanted, replace=False))
+    chosen = np.sort(rng.choice(vectors.points, wanted, replace=False))
     result = np.empty((wanted, vectors.width), np.float32)
     for first, block in vectors.blocks(BLOCK):
-        begin, end = np.searchsorted(rows, [first, first + len(block)])
-        result[begin:end] = block[rows[begin:end] - first]
+        begin, end = np.searchsorted(chosen, [first, first + len(block)])
+        result[begin:end] = block[chosen[begin:end] - first]
     return result
 
 
 def _key(vectors: Vectors, config: IndexConfig) -> str:
     """A hash of all that decides what the shards hold."""
-    parts = [(part.name, part.count) for part in vectors.parts]
+    parts = [(part.name, part.size) for part in vectors.parts]
     content = json.dumps([config.model_dump(exclude=_OF_SEARCH), parts])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

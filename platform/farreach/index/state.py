@@ -4,7 +4,7 @@
 <index>/
   manifest.json                             names all other files; replaced last, in one step
   part-<hash>.npy  part-<hash>.parquet      vectors and documents
-  shard-<hash>-00000-of-00004.faiss         a range of rows, indexed; none for the kind `flat`
+  shard-<hash>-00000-of-00004.faiss         a range of points, indexed; none for the kind `flat`
   deleted-00000003.npy                      rows that are no longer found
 ```
 No file but the manifest ever changes. Files of the state before stay until the next change, for
@@ -38,10 +38,10 @@ _OURS = re.compile(r"\.?(part-[0-9a-f]{16}\.|shard-|trained-|deleted-).*")
 
 @dataclass(frozen=True)
 class Shard:
-    """A range of rows that is searched as one.
+    """A range of points that is searched as one.
 
     Attributes:
-        begin: first row.
+        begin: first point.
         end: one past the last.
         file: FAISS's index; None: the vectors themselves are searched.
         trained: shards with the same name here divide the space into the same lists.
@@ -62,8 +62,8 @@ class State:
         config: how it was built and is searched.
         model: hash of the model of its vectors.
         normalised: whether they have norm 1.
-        parts: vectors and documents; row r is the r-th over all parts.
-        shards: what is indexed; other rows were added since.
+        parts: vectors and documents; rows and points as in `farreach.index.vectors`.
+        shards: what is indexed; other points were added since.
         deleted: name of the file of deleted rows.
         earlier: files of the state before.
     """
@@ -82,15 +82,20 @@ class State:
         """All rows, deleted ones too."""
         return sum(part.count for part in self.parts)
 
+    @property
+    def points(self) -> int:
+        """All points, those of deleted rows too."""
+        return sum(part.size for part in self.parts)
+
     def added(self) -> Iterator[Shard]:
-        """Ranges of rows that no shard has."""
+        """Ranges of points that no shard has."""
         begin = 0
         for shard in sorted(self.shards, key=lambda shard: shard.begin):
             if begin < shard.begin:
                 yield Shard(begin, shard.begin, None, None)
             begin = shard.end
-        if begin < self.rows:
-            yield Shard(begin, self.rows, None, None)
+        if begin < self.points:
+            yield Shard(begin, self.points, None, None)
 
     def files(self) -> set[str]:
         """Names of all its files but the manifest."""

@@ -32,7 +32,7 @@ from farreach.index.reader import Reader
 from farreach.index.state import State
 from farreach.index.vectors import MANIFEST, Rows, Vectors, refuse_repeated, some
 
-# Share of rows that are deleted or in no shard from which on an index should be made compact.
+# Share of what is deleted or in no shard from which on an index should be made compact.
 WASTE = 0.1
 
 
@@ -103,7 +103,7 @@ class Index(Reader):
                 for file in source.state.files() - {source.state.deleted or ""}:
                     link_or_copy(source.path / file, out / file)
             state = _joined(sources)
-            begins = _begins(sources)
+            begins = _begins([source.state.rows for source in sources])
             gone = [one.deleted + begin for one, begin in zip(sources, begins, strict=True)]
             deleted = np.concatenate(gone)
             found = np.ones(state.rows, bool)
@@ -116,10 +116,11 @@ class Index(Reader):
 
     @property
     def waste(self) -> float:
-        """Share of rows that are deleted or in no shard; above WASTE, `compact` pays."""
+        """Share of what is deleted or in no shard; above WASTE, `compact` pays."""
         added = sum(shard.end - shard.begin for shard in self.state.added())
         deleted = self.state.rows - self.count
-        return min(1.0, (added + deleted) / max(1, self.state.rows))
+        shares = added / max(1, self.state.points), deleted / max(1, self.state.rows)
+        return min(1.0, sum(shares))
 
     def refresh(self) -> bool:
         """Turn to the present state, if another process has changed the index; whether it has."""
@@ -211,7 +212,7 @@ class Index(Reader):
                 self.search_exactly(queries, k),
                 before.config,
                 least=k if before.config.kind == "hnsw" else 1,
-                most=before.rows if before.config.kind == "hnsw" else self._lists,
+                most=before.points if before.config.kind == "hnsw" else self._lists,
                 target=recall,
             )
             self._publish(before, replace(before, config=config), self.deleted)
@@ -238,7 +239,7 @@ class Index(Reader):
     @property
     def _lists(self) -> int:
         """About how many lists each shard divides the space into."""
-        return self.config.lists_for(self.state.rows)
+        return self.config.lists_for(self.state.points)
 
     def _refuse_foreign(self, source: Vectors) -> None:
         for what, ours, theirs in (
@@ -270,9 +271,13 @@ class Index(Reader):
         name = _named(part.name.encode(), gone.tobytes())
         if part_files.is_there(self.path, name):
             return part_files.described(self.path, name)
-        kept = np.delete(np.arange(part.count), gone)
-        [(_, vectors)] = self.vectors.pieces(begin, begin + part.count)
-        return part_files.write(self.path, name, vectors[kept], self.documents(kept + begin))
+        kept = np.delete(np.arange(begin, begin + part.count), gone)
+        firsts, ends = self.vectors.begins[kept], self.vectors.begins[kept + 1]
+        points = np.concatenate([np.arange(*pair) for pair in zip(firsts, ends, strict=True)])
+        before = self.vectors.begins[begin]
+        [(_, vectors)] = self.vectors.pieces(before, self.vectors.begins[begin + part.count])
+        documents, counts = self.documents(kept), (ends - firsts).tolist()
+        return part_files.write(self.path, name, vectors[points - before], documents, counts)
 
 
 def _before(out: Path) -> State | None:
@@ -316,15 +321,16 @@ def _refuse_unlike(sources: Sequence[Index]) -> None:
 def _joined(sources: Sequence[Index]) -> State:
     """The state with the rows of several one after the other, but for what is deleted."""
     first = sources[0].state
+    begins = _begins([source.state.points for source in sources])
     moved = [
         replace(shard, begin=shard.begin + begin, end=shard.end + begin)
-        for source, begin in zip(sources, _begins(sources), strict=True)
+        for source, begin in zip(sources, begins, strict=True)
         for shard in source.state.shards
     ]
     parts = tuple(part for source in sources for part in source.state.parts)
     return replace(first, parts=parts, shards=tuple(moved), deleted=None)
 
 
-def _begins(sources: Sequence[Index]) -> list[int]:
-    """The first row of each index in the merged one."""
-    return np.cumsum([0, *(source.state.rows for source in sources[:-1])]).tolist()
+def _begins(counts: Sequence[int]) -> list[int]:
+    """Where each begins of so many, one after the other."""
+    return np.cumsum([0, *counts[:-1]]).tolist()

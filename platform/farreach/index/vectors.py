@@ -5,7 +5,9 @@ vectors/
   part-00000.npy   part-00000.parquet   …   see `parts`
   manifest.json    written last
 ```
-Row r is the r-th document over all parts.
+Row r is the r-th document over all parts. A document is one point of the space, or several, such as
+one for each of its passages; point p is the p-th vector over all parts, and those of a row lie one
+after the other.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ SCHEMA = 1
 NAMED = 5  # how many ids an error names
 
 Rows = NDArray[np.int64]
-# First row, and (m, d) vectors of the rows from there on.
+# First point, and (m, d) vectors of the points from there on.
 Piece = tuple[int, NDArray[Any]]
 
 
@@ -45,6 +48,7 @@ class Vectors:
         path: their folder.
         parts: the parts in the order of the rows.
         count: number of rows.
+        points: number of points.
         width: numbers of a vector.
         model: hash of the model that made them.
         normalised: whether every vector has norm 1.
@@ -60,8 +64,9 @@ class Vectors:
         self.model, self.normalised = model, normalised
         self._arrays = [files.mapped(path, part) for part in self.parts]
         _check_widths(path, self.parts, self._arrays)
-        self._begins = np.cumsum([0, *(part.count for part in self.parts)])
-        self.count = int(self._begins[-1])
+        self._rows = _Spread([part.count for part in self.parts])
+        self._points = _Spread([part.size for part in self.parts])
+        self.count, self.points = self._rows.total, self._points.total
         self.width = self._arrays[0].shape[1] if self._arrays else 0
         self._files: dict[int, Any] = {}
         self._columns: dict[tuple[int, str], Any] = {}
@@ -101,52 +106,66 @@ class Vectors:
     def columns(self) -> list[str]:
         """What documents have: id, title, text, then the keys of their metadata."""
         names = {name for i in range(len(self.parts)) for name in self._file(i).schema_arrow.names}
-        return [*files.FIELDS, *sorted(names - {files.KEY, *files.FIELDS})]
+        return [*files.FIELDS, *sorted(files.told_of(names))]
+
+    @cached_property
+    def owners(self) -> Rows | None:
+        """(points,) the row of each point; None if every row is one point."""
+        if self.points == self.count:
+            return None
+        return np.repeat(np.arange(self.count), np.diff(self.begins))
+
+    @cached_property
+    def begins(self) -> Rows:
+        """(count + 1,) the first point of each row, and the number of points."""
+        counts = [files.points_of(self.path, part) for part in self.parts]
+        return np.concatenate([np.zeros(1, np.int64), *counts]).cumsum()
 
     def pieces(self, begin: int = 0, end: int | None = None) -> list[Piece]:
-        """The memory-mapped vectors of the rows from `begin` to `end`, a piece for each part."""
-        end = self.count if end is None else end
+        """The memory-mapped vectors of the points from `begin` to `end`, a piece for each part."""
         return [
-            (row, self._arrays[part][local : local + length])
-            for part, row, local, length in self._ranges(begin, end)
+            (point, self._arrays[part][local : local + length])
+            for part, point, local, length in self._points.ranges(begin, end)
         ]
 
     def blocks(
         self, size: int, begin: int = 0, end: int | None = None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """First row and (m, d) vectors, m ≤ size, of the rows from `begin` to `end`, in order.
+        """First point and (m, d) vectors, m ≤ size, of the points from `begin` to `end`, in order.
 
         They are read and not mapped: memory holds one block at a time.
         """
-        end = self.count if end is None else end
-        for part, row, local, length in self._ranges(begin, end):
+        for part, point, local, length in self._points.ranges(begin, end):
             record = self.parts[part]
             for block in files.read_blocks(self.path, record, local, local + length, size):
-                yield row, block
-                row += len(block)
+                yield point, block
+                point += len(block)
 
-    def rows(self, rows: Rows) -> NDArray[np.float32]:
-        """(m, d) vectors of the given rows.
+    def at(self, points: Rows) -> NDArray[np.float32]:
+        """(m, d) vectors of the given points.
 
         Raises:
-            DataError: there is no such row.
+            DataError: there is no such point.
         """
-        result = np.empty((len(rows), self.width), np.float32)
-        for part, places, local in self._places(rows):
+        self._refuse_beyond(points, self.points, "point")
+        result = np.empty((len(points), self.width), np.float32)
+        for part, places, local in self._points.places(points):
             result[places] = self._arrays[part][local]
         return result
 
     def ids(self, rows: Rows) -> list[str]:
-        """Ids of the documents in the given rows; raises DataError as `rows` does."""
+        """Ids of the documents in the given rows; raises DataError as `at` does."""
+        self._refuse_beyond(rows, self.count, "row")
         found = np.empty(len(rows), object)
-        for part, places, local in self._places(rows):
+        for part, places, local in self._rows.places(rows):
             found[places] = self._column(part, "id").take(pa.array(local)).to_pylist()
         return found.tolist()
 
     def documents(self, rows: Rows) -> list[Document]:
-        """The documents in the given rows; raises DataError as `rows` does."""
+        """The documents in the given rows; raises DataError as `at` does."""
+        self._refuse_beyond(rows, self.count, "row")
         found = np.empty(len(rows), object)
-        for part, places, local in self._places(rows):
+        for part, places, local in self._rows.places(rows):
             groups = local // files.ROWS_TOGETHER
             for group in np.unique(groups).tolist():
                 here = groups == group
@@ -223,43 +242,60 @@ class Vectors:
             self._columns[part, name] = column
         return self._columns[part, name]
 
-    def _ranges(self, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Part, first row, the same within the part, and length of what parts have between."""
-        for part, first in enumerate(self._begins[:-1].tolist()):
-            lower, upper = max(begin, first), min(end, first + self.parts[part].count)
+    def _refuse_beyond(self, numbers: Rows, count: int, what: str) -> None:
+        wrong = numbers[(numbers < 0) | (numbers >= count)]
+        if len(wrong):
+            raise DataError(
+                f"{self.path}: there is no {what} {wrong[0]}; {what}s are 0 to {count - 1}. "
+                f"Leave out the {what}s of -1, where a search found less than was asked for."
+            )
+
+
+class _Spread:
+    """Numbers from 0 on that are spread over parts, so many in each."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self._begins = np.cumsum([0, *counts])
+        self.total = int(self._begins[-1])
+
+    def ranges(self, begin: int, end: int | None) -> Iterator[tuple[int, int, int, int]]:
+        """Part, first number, the same within the part, and length of what parts have between."""
+        end = self.total if end is None else end
+        firsts = self._begins.tolist()
+        for part, (first, after) in enumerate(pairwise(firsts)):
+            lower, upper = max(begin, first), min(end, after)
             if lower < upper:
                 yield part, lower, lower - first, upper - lower
 
-    def _places(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
-        """Part, places in `rows` and rows within the part, for each part that has some."""
-        wrong = rows[(rows < 0) | (rows >= self.count)]
-        if len(wrong):
-            raise DataError(
-                f"{self.path}: there is no row {wrong[0]}; rows are 0 to {self.count - 1}. "
-                "Leave out the rows of -1, where a search found less than was asked for."
-            )
-        owners = np.searchsorted(self._begins, rows, "right") - 1
+    def places(self, numbers: Rows) -> Iterator[tuple[int, Rows, Rows]]:
+        """Part, places in `numbers` and the numbers within the part, for each that has some."""
+        owners = np.searchsorted(self._begins, numbers, "right") - 1
         for part in np.unique(owners).tolist():
             places = np.flatnonzero(owners == part)
-            yield part, places, rows[places] - self._begins[part]
+            yield part, places, numbers[places] - self._begins[part]
 
 
 def write_part(
-    folder: Path, number: int, vectors: NDArray[Any], documents: Sequence[Document]
+    folder: Path,
+    number: int,
+    vectors: NDArray[Any],
+    documents: Sequence[Document],
+    points: Sequence[int] | None = None,
 ) -> None:
     """Write one part of a folder; writing it again replaces it.
 
     Args:
         folder: is made if it is missing.
         number: of the part, from 0.
-        vectors: (n, d) float16 or float32.
+        vectors: (m, d) float16 or float32, those of a document one after the other.
         documents: n, in the same order.
+        points: vectors of each document, at least 1; None: each has one.
 
     Raises:
         DataError: see `parts.write`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder, _name(number), vectors, documents)
+    files.write(folder, _name(number), vectors, documents, points)
 
 
 def is_part_done(folder: Path, number: int) -> bool:
@@ -290,6 +326,7 @@ def finish(folder: Path, *, parts: int, model: str, normalised: bool) -> Vectors
         "normalised": normalised,
         "width": vectors.width,
         "count": vectors.count,
+        "points": vectors.points,
         "parts": [asdict(part) for part in records],
     }
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

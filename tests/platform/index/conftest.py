@@ -13,17 +13,25 @@ MODEL = "0123abcd"
 
 @pytest.fixture
 def embedded(tmp_path):
-    """Makes a folder of embedded documents; `meta(i)` gives what the i-th says of itself."""
+    """Makes a folder of embedded documents.
 
-    def make(name, vectors, *, parts=3, prefix="d", meta=None, model=MODEL, dtype=np.float32):
-        folder = tmp_path / name
+    `meta(i)` gives what the i-th says of itself, `points` how many of the vectors are whose.
+    """
+
+    def make(
+        name, vectors, *, parts=3, prefix="d", meta=None, model=MODEL, dtype=np.float32, points=None
+    ):
+        folder, vectors = tmp_path / name, vectors.astype(dtype)
+        points = np.ones(len(vectors), int) if points is None else np.array(points)
+        begins = np.concatenate([[0], points.cumsum()])
         documents = [
             Document(f"{prefix}{i}", f"title {i}", f"text {i}", meta(i) if meta else {})
-            for i in range(len(vectors))
+            for i in range(len(points))
         ]
-        edges = np.linspace(0, len(vectors), parts + 1).astype(int)
+        edges = np.linspace(0, len(points), parts + 1).astype(int)
         for number, (begin, end) in enumerate(pairwise(edges)):
-            write_part(folder, number, vectors[begin:end].astype(dtype), documents[begin:end])
+            own = vectors[begins[begin] : begins[end]]
+            write_part(folder, number, own, documents[begin:end], points[begin:end].tolist())
         finish(folder, parts=parts, model=model, normalised=True)
         return folder
 

@@ -30,7 +30,7 @@ def test_rows_run_over_parts_and_come_back_as_they_were_written(folder):
     vectors = Vectors.open(folder)
     every = np.concatenate([drawn(3), drawn(2, dtype=np.float16).astype(np.float32)])
     assert (vectors.count, vectors.width, vectors.model, vectors.normalised) == (5, 4, "m1", False)
-    np.testing.assert_array_equal(vectors.rows(np.array([4, 0, 4, 2])), every[[4, 0, 4, 2]])
+    np.testing.assert_array_equal(vectors.at(np.array([4, 0, 4, 2])), every[[4, 0, 4, 2]])
     assert vectors.ids(np.array([4, 0, 3])) == ["é", "a", "d"]
     found = vectors.documents(np.array([3, 1]))
     assert found == [
@@ -42,7 +42,7 @@ def test_rows_run_over_parts_and_come_back_as_they_were_written(folder):
 
 def test_blocks_cover_any_range_in_order(folder):
     vectors = Vectors.open(folder)
-    every = vectors.rows(np.arange(5))
+    every = vectors.at(np.arange(5))
     for begin, end in ((0, 5), (1, 4), (2, 3), (3, 5)):
         blocks = list(vectors.blocks(2, begin, end))
         np.testing.assert_array_equal(np.concatenate([b for _, b in blocks]), every[begin:end])
@@ -75,8 +75,8 @@ def test_vectors_travel_between_processes(folder):
 @pytest.mark.parametrize("row", [-1, 5])
 def test_a_row_that_is_not_there_is_an_error_and_never_another_document(folder, row):
     vectors = Vectors.open(folder)
-    for method in (vectors.ids, vectors.rows, vectors.documents):
-        with pytest.raises(DataError, match=f"there is no row {row}; rows are 0 to 4"):
+    for method in (vectors.ids, vectors.at, vectors.documents):
+        with pytest.raises(DataError, match=rf"there is no (row|point) {row}; \1s are 0 to 4"):
             method(np.array([0, row]))
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from farreach.data import text, wordpieces
-from farreach.errors import DataError
+from farreach.errors import ConfigError, DataError
 from farreach.index.vectors import Vectors
 from farreach_workloads.retrieval import embed as embedding_job
 from farreach_workloads.retrieval.embed import embed
@@ -23,6 +23,7 @@ from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig
 from farreach_workloads.retrieval.hub import open_encoder, save_encoder
 from farreach_workloads.retrieval.jobs import EmbedConfig, texts_config
 from farreach_workloads.retrieval.models import fingerprint, open_model
+from farreach_workloads.retrieval.passages import begins
 
 TEXT = "a tool that reads and writes files of sound pictures mail or code for the desktop"
 WORDS = TEXT.split()
@@ -85,18 +86,87 @@ def test_each_document_gets_the_vector_of_its_title_and_text(model, tmp_path, sm
         framed = torch.tensor([[words.cls, *ids, words.sep]])
         with torch.no_grad():
             alone = encoder(framed, torch.tensor([framed.shape[1]]))[0]
-        found = torch.from_numpy(vectors.rows(np.array([row]))[0])
+        found = torch.from_numpy(vectors.at(np.array([row]))[0])
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_windows_and_budgets_change_nothing(model, tmp_path, monkeypatch):
     source = write_corpus(tmp_path / "corpus.jsonl", 60)
     one = embed(model, source, tmp_path / "one", EmbedConfig(stored="float32"))
-    monkeypatch.setattr(embedding_job, "WINDOW", 7)
+    monkeypatch.setattr(embedding_job, "TOGETHER", 7)
     many = embed(model, source, tmp_path / "many", EmbedConfig(stored="float32", budget=30))
     rows = np.arange(60)
-    np.testing.assert_allclose(many.rows(rows), one.rows(rows), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(many.at(rows), one.at(rows), rtol=1e-4, atol=1e-5)
     assert many.ids(rows) == one.ids(rows)
+
+
+def test_long_documents_have_a_vector_for_each_passage(model, tmp_path, monkeypatch):
+    source = write_corpus(tmp_path / "corpus.jsonl", 30)
+    monkeypatch.setattr(embedding_job, "TOGETHER_IN_PASSAGES", 7)
+    config = EmbedConfig(stored="float32", passage=12, whole=0.25, budget=100)
+    vectors = embed(model, source, tmp_path / "out", config)
+    encoder, words = open_encoder(model)
+    assert vectors.count == 30
+    assert not vectors.normalised
+    documents, expected, points = vectors.documents(np.arange(30)), [], []
+
+    def encoded(ids):
+        framed = torch.tensor([[words.cls, *ids, words.sep]])
+        with torch.no_grad():
+            return encoder(framed, torch.tensor([framed.shape[1]]))[0].numpy()
+
+    for one in documents:
+        ids = words.encode([f"{one.title} {one.text}"])[0].tolist()
+        whole = encoded(ids)
+        if len(ids) <= 12:
+            parts = [whole]
+        else:  # each begins 6 after the one before, until one reaches the end
+            ends = [12]
+            while ends[-1] < len(ids):
+                ends.append(ends[-1] + 6)
+            parts = [0.25 * whole + 0.75 * encoded(ids[end - 12 : end]) for end in ends]
+        points.append(len(parts))
+        expected += parts
+    assert min(points) == 1
+    assert max(points) > 3
+    np.testing.assert_array_equal(np.diff(vectors.begins), points)
+    found = vectors.at(np.arange(vectors.points))
+    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "expected"),
+    [
+        (5, 0, []),
+        (8, 8, []),
+        (9, 8, [0, 4]),
+        (12, 8, [0, 4]),
+        (13, 8, [0, 4, 8]),
+        (3, 1, [0, 1, 2]),
+    ],
+)
+def test_passages_begin_half_of_one_after_another_and_reach_the_end(size, length, expected):
+    assert list(begins(size, length)) == expected
+
+
+def test_passages_longer_than_texts_are_refused(model, tmp_path):
+    source = write_corpus(tmp_path / "corpus.jsonl", 3)
+    with pytest.raises(ConfigError, match="passage: 63 word pieces do not fit, for texts have 62"):
+        embed(model, source, tmp_path / "out", EmbedConfig(passage=63))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_begun_before_there_were_passages_goes_on(model, tmp_path):
+    source = write_corpus(tmp_path / "corpus.jsonl", 10)
+    vectors = embed(model, source, tmp_path / "out", EmbedConfig())
+    file = tmp_path / "out" / "embedding.json"
+    job = json.loads(file.read_text())
+    for name in ("passage", "whole"):
+        del job["settings"][name]
+    file.write_text(json.dumps(job))
+    assert embed(model, source, tmp_path / "out", EmbedConfig()).count == vectors.count
+    with pytest.raises(DataError, match="was begun with passage=0, and now it is 20"):
+        embed(model, source, tmp_path / "out", EmbedConfig(passage=20))
 
 
 def test_half_precision_is_stored_unless_said(model, tmp_path):
@@ -104,8 +174,8 @@ def test_half_precision_is_stored_unless_said(model, tmp_path):
     exact = embed(model, source, tmp_path / "exact", EmbedConfig(stored="float32"))
     half = embed(model, source, tmp_path / "half", EmbedConfig())
     assert np.load(tmp_path / "half" / "part-00000.npy").dtype == np.float16
-    expected = exact.rows(np.arange(20)).astype(np.float16)
-    np.testing.assert_array_equal(half.rows(np.arange(20)), expected.astype(np.float32))
+    expected = exact.at(np.arange(20)).astype(np.float16)
+    np.testing.assert_array_equal(half.at(np.arange(20)), expected.astype(np.float32))
 
 
 def test_texts_are_prepared_as_the_settings_say(model, tmp_path):
@@ -122,7 +192,7 @@ def test_texts_are_prepared_as_the_settings_say(model, tmp_path):
     config = EmbedConfig(no_title=True, longest=longest, lower=True)
     found = embed(model, source, tmp_path / "out", config)
     expected = embed(model, plain, tmp_path / "expected", EmbedConfig())
-    np.testing.assert_array_equal(found.rows(np.arange(2)), expected.rows(np.arange(2)))
+    np.testing.assert_array_equal(found.at(np.arange(2)), expected.at(np.arange(2)))
     assert texts_config(tmp_path / "out").longest == longest
     assert texts_config(tmp_path / "out").lower
 
@@ -140,7 +210,7 @@ def test_documents_alone_are_encoded_with_weights_of_8_bits(model, tmp_path, mon
     monkeypatch.setitem(sys.modules, "farreach_workloads.retrieval.int8", stand_in)
     exact = embed(model, source, tmp_path / "exact", EmbedConfig())
     small = embed(model, source, tmp_path / "small", EmbedConfig(int8=True))
-    assert not np.allclose(small.rows(np.arange(10)), exact.rows(np.arange(10)), atol=0.1)
+    assert not np.allclose(small.at(np.arange(10)), exact.at(np.arange(10)), atol=0.1)
     assert small.model == exact.model == fingerprint(*open_model(tmp_path / "small" / "model"))
     with pytest.raises(ValueError, match="is for CPUs alone"):
         EmbedConfig(int8=True, bfloat16=True)
@@ -169,8 +239,8 @@ def test_a_fingerprint_tells_weights_vocabularies_and_lengths_apart(tmp_path):
 @pytest.mark.ray
 def test_actors_write_what_the_driver_would(model, tmp_path, small_pieces, ray_local):
     source = write_corpus(tmp_path / "corpus.jsonl", 120)
-    embed(model, source, tmp_path / "inline", EmbedConfig())
-    embed(model, source, tmp_path / "actors", EmbedConfig(workers=2))
+    embed(model, source, tmp_path / "inline", EmbedConfig(passage=16))
+    embed(model, source, tmp_path / "actors", EmbedConfig(passage=16, workers=2))
     assert files_of(tmp_path / "actors") == files_of(tmp_path / "inline")
 
 
@@ -305,7 +375,7 @@ def test_a_large_packed_file_is_unpacked_into_pieces(model, tmp_path, small_piec
     assert len(cut.parts) > 2
     rows = np.arange(80)
     assert cut.ids(rows) == whole.ids(rows) == [d.id for d in text.documents(packed)]
-    np.testing.assert_allclose(cut.rows(rows), whole.rows(rows), rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(cut.at(rows), whole.at(rows), rtol=1e-2, atol=1e-3)
     assert not (tmp_path / "cut" / "unpacked").exists()
 
 

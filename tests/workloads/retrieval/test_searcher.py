@@ -146,6 +146,32 @@ def test_documents_come_and_go_in_every_mode(index, mode, tmp_path):
     assert not list(index.glob("added-*"))
 
 
+def test_documents_in_passages_come_and_go_in_every_mode(model, tmp_path):
+    rows = [(name, f"{text} " * 6, topic) for name, text, topic in texts(40)]
+    embed(model, write(tmp_path / "corpus.jsonl", rows), tmp_path / "v", EmbedConfig(passage=10))
+    indexes.build(tmp_path / "v", tmp_path / "i", BuildConfig())
+    more = [("new0", "chess clocks " * 20, "chess"), ("d4", "mail clocks " * 20, "mail")]
+    source = write(tmp_path / "more.jsonl", more)
+    assert indexes.add(tmp_path / "i", source, ["replace=true"]) == 2
+    indexes.delete(tmp_path / "i", ["d7"])
+    searcher = Searcher.open(tmp_path / "i")
+    assert searcher.documents == 40
+    assert searcher.index.state.points > 3 * searcher.index.state.rows
+    for mode in ("dense", "lexical", "hybrid"):
+        found = [one.id for one in searcher.search(["clocks"], 2, mode=mode)[0]]
+        assert sorted(found) == ["d4", "new0"]
+        everything = searcher.search(["chess plays pieces"], 40, mode=mode)[0]
+        names = [one.id for one in everything]
+        assert len(set(names)) == len(names)
+        assert "d7" not in names
+    indexes.compact(tmp_path / "i")
+    compact = Searcher.open(tmp_path / "i").search(["clocks"], 2)[0]
+    assert sorted(one.id for one in compact) == ["d4", "new0"]
+    facts = dict(indexes.facts(tmp_path / "i"))
+    assert facts["documents"] == "40"
+    assert "passage=10, whole=0.5" in facts["texts"]
+
+
 def test_a_merged_index_is_that_of_all_documents(model, tmp_path):
     rows = list(texts())
     whole = make(model, tmp_path / "whole", rows)

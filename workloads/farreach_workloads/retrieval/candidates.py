@@ -12,9 +12,9 @@ from pydantic import Field
 
 from farreach.config import Config
 from farreach.data.wordpieces import WordPieces
-from farreach.index.flat import search_flat
 from farreach.index.hits import NO_ROW, Hits
 from farreach.index.lexical import Bm25
+from farreach.index.points import search_documents
 from farreach.learn.place import Place
 from farreach_workloads.retrieval import models, stores
 from farreach_workloads.retrieval.cross_encoder import CrossEncoder, Pair, pair_of, scores_of
@@ -149,7 +149,7 @@ def _first_hits(
     how = EmbedConfig()
     vectors = corpus_vectors(encoder, words, corpus, how, cache)
     asked = embedded(encoder, models.ids_of(questions, words, how, encoder.longest))
-    return search_flat(vectors.pieces(), asked, k, longest=vectors.longest)
+    return search_documents(vectors, asked, k)
 
 
 def _without(hits: Hits, own: NDArray[np.int64], depth: int) -> Hits:

@@ -35,7 +35,7 @@ from farreach.cluster.demand import Demand
 from farreach.data import text
 from farreach.data.text import Document, Piece
 from farreach.data.wordpieces import one_thread
-from farreach.errors import DataError
+from farreach.errors import ConfigError, DataError
 from farreach.index import vectors as stored
 from farreach.index.files import only_writer, written_aside
 from farreach.index.vectors import Vectors
@@ -46,10 +46,12 @@ from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.jobs import MODEL, begin, job_of
 from farreach_workloads.retrieval.jobs import EmbedConfig as EmbedConfig
 from farreach_workloads.retrieval.models import Model
+from farreach_workloads.retrieval.passages import Passages
 
 UNPACKED = "unpacked"
-# Documents that are sorted by length at a time, and budgets of tokens between two messages.
-WINDOW, TOLD_BUDGETS = 8192, 8
+# Documents that are sorted by length at a time, of those that are cut into passages fewer, and
+# budgets of tokens between two messages.
+TOGETHER, TOGETHER_IN_PASSAGES, TOLD_BUDGETS = 8192, 1024, 8
 # A packed file is unpacked beside the parts if it may be larger than a piece: text packs to a
 # quarter.
 PACKED_SHARE = 4
@@ -83,12 +85,14 @@ def embed(model: str | Path | Model, source: Path, out: Path, config: EmbedConfi
     Raises:
         DataError: the source is malformed, two documents share an id, `out` was begun with another
             model, text or setting, or another process is at it.
-        ConfigError, CheckpointError: see `models.open_model`.
+        ConfigError: passages are longer than texts; and, as CheckpointError, see
+            `models.open_model`.
         ActorError: actors died again and again.
         ClusterError: there are fewer CPUs or GPUs than asked for.
     """
     out, source = out.absolute(), source.absolute()
     encoder, words = model if isinstance(model, tuple) else models.open_model(model)
+    _refuse_long_passages(encoder, config)
     job = job_of((encoder, words), source, config)
     pieces = text.pieces(source, config.piece_mb << 20)
     with only_writer(out):
@@ -97,7 +101,7 @@ def embed(model: str | Path | Model, source: Path, out: Path, config: EmbedConfi
             return Vectors.open(out)
         if not (out / MODEL).exists():
             hub.save_encoder(encoder, words, out / MODEL)
-        normalised = encoder.normalised
+        normalised = encoder.normalised and not config.passage
         del encoder
         pieces = _unpacked(pieces, out / UNPACKED, config.piece_mb << 20)
         _embed_missing(pieces, out, config)
@@ -105,6 +109,15 @@ def embed(model: str | Path | Model, source: Path, out: Path, config: EmbedConfi
         result = stored.finish(out, parts=len(pieces), model=job["model"], normalised=normalised)
         shutil.rmtree(out / UNPACKED, ignore_errors=True)
     return result
+
+
+def _refuse_long_passages(encoder: TextEncoder, config: EmbedConfig) -> None:
+    most = models.longest_of(config, encoder.longest) - 2
+    if config.passage > most:
+        raise ConfigError(
+            f"passage: {config.passage} word pieces do not fit, for texts have {most} at most. Set "
+            "it to that or less, or longest to more if the encoder has the positions."
+        )
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -213,33 +226,47 @@ class Embedder:
             torch.set_num_threads(self._config.cpus)
         documents: list[Document] = []
         parts: list[NDArray[Any]] = []
-        done, tokens, read = 0, 0, 0
-        for some, texts in self._windows(piece):
+        counts: list[int] = []
+        tokens, read = 0, 0
+        for some, texts in self._read(piece):
             read += sum(map(len, texts))
             with one_thread() if self._config.workers else contextlib.nullcontext():
-                ids = models.ids_of(texts, self._words, self._config, self._positions)
-            own = np.empty((len(ids), self._width), self._config.stored)
-            lengths = np.array([len(one) for one in ids], np.int64)
-            before = done
+                cut = self._cut(texts)
+            lengths = np.array([len(one) for one in cut.texts], np.int64)
+            encoded = np.empty((len(lengths), self._width), np.float32)
+            done = 0
             for rows in bundles(lengths, TOLD_BUDGETS * self._config.budget):
-                own[rows] = embedded(
+                encoded[rows] = embedded(
                     self._encoder,
-                    [ids[row] for row in rows],
+                    [cut.texts[row] for row in rows],
                     device=self._device,
                     autocast=self._config.bfloat16,
                     budget=self._config.budget,
                 )
                 done += len(rows)
                 tokens += int(lengths[rows].sum())
-                share = min(1.0, read / max(piece.size, 1)) * done / (before + len(ids))
-                yield Told(done, tokens, share)
+                ready = len(documents) + len(some) * done // len(lengths)
+                share = min(1.0, read / max(piece.size, 1)) * ready / (len(documents) + len(some))
+                yield Told(ready, tokens, share)
             documents += some
-            parts.append(own)
+            counts += cut.counts.tolist()
+            parts.append(cut.vectors(encoded).astype(self._config.stored))
         whole = np.concatenate([np.empty((0, self._width), self._config.stored), *parts])
-        stored.write_part(self._out, number, whole, documents)
+        stored.write_part(self._out, number, whole, documents, counts)
 
-    def _windows(self, piece: Piece) -> Iterator[tuple[list[Document], list[str]]]:
+    def _cut(self, texts: Sequence[str]) -> Passages:
+        config = self._config
+        return Passages(
+            models.pieces_of(texts, self._words, config),
+            self._words,
+            longest=models.longest_of(config, self._positions),
+            length=config.passage,
+            share=config.whole,
+        )
+
+    def _read(self, piece: Piece) -> Iterator[tuple[list[Document], list[str]]]:
         """Documents that are sorted by length together, and what of them is encoded."""
         documents = text.documents(piece)
-        while some := list(itertools.islice(documents, WINDOW)):
+        together = TOGETHER_IN_PASSAGES if self._config.passage else TOGETHER
+        while some := list(itertools.islice(documents, together)):
             yield some, [one.text if self._config.no_title else one.whole for one in some]

@@ -29,7 +29,14 @@ from farreach.index.store import WASTE, Index
 from farreach.index.vectors import Vectors
 from farreach_workloads.retrieval import stores, words
 from farreach_workloads.retrieval.embed import embed
-from farreach_workloads.retrieval.jobs import JOB, MODEL, EmbedConfig, WorkConfig, read_job
+from farreach_workloads.retrieval.jobs import (
+    JOB,
+    MODEL,
+    EmbedConfig,
+    WorkConfig,
+    read_job,
+    settings_of,
+)
 
 FUSION = "fusion.json"
 
@@ -102,13 +109,12 @@ def add(folder: Path, source: Path, settings: Sequence[str] = ()) -> int:
     """
     config = configs.from_words(settings, AddConfig)
     index = Index.open(folder)
-    before = read_job(folder)["settings"]
-    kept = {name: value for name, value in before.items() if name in EmbedConfig.model_fields}
+    before = settings_of(read_job(folder)).model_dump()
     work = config.model_dump(exclude={"replace"})
     if not source.exists():
         raise DataError(f"{source}: there is nothing. Correct the path.")
     working = folder / f"added-{stores.fingerprint(source)[:12]}"
-    vectors = embed(folder / MODEL, source, working, EmbedConfig(**(kept | work)))
+    vectors = embed(folder / MODEL, source, working, EmbedConfig(**(before | work)))
     index.add(working, replacing=config.replace)
     words.refresh(index)
     for left in folder.glob("added-*"):
@@ -177,11 +183,14 @@ def facts(folder: Path) -> Iterable[tuple[str, str]]:
     lists = f", {config.probes} of its lists are looked at" if config.kind.startswith("ivf") else ""
     yield "index", str(folder)
     yield "documents", f"{index.count:,}"
-    yield "vectors", f"{index.width:,} numbers each{', of length 1' * index.state.normalised}"
+    unit = ", of length 1" * index.state.normalised
+    yield "vectors", f"{index.state.points:,} of {index.width:,} numbers each{unit}"
     yield "kind", f"{config.kind}, {max(1, len(index.state.shards))} shards{lists}"
     yield "model", f"{index.model[:12]} in {folder / MODEL}"
-    shown = ("longest", "lower", "normalise", "no_title")
-    yield "texts", ", ".join(f"{name}={job['settings'].get(name)}" for name in shown)
+    settings = settings_of(job)
+    shown = ["longest", "lower", "normalise", "no_title", "passage"]
+    shown += ["whole"] if settings.passage else []
+    yield "texts", ", ".join(f"{name}={getattr(settings, name)}" for name in shown)
     yield "metadata", ", ".join(index.vectors.columns[3:]) or "none"
     lexical, fusion = words.opened(index), fusion_of(folder)
     counted = "none" if lexical is None else f"of {lexical.documents:,} documents"
@@ -191,7 +200,7 @@ def facts(folder: Path) -> Iterable[tuple[str, str]]:
     tuned = f"tuned by {fusion.tuned_by}" if fusion.tuned_by else "not tuned"
     yield "weight", f"{fusion.weight:g} of words beside vectors ({fusion.kind}), {tuned}"
     waste = ": compact it" if index.waste > WASTE else ""
-    yield "to tidy", f"{index.waste:.0%} of its rows are deleted or not indexed{waste}"
+    yield "to tidy", f"{index.waste:.0%} of it is deleted or not indexed{waste}"
 
 
 def _adopt_model(source: Path, out: Path) -> None:
@@ -220,7 +229,7 @@ def _refuse_other_texts(first: Path, second: Path) -> None:
             f"{one['model'][:12]}). Embed the documents of both with one, or name another folder."
         )
     for name in EmbedConfig.model_fields:
-        ours, theirs = one["settings"].get(name), other["settings"].get(name)
+        ours, theirs = (getattr(settings_of(job), name) for job in (one, other))
         if name not in WorkConfig.model_fields and ours != theirs and name != "stored":
             raise DataError(
                 f"{second}: was embedded with {name}={theirs}, and {first} with {name}={ours}. "

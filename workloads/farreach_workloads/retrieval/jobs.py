@@ -21,6 +21,8 @@ from farreach_workloads.retrieval.embedding import BUDGET
 from farreach_workloads.retrieval.models import Model, TextsConfig
 
 JOB, MODEL = "embedding.json", "model"
+# Settings that decide what documents are found for a query.
+OF_RANKING = {*TextsConfig.model_fields, "no_title", "passage", "whole"}
 _PASSING = {"workers", "cpus", "gpus", "budget", "max_failures"}
 
 Job = dict[str, Any]
@@ -59,6 +61,12 @@ class EmbedConfig(TextsConfig, WorkConfig):
 
     no_title: bool = False
     """Leave titles out."""
+    passage: int = Field(0, ge=0)
+    """Word pieces of a passage. A longer document has a vector for each of its passages, every one
+    half a passage after the one before, and is found by the best of them; 0: for the whole text
+    alone."""
+    whole: float = Field(0.5, ge=0, lt=1)
+    """Share of the whole text in a passage's vector."""
     stored: Literal["float16", "float32"] = "float16"
     """Numbers of the vectors on the disk."""
 
@@ -88,13 +96,21 @@ def texts_config(folder: Path) -> TextsConfig:
     return TextsConfig(**{name: settings[name] for name in TextsConfig.model_fields})
 
 
+def settings_of(job: Job) -> EmbedConfig:
+    """The settings of a job; one that was begun before there was a setting has its default."""
+    known = EmbedConfig.model_fields.keys() & job["settings"].keys()
+    return EmbedConfig(**{name: job["settings"][name] for name in known})
+
+
 def read_job(folder: Path) -> Job:
     """What embedding.json says; raises DataError where it is missing or damaged."""
     file = folder / JOB
     try:
         job: Job = json.loads(file.read_text())
-        names = {*TextsConfig.model_fields}
-        if not names <= job["settings"].keys() or not {"model", "text"} <= job.keys():
+        if (
+            not {*TextsConfig.model_fields} <= job["settings"].keys()
+            or not {"model", "text"} <= job.keys()
+        ):
             raise ValueError("settings are missing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -123,9 +139,11 @@ def begin(out: Path, job: Job, source: Path) -> None:
             f"{out}: was begun with another text, {before.get('source')}, or its files have "
             f"changed. {mend}"
         )
-    for name, value in job["settings"].items():
-        if before["settings"].get(name) != value:
+    then, now = settings_of(before), settings_of(job)
+    for name in job["settings"]:
+        was, value = getattr(then, name), getattr(now, name)
+        if was != value:
             raise DataError(
-                f"{out}: was begun with {name}={before['settings'].get(name)}, and now it is "
-                f"{value}. Set it as before. Or: {mend[0].lower()}{mend[1:]}"
+                f"{out}: was begun with {name}={was}, and now it is {value}. Set it as before. "
+                f"Or: {mend[0].lower()}{mend[1:]}"
             )

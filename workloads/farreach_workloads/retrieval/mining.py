@@ -28,7 +28,7 @@ from farreach.data.text import Document
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import sync
 from farreach.errors import ConfigError
-from farreach.index.flat import search_flat
+from farreach.index.points import search_documents
 from farreach.index.vectors import Vectors
 from farreach.progress import Progress
 from farreach.rundir import RunDirectory
@@ -37,7 +37,7 @@ from farreach_workloads.retrieval import models, stores
 from farreach_workloads.retrieval.embed import embed
 from farreach_workloads.retrieval.embedding import Ids, embedded
 from farreach_workloads.retrieval.encoder import TextEncoder
-from farreach_workloads.retrieval.jobs import EmbedConfig, job_of
+from farreach_workloads.retrieval.jobs import OF_RANKING, EmbedConfig, job_of
 from farreach_workloads.retrieval.labelled import Row, rows_of
 from farreach_workloads.retrieval.labelled_store import key_of as text_key
 from farreach_workloads.retrieval.supervision import LabelledConfig, Source, key_of, source_of
@@ -72,9 +72,7 @@ def mined_file(
     """
     prints = [stores.fingerprint(place) for place in (source.rows[0], _corpus_of(source))]
     settings = {name: getattr(config, name) for name in MiningConfig.model_fields}
-    settings["embedding"] = config.embedding.model_dump(
-        include=set(models.TextsConfig.model_fields)
-    )
+    settings["embedding"] = config.embedding.model_dump(include=OF_RANKING)
     key = key_of(models.fingerprint(encoder, words), *prints, source.rows[1], settings)
     return cache / f"mined-{key}.jsonl"
 
@@ -170,9 +168,7 @@ class _Miner:
             self._encoded([one for texts in golds for one in texts]),
             np.cumsum([len(texts) for texts in golds])[:-1],
         )
-        hits = search_flat(
-            self._vectors.pieces(), queries, self._config.depth, longest=self._vectors.longest
-        )
+        hits = search_documents(self._vectors, queries, self._config.depth)
         numbers = np.unique(hits.rows[hits.rows >= 0])
         found = dict(zip(numbers.tolist(), self._vectors.documents(numbers), strict=True))
         pieces = self._pieces(found)

@@ -23,7 +23,7 @@ from farreach.data.wordpieces import WordPieces, normalised
 from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import LATEST, RunDirectory
 from farreach_workloads.retrieval import hub
-from farreach_workloads.retrieval.embedding import Ids, tokenised
+from farreach_workloads.retrieval.embedding import Ids, framed
 from farreach_workloads.retrieval.encoder import TextEncoder
 
 # In evaluation mode.
@@ -91,6 +91,15 @@ def fingerprint(encoder: TextEncoder, words: WordPieces) -> str:
     return whole.hexdigest()
 
 
+def pieces_of(texts: Sequence[str], words: WordPieces, config: TextsConfig) -> list[Ids]:
+    """Word pieces of texts as a setting wants them prepared, whole and not framed."""
+    if config.normalise:
+        texts = [normalised(text) for text in texts]
+    if config.lower:
+        texts = [text.lower() for text in texts]
+    return words.encode(texts)
+
+
 def ids_of(
     texts: Sequence[str], words: WordPieces, config: TextsConfig, positions: int
 ) -> list[Ids]:
@@ -102,8 +111,10 @@ def ids_of(
         config: how.
         positions: of the encoder.
     """
-    if config.normalise:
-        texts = [normalised(text) for text in texts]
-    if config.lower:
-        texts = [text.lower() for text in texts]
-    return tokenised(texts, words, min(positions, config.longest or positions))
+    longest = longest_of(config, positions)
+    return [framed(ids, words, longest) for ids in pieces_of(texts, words, config)]
+
+
+def longest_of(config: TextsConfig, positions: int) -> int:
+    """Tokens of a text with its frame, at most, for an encoder of so many positions."""
+    return min(positions, config.longest or positions)
