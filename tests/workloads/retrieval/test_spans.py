@@ -70,6 +70,27 @@ def test_spans_have_the_lengths_and_places_of_the_paper():
     assert (begins + lengths).max() == CHUNK
 
 
+@pytest.mark.parametrize("kind", ["crop", "ict"])
+def test_a_share_of_the_queries_begins_where_the_text_does(kind):
+    found = made(20_000, kind=kind, lead=0.3, ratio=(0.25, 0.25))
+    begins = found.query[:, 1].astype(int) - 10
+    # The rest has 193 places, of which the first is one.
+    assert (begins == 0).mean() == pytest.approx(0.3 + 0.7 / 193, abs=0.01)
+    counts = np.bincount(begins, minlength=193)[1:]
+    assert len(counts) == 192
+    assert stats.chisquare(counts).pvalue > 1e-3
+    plain, all_led = made(500, kind=kind), made(500, kind=kind, lead=1.0)
+    assert (all_led.query[:, 1] == 10).all()
+    np.testing.assert_array_equal(all_led.query_lengths, plain.query_lengths)
+    if kind == "crop":  # the key is drawn as ever
+        np.testing.assert_array_equal(all_led.key, plain.key)
+
+
+def test_a_query_that_begins_a_part_of_the_window_begins_that_part():
+    used = np.full(200, 40), np.full(200, 140)
+    assert (made(200, kind="ict", lead=1.0, used=used).query[:, 1] == 50).all()
+
+
 def test_query_and_key_are_independent_of_each_other_and_of_their_neighbours():
     spans = cuts(100_000)
     assert np.abs(np.corrcoef(spans)[:2, 2:]).max() < 0.01

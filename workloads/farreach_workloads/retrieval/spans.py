@@ -48,6 +48,9 @@ class SpansConfig(Config):
     """That a token is augmented."""
     keep_span: float = Field(0.1, ge=0, le=1)
     """Of ict: probability that the span stays in the key."""
+    lead: float = Field(0.0, ge=0, le=1)
+    """Probability that the query is the beginning of the window: texts often say first what they
+    are about, and questions are like that."""
     respect_documents: bool = False
     """Windows end where the document does; otherwise they run on into the next one."""
 
@@ -129,6 +132,7 @@ def pairs(
     begins, ends = spans_of or (np.zeros(count, np.int64), np.full(count, chunk))
     texts = streams(np.concatenate((2 * samples, 2 * samples + 1)), seed, "spans")
     numbers = uniforms(outputs(texts, 0, 2)).T
+    numbers[1, :count] = _led(numbers[1, :count], config.lead)
     begins, used = _twice(begins), _twice(ends - begins)
     firsts, lengths = _cropped(numbers, begins, used, config.ratio)
     holes = None
@@ -194,6 +198,12 @@ def _cropped(
     taken = (lengths * (ratio[0] + (ratio[1] - ratio[0]) * numbers[0])).astype(np.int64)
     taken = np.maximum(taken, 1)
     return begins + (numbers[1] * (lengths - taken + 1)).astype(np.int64), taken
+
+
+def _led(places: NDArray[np.float64], lead: float) -> NDArray[np.float64]:
+    """Numbers in [0, 1), of which a share becomes 0 and the rest takes the whole range again."""
+    stretched = np.maximum(0.0, places - lead) / max(1 - lead, np.finfo(float).tiny)
+    return np.minimum(stretched, np.nextafter(1.0, 0.0))
 
 
 def _holes(firsts: Counts, lengths: Counts, used: Counts, kept: Mask) -> tuple[Counts, Counts]:
