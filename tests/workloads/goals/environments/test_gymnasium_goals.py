@@ -1,3 +1,5 @@
+import tempfile
+
 import gymnasium
 import gymnasium_robotics
 import numpy as np
@@ -79,6 +81,12 @@ def test_every_copy_of_a_maze_starts_in_the_reset_cell(name):
     # South west in a maze that is symmetric about the origin.
     assert (env.categories(env.reset()) == 2).all()
     assert (env.categories(make(name, num_envs=3).reset()) == 0).all()
+
+
+def test_a_maze_leaves_no_file_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make("AntMaze_UMaze-v5", num_envs=2).close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_loop_steps_an_ant_as_gymnasium_does():

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -71,7 +72,9 @@ def make_gymnasium(name: str, make: Mapping[str, Any]) -> gymnasium.Env[Any, Any
     if str(entry_point).startswith("gymnasium_robotics."):
         mend_joint_helpers()
     try:
-        return gymnasium.make(name, max_episode_steps=-1, disable_env_checker=True, **make)
+        env: gymnasium.Env[Any, Any] = gymnasium.make(
+            name, max_episode_steps=-1, disable_env_checker=True, **make
+        )
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvironmentFault(f"{name}: {error}. Install what it names.") from error
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
@@ -80,6 +83,17 @@ def make_gymnasium(name: str, make: Mapping[str, Any]) -> gymnasium.Env[Any, Any
         raise RegistryError(f"environment.id: no {name!r} in gymnasium. {mend}") from error
     except TypeError as error:
         raise ConfigError(f"environment.make: {name} refuses {dict(make)}: {error}") from error
+    _remove_model_file(env)
+    return env
+
+
+def _remove_model_file(env: gymnasium.Env[Any, Any]) -> None:
+    """Remove what a maze of gymnasium-robotics was loaded from, which it leaves in /tmp."""
+    file = getattr(env.unwrapped, "tmp_xml_file_path", None)
+    # Old versions share a file between processes, one of which may be about to read it.
+    if file is not None and Path(file).name != "ant_maze.xml":
+        with contextlib.suppress(OSError):
+            Path(file).unlink()
 
 
 def _flat_box(name: str, space: gymnasium.Space[Any], what: str) -> Box:
