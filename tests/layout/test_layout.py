@@ -150,3 +150,19 @@ def test_the_tree_in_the_readme_is_the_tree_of_the_repository():
     folders = {file.parent.relative_to(ROOT) for file in code}
     named = drawn | {parent for path in drawn for parent in path.parents}
     assert sorted(map(str, folders - named)) == [], "the README leaves out folders"
+
+
+def test_text_encoders_start_without_what_only_images_need():
+    code = (
+        "import sys, farreach_workloads.retrieval.pretrain\n"
+        "print({'timm', 'torchvision', 'mujoco', 'gymnasium'} & set(sys.modules))"
+    )
+    paths = os.pathsep.join([str(ROOT / "platform"), str(ROOT / "workloads")])
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "set()"

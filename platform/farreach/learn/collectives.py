@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-import timm
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -118,9 +118,9 @@ class BatchNorm1d(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.BatchNorm1d calls it that)
         """(n, c) → (n, c)."""
         if not self.training or workers() == 1:
-            normal: Tensor = super().forward(input)
-            return normal
-        return _normal(self, input)
+            alone: Tensor = super().forward(input)
+            return alone
+        return normal(self, input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -129,38 +129,26 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.BatchNorm2d calls it that)
         """(n, c, h, w) → (n, c, h, w)."""
         if not self.training or workers() == 1:
-            normal: Tensor = super().forward(input)
-            return normal
-        return _normal(self, input)
-
-
-class BatchNormAct2d(timm.layers.BatchNormAct2d):  # type: ignore[misc]
-    """The same as part of a layer of timm."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) → (n, c, h, w)."""
-        if not self.training or workers() == 1:
-            normal: Tensor = super().forward(x)
-            return normal
-        activated: Tensor = self.act(self.drop(_normal(self, x)))
-        return activated
-
-
-_JOINED: dict[type, type] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    timm.layers.BatchNormAct2d: BatchNormAct2d,
-}
+            alone: Tensor = super().forward(input)
+            return alone
+        return normal(self, input)
 
 
 def join_batch_norms(model: nn.Module) -> None:
     """Let every batch normalisation in it be over all workers; parameters and names stay."""
+    joined: dict[type, type] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
+    if "timm" in sys.modules:  # else the model has no layer of it
+        from timm.layers import BatchNormAct2d
+
+        from farreach.learn.timm_norms import JoinedBatchNormAct2d
+
+        joined[BatchNormAct2d] = JoinedBatchNormAct2d
     for module in model.modules():
-        if type(module) in _JOINED:
-            module.__class__ = _JOINED[type(module)]
+        if type(module) in joined:
+            module.__class__ = joined[type(module)]
 
 
-def _normal(layer: Any, x: Tensor) -> Tensor:
+def normal(layer: Any, x: Tensor) -> Tensor:
     """Batch normalisation over all dimensions but the second, and all workers."""
     dtype, x = x.dtype, x.float()
     others = [0, *range(2, x.ndim)]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -82,6 +81,8 @@ class Place:
     def join_statistics(self, model: nn.Module) -> None:
         """Before the optimizer is made: let batch normalisation see the images of all workers."""
         if self.world > 1 and self.device.type == "cuda":
+            from timm.layers import convert_sync_batchnorm  # takes seconds
+
             convert_sync_batchnorm(model)
         elif self.world > 1:
             join_batch_norms(model)
