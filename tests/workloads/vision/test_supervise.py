@@ -118,7 +118,7 @@ def processes_of(run):
     return {event["rank"]: event["pid"] for event in run.events() if event["event"] == "worker"}
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stdout.read()
@@ -144,7 +144,7 @@ def start(path, *settings, config=DEBUG):
 def test_workers_that_are_killed_lose_nothing_and_a_stop_leaves_a_checkpoint(tmp_path):
     settings = ["training.epochs=0.4", "training.checkpoint_every_epochs=0.05"]
     whole = start(tmp_path / "whole", *settings)
-    output, _ = whole.communicate(timeout=240)
+    output, _ = whole.communicate(timeout=480)
     assert whole.returncode == 0, output
     whole.stdout.close()
     expected = json.loads((tmp_path / "whole/result.json").read_text())
@@ -161,7 +161,7 @@ def test_workers_that_are_killed_lose_nothing_and_a_stop_leaves_a_checkpoint(tmp
     # Back again: stop it, and let another process finish.
     time.sleep(2.0)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode in (0, 75), output
     if process.returncode == 75:
         resumed = subprocess.run(
@@ -170,7 +170,7 @@ def test_workers_that_are_killed_lose_nothing_and_a_stop_leaves_a_checkpoint(tmp
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
             check=False,
         )
         assert resumed.returncode == 0, resumed.stderr
@@ -190,7 +190,7 @@ def test_split_parameters_learn_as_whole_ones(tmp_path):
     settings = ["training.epochs=0.1", "mix.mixup=0", "mix.cutmix=0", "backbone.drop_path=0"]
     alone = launch.train(base, settings, run_dir=tmp_path / "alone")
     process = start(tmp_path / "split", *settings, "runtime.sharded=true", config=base)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=480)
     assert process.returncode == 0, output
     found = json.loads((tmp_path / "split/result.json").read_text())
     expected = result(alone)["evaluation/loss"]
@@ -207,7 +207,7 @@ def test_what_a_worker_cannot_do_is_told_once_and_plainly(tmp_path):
             (folder / part / "a" / f"{number}.png").write_bytes(b"no image")
     relative = os.path.relpath(folder, ROOT)  # workers have a directory of their own
     process = start(tmp_path / "run", f"data.path={relative}")
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=480)
     assert process.returncode == 1
     assert ".png: is no image that can be read" in output
     assert "Traceback" not in output
