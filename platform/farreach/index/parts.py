@@ -178,10 +178,22 @@ def opened(folder: Path, name: str) -> Any:
 
 
 def points_of(folder: Path, part: Part) -> NDArray[np.int64]:
-    """(count,) how many vectors each document of a part has."""
+    """(count,) how many vectors each document of a part has.
+
+    Raises:
+        DataError: its file does not say so, or says something else than the manifest.
+    """
     if part.points is None:
         return np.ones(part.count, np.int64)
-    return opened(folder, part.name).read([POINTS]).column(0).to_numpy().astype(np.int64)
+    file = opened(folder, part.name)
+    if POINTS in file.schema_arrow.names:
+        counts = file.read([POINTS]).column(0).to_numpy().astype(np.int64)
+        if len(counts) == part.count and counts.sum() == part.points:
+            return np.asarray(counts)
+    raise DataError(
+        f"{folder / part.name}.parquet: does not say which of {part.points} vectors are of which "
+        f"of {part.count} documents. {_AGAIN}"
+    )
 
 
 def told_of(names: Iterable[str]) -> set[str]:

@@ -240,6 +240,18 @@ def test_a_truncated_file_of_vectors_is_named(embedded, clustered):
         finish(folder, parts=1, model="m", normalised=True)
 
 
+def test_documents_that_do_not_say_which_vectors_are_theirs_are_refused(embedded, clustered):
+    corpus = Corpus(clustered, 10)
+    folder = embedded("v", corpus.vectors, points=corpus.points, parts=1)
+    turned = embedded("w", corpus.vectors, points=[len(corpus.vectors) - 8, *([1] * 8)], parts=1)
+    plain = embedded("x", corpus.vectors[:10], parts=1)
+    for other in (turned, plain):  # another number of documents; no numbers of vectors at all
+        content = (other / "part-00000.parquet").read_bytes()
+        (folder / "part-00000.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"part-00000\.parquet: does not say which of"):
+            search_documents(Vectors.open(folder), clustered(2, seed=1), 3)
+
+
 def test_of_owners_keeps_the_best_of_each_and_the_order():
     hits = Hits(
         np.array([[9, 8, 8, 7, -np.inf]], np.float32), np.array([[4, 0, 2, 1, -1]], np.int64)
