@@ -6,7 +6,6 @@ Every mistake a user can make becomes a line of one `ConfigError` that names the
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from farreach import config_problems, yaml_source
 from farreach.config_problems import models_in, value_text
 from farreach.errors import ConfigError
+from farreach.imports import imported
 from farreach.registry import near_match
 from farreach.yaml_source import KeyPath, Sources, Tree, located
 
@@ -319,7 +319,7 @@ def _workload_model(raw: Tree, sources: Sources) -> type[Config]:
         message = f"should be the dotted name of a module (got {value_text(name)})"
         raise ConfigError(located(source, place, message))
     try:
-        module = importlib.import_module(name)
+        module = imported(name)
     except ImportError as error:
         message = f"cannot import {name!r}: {error}. Mend the name, or install what is missing."
         raise ConfigError(located(source, place, message)) from error

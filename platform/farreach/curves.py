@@ -8,19 +8,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from farreach.config import flat
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, RunDirectoryError
+from farreach.figures import new_figure
 from farreach.registry import near_match
 from farreach.rundir import RunDirectory
 from farreach.yaml_source import read
+
+if TYPE_CHECKING:
+    pass
 
 Floats = NDArray[np.floating[Any]]
 Axis = Literal["step", "minutes"]
@@ -140,7 +142,8 @@ def draw(paths: Sequence[Path | str], metric: str, axis: Axis, out: Path) -> lis
         ConfigError: a kind of file that cannot be drawn.
         RunDirectoryError: no run there, or it has not logged the metric.
     """
-    kinds = Figure().canvas.get_supported_filetypes()
+    figure = new_figure(7, 4.5, DPI)
+    kinds = figure.canvas.get_supported_filetypes()
     kind = out.suffix.removeprefix(".")
     if kind not in kinds:
         raise ConfigError(
@@ -151,10 +154,9 @@ def draw(paths: Sequence[Path | str], metric: str, axis: Axis, out: Path) -> lis
     series = [read_series(run, metric, axis) for run in runs]
     named = zip(series, distinct_names(runs), strict=True)
     found = bands([replace(one, name=name) for one, name in named])
-    figure = Figure(figsize=(7, 4.5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for index, band in enumerate(found):
-        colour = mpl.colormaps["tab10"](index % 10)
+        colour = f"C{index % 10}"
         seeds = f"{band.seeds} seeds" if band.seeds > 1 else "1 seed"
         axes.plot(band.x, band.mean, color=colour, label=f"{band.name} ({seeds})")
         if band.seeds > 1:

@@ -6,7 +6,6 @@ A configuration of a data set names a module as its `workload` that has `Config`
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,6 +15,7 @@ from farreach.config import Config
 from farreach.console import say
 from farreach.data.episodes import EpisodeStore
 from farreach.errors import ConfigError
+from farreach.imports import imported
 
 ROOT = Path("data")
 
@@ -57,7 +57,7 @@ def generate(
 def load(config_name: str, overrides: Sequence[str] = ()) -> tuple[Any, DataWorkload]:
     """The configuration of a data set and what records it; ConfigError if it is none."""
     loaded = configs.load(configs.find(config_name), overrides)
-    module = importlib.import_module(loaded.workload)
+    module = imported(loaded.workload)
     if not hasattr(module, "generate"):
         raise ConfigError(
             f"{loaded.path}: trains and describes no data set. Use `farreach train {config_name}`, "

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from farreach.disk import atomic_write, cut_torn_line, json_line
 from farreach.errors import RunDirectoryError
@@ -62,6 +61,8 @@ class MetricsWriter:
                 supersedes whatever an earlier attempt left behind.
             watch: says what is wrong; by default what is wrong in every workload.
         """
+        from torch.utils.tensorboard.writer import SummaryWriter  # workers do without
+
         self._watch = Watch(run) if watch is None else watch
         self._vitals, self._gauges = Vitals(run.path), Gauges(run)
         self._path = run.metrics_path

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from farreach.figures import save
+from farreach.figures import new_figure, save
 from farreach.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ACROSS = 3
 WIDTH, HEIGHT = 3.4, 2.5  # of a panel, in inches
@@ -69,7 +71,7 @@ def panels(records: Sequence[Mapping[str, Any]], wanted: Sequence[Panel]) -> Fig
         return None
     across = min(ACROSS, len(found))
     down = -(-len(found) // across)
-    figure = Figure(figsize=(WIDTH * across, HEIGHT * down), layout="constrained")
+    figure = new_figure(WIDTH * across, HEIGHT * down)
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes, (panel, lines) in zip(grid, found, strict=False):
         _draw(axes, panel, lines)

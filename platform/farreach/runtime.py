@@ -125,13 +125,13 @@ def connection(needed: float | Sequence[Demand], *, settings: Sequence[str] = ()
 
 def _start_local(arguments: dict[str, Any]) -> None:
     use_token_of_its_own()
-    _init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=object_store_bytes(),
-        runtime_env=local_runtime_env(),
-        **arguments,
-    )
+    with _sources_on_path():
+        _init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=object_store_bytes(),
+            **arguments,
+        )
 
 
 def use_token_of_its_own() -> None:
@@ -259,7 +259,28 @@ def package_folders() -> list[Path]:
 
 def local_runtime_env() -> dict[str, Any]:
     """Puts the source roots on the path of the workers, which know installed packages already."""
+    return {"env_vars": {"PYTHONPATH": _sources()}}
+
+
+def _sources() -> str:
     roots = [str(folder.parent) for folder in package_folders()]
     roots = [root for root in roots if not root.endswith(("site-packages", "dist-packages"))]
     known = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*roots, *known]))}}
+    return os.pathsep.join(dict.fromkeys([*roots, *known]))
+
+
+@contextmanager
+def _sources_on_path() -> Iterator[None]:
+    """What is begun in here finds the source roots.
+
+    A runtime environment would do the same, but the processes that Ray begins in advance have none.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = _sources()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

@@ -20,13 +20,17 @@ SOURCE_ROOTS = [str(ROOT / "platform"), str(ROOT / "workloads")]
 
 @pytest.fixture
 def unconnected(monkeypatch):
-    """What `connect` does in a process that has no Ray yet; the calls of ray.init."""
+    """What `connect` does in a process that has no Ray yet; calls of ray.init, with the path."""
     calls = []
+
+    def init(**arguments):
+        calls.append(arguments | {"path": os.environ.get("PYTHONPATH")})
+
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
     monkeypatch.setattr(room, "look", lambda: room.View(grows=False, status=""))
-    monkeypatch.setattr("ray.init", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -98,8 +102,11 @@ def test_without_an_address_a_ray_of_its_own_is_started(unconnected, monkeypatch
     assert arguments["address"] == "local"
     assert arguments["include_dashboard"] is False
     assert arguments["log_to_driver"] is False
-    path = os.pathsep.join([*SOURCE_ROOTS, "/somewhere"])
-    assert arguments["runtime_env"] == {"env_vars": {"PYTHONPATH": path}}
+    # Ray's processes have the path of this one then; an environment of the job's own would keep
+    # those that Ray begins in advance from being used.
+    assert arguments["path"] == os.pathsep.join([*SOURCE_ROOTS, "/somewhere"])
+    assert "runtime_env" not in arguments
+    assert os.environ["PYTHONPATH"] == f"/somewhere{os.pathsep}"
 
 
 def test_a_remote_cluster_is_sent_the_packages_unless_the_job_brings_them(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 from farreach.console import say
+from farreach.imports import imported
 
 # Imports of torch and of everything that needs it wait until a command does.
 
@@ -32,7 +32,7 @@ def bench(options: argparse.Namespace) -> None:
     """Time them and say it line by line."""
     from farreach import config as configs
 
-    module = importlib.import_module(BENCH_MODULE)
+    module = imported(BENCH_MODULE)
     config = configs.from_words(options.settings, module.BenchConfig)
     unit = module.unit(config)
     rows: list[Any] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import json
 import signal
 import sys
@@ -17,6 +16,7 @@ from farreach.cli.arguments import add_overrides
 from farreach.cli.lists import say_table
 from farreach.console import say, warn
 from farreach.errors import ConfigError
+from farreach.imports import imported
 
 if TYPE_CHECKING:
     from farreach.cluster.demand import Demand
@@ -108,7 +108,7 @@ def simulate(options: argparse.Namespace) -> None:
     from farreach import config as configs
 
     loaded = configs.load(configs.find(options.config), options.overrides)
-    workload: Any = importlib.import_module(loaded.workload)
+    workload: Any = imported(loaded.workload)
     demands: list[Demand] = workload.demand(loaded.config)
     if not demands:
         raise ConfigError(

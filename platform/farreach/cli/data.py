@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from farreach.cli.arguments import add_config
 from farreach.console import say, warn
 from farreach.errors import DataError
+from farreach.imports import imported
 
 RECORDINGS_MODULE = "farreach_workloads.goals.data.recordings"
 
@@ -40,7 +40,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def import_(options: argparse.Namespace) -> None:
     """Copy recorded episodes of another layout into a data set."""
-    recordings = importlib.import_module(RECORDINGS_MODULE)
+    recordings = imported(RECORDINGS_MODULE)
     for finding in recordings.import_recording(options.path, options.out, options.environment):
         warn(f"warning: {finding}")
     _say_facts(options.out)
@@ -76,7 +76,7 @@ def check(options: argparse.Namespace) -> None:
     if options.path.exists() and looks_like_images(options.path):
         _check_images(options.path)
         return
-    recordings = importlib.import_module(RECORDINGS_MODULE)
+    recordings = imported(RECORDINGS_MODULE)
     report = recordings.check_recording(options.path, options.environment)
     for warning in report.warnings:
         say(f"warning: {warning}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from farreach.cli.arguments import UsageError, positive
 from farreach.cli.lists import say_table
 from farreach.console import say, warn
+from farreach.imports import imported
 from farreach.registry import near_match
 
 # Imports of torch and of everything that needs it wait until a command does.
@@ -47,7 +47,7 @@ def embed(options: argparse.Namespace) -> None:
     """Embed a source."""
     from farreach import config as configs
 
-    module = importlib.import_module(EMBED_MODULE)
+    module = imported(EMBED_MODULE)
     config = configs.from_words(options.settings, module.EmbedConfig)
     try:
         vectors = module.embed(options.model, options.source, options.out, config)
@@ -75,7 +75,7 @@ def build(options: argparse.Namespace) -> None:
     """Make an index."""
     from farreach import config as configs
 
-    module = importlib.import_module(INDEXES_MODULE)
+    module = imported(INDEXES_MODULE)
     config = configs.from_words(options.settings, module.BuildConfig)
     module.build(options.vectors, options.out, config)
     say_table(module.facts(options.out))
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add(options: argparse.Namespace) -> None:
     """Add documents."""
-    module = importlib.import_module(INDEXES_MODULE)
+    module = imported(INDEXES_MODULE)
     count = module.add(options.index, options.source, options.settings)
     say(f"{options.index}: {count:,} documents added")
 
@@ -103,7 +103,7 @@ def delete_arguments(parser: argparse.ArgumentParser) -> None:
 
 def delete(options: argparse.Namespace) -> None:
     """Take documents out."""
-    importlib.import_module(INDEXES_MODULE).delete(options.index, options.ids)
+    imported(INDEXES_MODULE).delete(options.index, options.ids)
     say(f"{options.index}: {len(options.ids):,} documents deleted")
 
 
@@ -117,21 +117,21 @@ def merge(options: argparse.Namespace) -> None:
     """Make one index of several."""
     if len(options.indexes) < 2:
         raise UsageError("name two indexes or more, and then the folder to make.")
-    module = importlib.import_module(INDEXES_MODULE)
+    module = imported(INDEXES_MODULE)
     module.merge(options.indexes, options.out)
     say_table(module.facts(options.out))
 
 
 def compact(options: argparse.Namespace) -> None:
     """Build an index anew."""
-    module = importlib.import_module(INDEXES_MODULE)
+    module = imported(INDEXES_MODULE)
     module.compact(options.index)
     say_table(module.facts(options.index))
 
 
 def show(options: argparse.Namespace) -> None:
     """Say what an index holds."""
-    say_table(importlib.import_module(INDEXES_MODULE).facts(options.index))
+    say_table(imported(INDEXES_MODULE).facts(options.index))
 
 
 def tune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +147,7 @@ def tune(options: argparse.Namespace) -> None:
     """Choose the weight of words."""
     from farreach import config as configs
 
-    module = importlib.import_module(TUNING_MODULE)
+    module = imported(TUNING_MODULE)
     config = configs.from_words(options.settings, module.TuneConfig)
     tuned = module.tune(options.index, options.queries, config)
     for weight, quality in sorted(tuned.curve.items()):
@@ -172,7 +172,7 @@ def compare(options: argparse.Namespace) -> None:
     from farreach.index.compare import drawn
 
     points = []
-    for point in importlib.import_module(TUNING_MODULE).compared(options.vectors, options.queries):
+    for point in imported(TUNING_MODULE).compared(options.vectors, options.queries):
         points.append(point)
         say(
             f"{point.kind:<9} {point.effort:<11} recall {point.recall:.3f}  "
@@ -207,9 +207,9 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Search for one query, or for those that are typed or piped in."""
-    searcher = importlib.import_module(SEARCHER_MODULE).Searcher.open(options.index)
+    searcher = imported(SEARCHER_MODULE).Searcher.open(options.index)
     if options.page:
-        importlib.import_module(PAGE_MODULE).serve(searcher, options.port)
+        imported(PAGE_MODULE).serve(searcher, options.port)
         return
     k = options.k or min(SHOWN, searcher.documents)
     queries = _asked() if options.query is None else [options.query]
@@ -237,7 +237,7 @@ def prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Make a corpus with queries."""
-    module = importlib.import_module(SETS_MODULE)
+    module = imported(SETS_MODULE)
     if options.name not in module.SETS:
         known = list(module.SETS)
         raise UsageError(f"there is no corpus {options.name!r}. {near_match(options.name, known)}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from farreach.console import say
+from farreach.imports import imported
 
 if TYPE_CHECKING:
     from farreach.config import Config
@@ -35,7 +35,7 @@ def environments() -> Rows:
     """Each registered environment with its first line."""
     from farreach.registry import environments
 
-    importlib.import_module(ENVIRONMENTS_MODULE)
+    imported(ENVIRONMENTS_MODULE)
     for name in environments:
         yield name, _first_line(environments.get(name))
 
@@ -45,7 +45,7 @@ def backbones() -> Rows:
     import timm
     import torch
 
-    package = importlib.import_module(BACKBONES_MODULE)
+    package = imported(BACKBONES_MODULE)
     ours = [name for family in package.FAMILIES for name in family.default_cfgs]
     for name in ours:
         with torch.device("meta"):
@@ -58,7 +58,7 @@ def backbones() -> Rows:
 
 def behaviours() -> Rows:
     """Each behaviour that records data with its first line."""
-    behaviours = importlib.import_module(BEHAVIOURS_MODULE).behaviours
+    behaviours = imported(BEHAVIOURS_MODULE).behaviours
     for name in behaviours:
         yield name, _first_line(behaviours.get(name))
 
@@ -68,7 +68,7 @@ def workloads() -> Rows:
     from farreach import config
 
     for name in sorted({config.load(path).workload for path in config.shipped()}):
-        yield name, _first_line(importlib.import_module(name))
+        yield name, _first_line(imported(name))
 
 
 def say_settings(name: str) -> None:
@@ -83,7 +83,7 @@ def say_evaluations(name: str) -> None:
     from farreach import config
     from farreach.workload import Evaluation
 
-    module = importlib.import_module(config.load(config.find(name)).workload)
+    module = imported(config.load(config.find(name)).workload)
     found: dict[str, Evaluation] = getattr(module, "EVALUATIONS", {})
     for key, evaluation in found.items():
         say(f"{key}: {_first_line(evaluation.run)}")

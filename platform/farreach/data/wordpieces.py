@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -124,14 +125,7 @@ class WordPieces:
             _check_names(file, vocabulary, 1)
             lower = _lower_case(file.with_name(SETTINGS_FILE))
             return cls(bert(vocabulary, lower=lower).to_str())
-        try:
-            vocabulary = Tokenizer.from_str(content).get_vocab()
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise DataError(
-                f"{file}: is no tokenizer of Hugging Face: {error}. Fetch it again."
-            ) from error
-        _check_names(file, vocabulary, 2)
-        return cls(content)
+        return _parsed(file, content)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, (tokens,), without special tokens and never cut short."""
@@ -238,6 +232,19 @@ def _vocabulary(file: Path, content: str) -> dict[str, int]:
             f"{ids[tokens[first]] + 1}. Fetch the file again."
         )
     return ids
+
+
+@lru_cache(maxsize=2)
+def _parsed(file: Path, content: str) -> WordPieces:
+    """Of a tokenizer.json; a process that opens it again need not parse it again."""
+    try:
+        vocabulary = Tokenizer.from_str(content).get_vocab()
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise DataError(
+            f"{file}: is no tokenizer of Hugging Face: {error}. Fetch it again."
+        ) from error
+    _check_names(file, vocabulary, 2)
+    return WordPieces(content)
 
 
 def _check_names(file: Path, vocabulary: Mapping[str, int], first: int) -> None:

@@ -8,15 +8,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from farreach.figures import new_figure
 from farreach.index.kinds import CODES, LEAST_PER_CENTRE, IndexConfig, Kind
 from farreach.index.store import Index
 from farreach.index.tune import recall
 from farreach.index.vectors import Vectors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS: tuple[Kind, ...] = ("flat", "ivf_flat", "ivf_pq", "hnsw", "sq8")
 # Steps of what a search looks at, from little to much.
@@ -93,7 +96,7 @@ def _efforts(config: IndexConfig, count: int) -> Iterator[tuple[str, IndexConfig
 
 def drawn(points: Sequence[Point], title: str) -> Figure:
     """Recall over speed, a line for each kind."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     for kind in dict.fromkeys(point.kind for point in points):
         own = [point for point in points if point.kind == kind]

@@ -29,7 +29,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,8 +41,6 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 # Of so many documents one tells which scores may be among the best.
 SAMPLED = 16
-# It sets itself to tell of every build, whatever the program wants to hear of.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
 _MAKE_AGAIN = "Delete it and build it again."
 
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
@@ -137,6 +134,7 @@ class Bm25:
             raise DataError(
                 f"{out}: none of {len(numbers)} documents has a word. Give some with text."
             )
+        bm25s = _bm25s()
         retriever = bm25s.BM25(k1=k1, b=b, method="lucene")
         retriever.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
         manifest = {
@@ -165,7 +163,7 @@ class Bm25:
         """
         manifest = _read_manifest(path)
         try:
-            retriever = bm25s.BM25.load(path, mmap=mmap, show_progress=False)
+            retriever = _bm25s().BM25.load(path, mmap=mmap, show_progress=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}. {_MAKE_AGAIN}") from error
         # A view of a memory map as a plain array is as lazy, and its slices are made faster.
@@ -208,6 +206,16 @@ def _open(path: Path, mmap: bool) -> Bm25:
 @cache
 def _word() -> re.Pattern[str]:
     return re.compile(rf"\w[\w{marks()}]*")
+
+
+@cache
+def _bm25s() -> Any:
+    """The library, with SciPy behind it, which takes a quarter of a second to import."""
+    import bm25s
+
+    # It sets itself to tell of every build, whatever the program wants to hear of.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 def _pairs(run: str) -> list[str]:

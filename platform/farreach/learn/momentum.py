@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+
+from farreach.learn.place import is_split
 
 
 @torch.no_grad()
@@ -14,7 +15,7 @@ def follow(target: nn.Module, source: nn.Module, momentum: float) -> None:
     Both may be split over workers, in the same way.
     """
     for part in target.modules():
-        if isinstance(part, FSDPModule):
+        if is_split(part):
             part.reshard()  # after a pass without gradients some are still whole
     theirs: list[Tensor] = [_local(p) for p in target.parameters()]
     ours: list[Tensor] = [_local(p) for p in source.parameters()]

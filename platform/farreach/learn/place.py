@@ -1,27 +1,28 @@
-"""Where a worker stands among the others, and what they do together; alone it costs nothing."""
+"""Where a worker stands among the others, and what they do together; alone it costs nothing.
+
+PyTorch's modules for models whose parameters are split take a second to import; only workers that
+split theirs pay for it.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from farreach.learn.collectives import join_batch_norms
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from typing_extensions import TypeIs
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Place:
         """
         if not self.sharded or self.world == 1:
             return
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(self.device.type, (self.world,))
         for part in model.modules():
             if _is_stack(part):
@@ -103,7 +106,7 @@ class Place:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model with gradients that are the mean over the workers."""
-        if self.world == 1 or isinstance(model, FSDPModule):
+        if self.world == 1 or is_split(model):
             return model
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
@@ -120,7 +123,7 @@ class Place:
 
         Each worker may call them as often as it likes: parameters stay whole from call to call.
         """
-        parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+        parts = [part for part in model.modules() if is_split(part)]
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
@@ -133,7 +136,7 @@ class Place:
     @contextmanager
     def waiting(self, model: nn.Module, waits: bool) -> Iterator[None]:
         """Backward passes in here exchange no gradients if the next part of the batch will."""
-        if isinstance(model, FSDPModule):
+        if is_split(model):
             model.set_requires_gradient_sync(not waits)
             yield
         elif waits and isinstance(model, DistributedDataParallel):
@@ -146,23 +149,29 @@ class Place:
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """All of both states; workers with parts of them call it together."""
-        if not isinstance(model, FSDPModule):
+        if not is_split(model):
             return model.state_dict(), optimizer.state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_state_dict(model, optimizer, options=options)
 
     def whole_model_state(self, model: nn.Module) -> dict[str, Any]:
         """All of a network's state; workers with parts of it call it together."""
-        if not isinstance(model, FSDPModule):
+        if not is_split(model):
             return model.state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_model_state_dict(model, options=options)
 
     def take_over_model(self, model: nn.Module, state: dict[str, Any]) -> None:
         """Put a network's whole state in, each worker its part."""
-        if not isinstance(model, FSDPModule):
+        if not is_split(model):
             model.load_state_dict(state)
             return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
 
     def take_over(
@@ -179,12 +188,14 @@ class Place:
         named = "param_groups" in states[1] and any(
             isinstance(name, str) for group in states[1]["param_groups"] for name in group["params"]
         )
-        if named != isinstance(model, FSDPModule):
+        if named != is_split(model):
             raise ValueError("runtime.sharded")
-        if not isinstance(model, FSDPModule):
+        if not is_split(model):
             model.load_state_dict(states[0])
             optimizer.load_state_dict(states[1])
             return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
         set_state_dict(
             model,
             optimizer,
@@ -192,6 +203,12 @@ class Place:
             optim_state_dict=states[1],
             options=StateDictOptions(full_state_dict=True),
         )
+
+
+def is_split(module: object) -> TypeIs[FSDPModule]:
+    """Whether its parameters are split over the workers by FSDP2."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # nobody has split it without
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def _is_stack(module: nn.Module) -> bool:

@@ -9,11 +9,10 @@ may have an actor of its own; see `beside.py`.
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +24,7 @@ from farreach.actors.witness import Whereabouts, whereabouts
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import ActorError, ConfigError, FarreachError
 from farreach.failures import Fault, fault_of
+from farreach.imports import imported
 from farreach.learn.beside import SideEvaluation, beside
 from farreach.learn.board import DriversLink, Link, Outcome, Remote
 from farreach.learn.demand import demand, worker_resources
@@ -99,7 +99,12 @@ def fit(
             finally:
                 report.close()
     settings = ["runtime.workers", "runtime.cpus", "runtime.gpus", "runtime.evaluators"]
-    with runtime.connection(demand(config), settings=settings), StopRequest() as stop:
+    with (
+        _imported_meanwhile("ray.train.torch"),
+        runtime.connection(demand(config), settings=settings),
+        StopRequest() as stop,
+    ):
+        _begin_coordinator()
         report = Report(config, run, stop, step)
         try:
             with (
@@ -110,6 +115,23 @@ def fit(
             return _ended(config, report, metrics, stopped, stop)
         finally:
             report.close()
+
+
+@contextmanager
+def _imported_meanwhile(module: str) -> Iterator[None]:
+    """Import a module that takes long while what comes next mostly waits."""
+    imported("ray")  # which both need
+    thread = threading.Thread(target=imported, args=(module,), daemon=True)
+    thread.start()
+    yield
+
+
+def _begin_coordinator() -> None:
+    """Begin the actor that Ray Train's controller would begin first, and wait for."""
+    with suppress(ImportError):  # another Ray has it elsewhere, and begins it later
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+        default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
 def _device_here(config: LearnRunConfig) -> torch.device:
@@ -182,8 +204,10 @@ def _fit_with_ray(
 
 def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    from farreach.learn.group import GroupConfig
 
     class Deaths(UserCallback):
         """Tells the driver what has ended workers; lives in Ray Train's controller."""
@@ -211,11 +235,13 @@ def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any
     use_gpu = settings.gpus > 0
     # The type checker knows an older class of that name.
     growth: dict[str, Any] = {"elastic_resize_monitor_interval_s": settings.grow_every_s}
+    # Nor does it know that any backend will do.
+    group: Any = GroupConfig("nccl" if use_gpu else "gloo")
     callbacks: list[Any] = [Deaths(arguments["link"]), Sizes(arguments["link"])]
     return TorchTrainer(
         _work,
         train_loop_config=arguments,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=group,
         scaling_config=ScalingConfig(
             num_workers=_sizes(settings),
             use_gpu=use_gpu,
@@ -368,7 +394,8 @@ def _work(arguments: dict[str, Any]) -> None:
         return  # what the user has to mend: Ray Train has begun once more in vain
     link.ask("put", "joined", (place.rank, whereabouts()))
     try:
-        make_task = getattr(importlib.import_module(module), name)
+        make_task = getattr(imported(module), name)
+        imported("torch._dynamo")  # which the first optimizer would import
         store = run.shared_store(config.training.keep_checkpoints)
         loop = make_loop(config, store, make_task, place, Remote(link))
         checkpoint = store.newest()

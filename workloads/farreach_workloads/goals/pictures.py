@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from PIL import Image
 
 from farreach.disk import atomic_write
+from farreach.figures import new_figure
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.evaluate import Outcome, shortcuts
@@ -22,6 +20,7 @@ from farreach_workloads.goals.rewards import sigmoid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from farreach_workloads.goals.config import ReachingConfig
 
@@ -59,7 +58,7 @@ class _Scene:
         return scene
 
     def axes(self, title: str) -> tuple[Figure, Axes]:
-        figure = Figure(figsize=(6, 5.4), dpi=DPI, layout="constrained")
+        figure = new_figure(6, 5.4, DPI)
         axes = figure.subplots()
         self.env.draw(axes)
         axes.set_title(title)
@@ -67,6 +66,8 @@ class _Scene:
 
 
 def _memory(scene: _Scene) -> Figure:
+    from matplotlib.collections import LineCollection
+
     bundle = scene.bundle
     figure, axes = scene.axes(f"{len(bundle)} memory nodes, by the step they were added at")
     i, j, is_shortcut = shortcuts(bundle, scene.env)
@@ -183,7 +184,7 @@ def _paths(scene: _Scene) -> Figure:
         )
     )
     for index, goal in enumerate(chosen):
-        colour = mpl.colormaps["tab10"](index)
+        colour = f"C{index}"
         path = bundle.path(int(start[index]), int(end[index]))
         axes.plot(*scene.nodes[path].T, "--", color=colour, linewidth=1)
         axes.plot(*outcome.positions[goal][:, scene.plane].T, color=colour, linewidth=1.5)
@@ -268,7 +269,7 @@ def _reached_frames(env: GoalEnvironment, outcome: Outcome) -> Figure | None:
     ends = env.render(np.asarray(outcome.positions[shown, -1], np.float32))
     if goals is None or ends is None:
         return None
-    figure = Figure(figsize=(1.2 * len(shown), 2.9), dpi=DPI, layout="constrained")
+    figure = new_figure(1.2 * len(shown), 2.9, DPI)
     grid = figure.subplots(2, len(shown), squeeze=False)
     reached = outcome.final_distance[shown] < env.spec.success_threshold
     for column, title in enumerate(titles):

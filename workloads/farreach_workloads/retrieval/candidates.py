@@ -23,7 +23,7 @@ from farreach_workloads.retrieval.evaluation.beir import CORPUS_FILE, BeirSet, o
 from farreach_workloads.retrieval.evaluation.measures import means, measured
 from farreach_workloads.retrieval.jobs import EmbedConfig
 from farreach_workloads.retrieval.mining import corpus_vectors
-from farreach_workloads.retrieval.supervision import key_of
+from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.task import spread
 
 

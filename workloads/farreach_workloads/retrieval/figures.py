@@ -5,18 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
-from farreach.figures import save
+from farreach.figures import new_figure, save
 from farreach.learn.place import Place
 from farreach.panels import Panel, draw_panels
 from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.probe import Probe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 80
 # How well training goes, and the signs of a stale queue or a collapse.
@@ -40,7 +42,7 @@ def similarities(probe: Probe) -> Figure:
     low = float(min(right.min(), np.quantile(others, 0.0005)))
     high = float(max(right.max(), others.max()))
     edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = new_figure(6, 3.4)
     axes = figure.add_subplot()
     for scores, name in ((others, "other documents"), (right, "right documents")):
         label = f"{name} ({len(scores):,})"
@@ -66,6 +68,8 @@ def draw(probe: Probe, encoder: TextEncoder, run: RunDirectory) -> list[Path]:
 
 def project(vectors: torch.Tensor, labels: Sequence[str], folder: Path) -> Path:
     """Vectors (n, width) and a line about each, for TensorBoard's projector; the folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
     working = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(working, ignore_errors=True)
     with SummaryWriter(str(working)) as writer:

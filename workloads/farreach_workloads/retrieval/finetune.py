@@ -36,9 +36,10 @@ from farreach_workloads.retrieval.finetune_task import (
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.labelled import is_beir
 from farreach_workloads.retrieval.models import open_model
+from farreach_workloads.retrieval.probe import Probe
+from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.supervision import (
     begun,
-    key_of,
     parted,
     prepared,
     source_of,
@@ -75,6 +76,7 @@ def check(config: FinetuneConfig) -> list[str]:
             "of BEIR, or leave it out."
         )
     encoder, words = begun(config.start, config.encoder, config.data, config.seed)
+    Probe(probe_folder(config), config.probe, words, encoder.longest, Path(config.data.cache))
     store = prepared(config.data, words)
     rows, held_out = parted(store, config.data, config.seed)
     if len(rows) < config.training.batch:

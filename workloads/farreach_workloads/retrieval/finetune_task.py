@@ -56,7 +56,8 @@ class FinetuneTask:
         self.dev = Dev(LabelledData(store, held_out, config.data, self.words, longest, 0))
         self.model: nn.Module = Pair(encoder)
         self.encoder: TextEncoder = encoder
-        self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest)
+        cache = Path(config.data.cache)
+        self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest, cache)
 
     @property
     def score(self) -> str:

@@ -40,7 +40,8 @@ from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.jobs import OF_RANKING, EmbedConfig, job_of
 from farreach_workloads.retrieval.labelled import Row, rows_of
 from farreach_workloads.retrieval.labelled_store import key_of as text_key
-from farreach_workloads.retrieval.supervision import LabelledConfig, Source, key_of, source_of
+from farreach_workloads.retrieval.stores import key_of
+from farreach_workloads.retrieval.supervision import LabelledConfig, Source, source_of
 
 # Questions that are searched at a time, whose hits are in memory.
 _ASKED = 4096

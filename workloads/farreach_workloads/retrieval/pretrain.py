@@ -23,6 +23,7 @@ from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
 from farreach_workloads.retrieval.evaluation import open_questions
 from farreach_workloads.retrieval.hub import make_encoder, save_encoder
 from farreach_workloads.retrieval.presets import differences
+from farreach_workloads.retrieval.probe import Probe
 from farreach_workloads.retrieval.task import PretrainTask, probe_folder
 
 Config = RetrievalConfig
@@ -60,6 +61,7 @@ def check(config: RetrievalConfig) -> list[str]:
         )
     words = stores.words_of(config)
     encoder = make_encoder(config.encoder, words)
+    Probe(probe_folder(config), config.probe, words, encoder.longest, Path(config.data.cache))
     count = sum(p.numel() for p in encoder.parameters()) / 1e6
     outside = count - encoder.words.weight.numel() / 1e6
     notes.append(

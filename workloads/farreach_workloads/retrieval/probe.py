@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -11,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import atomic_write
 from farreach.learn.health import effective_rank
 from farreach.learn.place import Place
+from farreach_workloads.retrieval import stores
 from farreach_workloads.retrieval.config import ProbeConfig
 from farreach_workloads.retrieval.embedding import Ids, embedded, tokenised
 from farreach_workloads.retrieval.encoder import TextEncoder
-from farreach_workloads.retrieval.evaluation.beir import open_beir
+from farreach_workloads.retrieval.evaluation.beir import files_of, open_beir
 from farreach_workloads.retrieval.evaluation.measures import means, measured
 
 # Documents whose vectors' effective rank is measured, and hits that are looked at.
@@ -34,28 +41,25 @@ class Probe:
         scores: of the last search, (questions, documents); None before it.
     """
 
-    def __init__(self, folder: Path, config: ProbeConfig, words: WordPieces, longest: int) -> None:
-        """Read and tokenise; raises DataError where the folder is no such set."""
-        found = open_beir(folder, config.split)
-        chosen = _spread(len(found.queries), config.queries)
-        names = [list(found.queries)[row] for row in chosen]
-        relevant = {name: found.relevant[name] for name in names}
-        answers = {document for grades in relevant.values() for document in grades}
-        texts = {document.id: document.whole for document in found.documents()}
-        others = [name for name in texts if name not in answers]
-        room = max(0, config.documents - len(answers))
-        pool = [*sorted(answers & texts.keys()), *[others[i] for i in _spread(len(others), room)]]
-        row_of = {name: row for row, name in enumerate(pool)}
-        longest = min(longest, config.longest)
-        self.names = names
-        self._rows = {
-            name: {row_of[d]: grade for d, grade in relevant[name].items() if d in row_of}
-            for name in names
-        }
-        self._queries = tokenised([found.queries[name] for name in names], words, longest)
-        self._documents = tokenised([texts[name] for name in pool], words, longest)
-        self.documents = len(pool)
-        self.titles = [texts[name][:TITLE].replace("\n", " ").replace("\t", " ") for name in pool]
+    def __init__(
+        self, folder: Path, config: ProbeConfig, words: WordPieces, longest: int, cache: Path
+    ) -> None:
+        """Read and tokenise, or take what is in the cache from before.
+
+        Args:
+            folder: in the layout of BEIR.
+            config: how much of it.
+            words: the encoder's vocabulary.
+            longest: tokens of a text that the encoder takes.
+            cache: folder that keeps what is read, so that workers don't read all of it again.
+
+        Raises:
+            DataError: the folder is no such set.
+        """
+        texts = _kept(folder, config, words, min(longest, config.longest), cache)
+        self.names, self.titles, self._rows = texts.names, texts.titles, texts.rows
+        self._queries, self._documents = texts.queries, texts.documents
+        self.documents = len(texts.documents)
         self.scores: Tensor | None = None
 
     def vectors(self, encoder: TextEncoder, place: Place) -> tuple[Tensor, Tensor]:
@@ -98,6 +102,89 @@ class Probe:
         rows = _spread(len(self.names), count)
         self.names = [self.names[row] for row in rows]
         self._queries = [self._queries[row] for row in rows]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What is asked and searched.
+
+    Attributes:
+        names: of questions.
+        rows: question → row of a document → grade.
+        titles: of documents.
+        queries: word pieces of questions.
+        documents: word pieces of documents.
+    """
+
+    names: list[str]
+    rows: dict[str, dict[int, int]]
+    titles: list[str]
+    queries: list[Ids]
+    documents: list[Ids]
+
+    def save(self, file: Path) -> None:
+        """Write it, whole or not at all."""
+        rows = [list(self.rows[name].items()) for name in self.names]
+        lines = json.dumps([self.names, rows, self.titles])
+        arrays: dict[str, Any] = {"lines": np.frombuffer(lines.encode(), np.uint8)}
+        for name, texts in (("queries", self.queries), ("documents", self.documents)):
+            arrays[name] = np.concatenate(texts)
+            arrays[f"{name}_ends"] = np.cumsum([len(ids) for ids in texts])
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, content.getvalue())
+
+    @classmethod
+    def load(cls, file: Path) -> _Texts:
+        """What was written; raises OSError, ValueError, KeyError or BadZipFile if it is not."""
+        with file.open("rb") as opened, np.load(opened) as arrays:
+            names, rows, titles = json.loads(arrays["lines"].tobytes())
+            queries, documents = (
+                np.split(arrays[name], arrays[f"{name}_ends"][:-1])
+                for name in ("queries", "documents")
+            )
+        by_name = {name: dict(map(tuple, own)) for name, own in zip(names, rows, strict=True)}
+        return cls(names, by_name, titles, queries, documents)
+
+
+def _kept(
+    folder: Path, config: ProbeConfig, words: WordPieces, longest: int, cache: Path
+) -> _Texts:
+    """What was read from these files before, or reads it."""
+    files = files_of(folder, config.split)
+    if not all(file.is_file() for file in files):
+        return _read(folder, config, words, longest)  # which says what is missing
+    prints = [stores.fingerprint(file) for file in files]
+    key = stores.key_of(*prints, words.fingerprint, config.documents, config.queries, longest)
+    file = cache / f"probe-{key}.npz"
+    with suppress(OSError, ValueError, KeyError, BadZipFile):
+        return _Texts.load(file)
+    texts = _read(folder, config, words, longest)
+    with suppress(OSError):  # a cache that cannot be written to
+        texts.save(file)
+    return texts
+
+
+def _read(folder: Path, config: ProbeConfig, words: WordPieces, longest: int) -> _Texts:
+    found = open_beir(folder, config.split)
+    chosen = _spread(len(found.queries), config.queries)
+    names = [list(found.queries)[row] for row in chosen]
+    relevant = {name: found.relevant[name] for name in names}
+    answers = {document for grades in relevant.values() for document in grades}
+    texts = {document.id: document.whole for document in found.documents()}
+    others = [name for name in texts if name not in answers]
+    room = max(0, config.documents - len(answers))
+    pool = [*sorted(answers & texts.keys()), *[others[i] for i in _spread(len(others), room)]]
+    row_of = {name: row for row, name in enumerate(pool)}
+    rows = {
+        name: {row_of[d]: grade for d, grade in relevant[name].items() if d in row_of}
+        for name in names
+    }
+    titles = [texts[name][:TITLE].replace("\n", " ").replace("\t", " ") for name in pool]
+    queries = tokenised([found.queries[name] for name in names], words, longest)
+    documents = tokenised([texts[name] for name in pool], words, longest)
+    return _Texts(names, rows, titles, queries, documents)
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from farreach.checkpoint import Checkpoint
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
-from farreach.figures import save
+from farreach.figures import new_figure, save
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
@@ -40,6 +40,9 @@ from farreach_workloads.retrieval.rerank_task import (
     reranker_of,
 )
 from farreach_workloads.retrieval.supervision import parted, prepared
+
+if TYPE_CHECKING:
+    pass
 
 Config = RerankConfig
 demand = asked_of_ray
@@ -149,7 +152,7 @@ def plot(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint) -> lis
     """Where right documents are, before and after."""
     task = restored(RerankTask(config), checkpoint)
     before, after = task.candidates.ranks(task.candidates.scores(task.reranker, Place()))
-    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    figure = new_figure(4.5, 4)
     axes = figure.add_subplot()
     axes.plot([1, max(before, default=1)], [1, max(before, default=1)], color="0.8")
     axes.scatter(before, after, s=12, alpha=0.5)

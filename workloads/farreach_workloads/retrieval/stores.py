@@ -110,17 +110,18 @@ def opened(config: RetrievalConfig, words: WordPieces) -> dict[str, TokenStore]:
 
 
 def _store_folder(config: RetrievalConfig, source: Path, words: WordPieces) -> Path:
-    key = _key(fingerprint(source), words.fingerprint, config.data.normalised)
+    key = key_of(fingerprint(source), words.fingerprint, config.data.normalised)
     return Path(config.data.cache) / f"tokens-{key}"
 
 
 def _words_key(config: RetrievalConfig) -> str:
     data = config.data
     texts = [fingerprint(source) for source in sources(config).values()]
-    return _key(*texts, data.vocabulary, data.kind, data.lower, data.normalised)
+    return key_of(*texts, data.vocabulary, data.kind, data.lower, data.normalised)
 
 
-def _key(*parts: object) -> str:
+def key_of(*parts: object) -> str:
+    """A short name that follows from some settings."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

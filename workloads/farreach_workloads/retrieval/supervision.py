@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from farreach_workloads.retrieval.labelled import NegativesConfig, is_beir, rows
 from farreach_workloads.retrieval.labelled_store import LabelledStore, build
 from farreach_workloads.retrieval.models import open_model
 from farreach_workloads.retrieval.packed import Attention, Block
+from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.task import spread
 
 
@@ -184,8 +183,3 @@ def reset_dropout(encoder: TextEncoder, share: float) -> None:
     for part in encoder.modules():
         if isinstance(part, Bert | Block | Attention):
             part.dropout = share
-
-
-def key_of(*parts: object) -> str:
-    """A short name that follows from some settings."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

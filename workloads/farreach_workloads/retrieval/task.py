@@ -66,7 +66,8 @@ class PretrainTask:
         )
         self.model: nn.Module = self.method.model
         self.companions = self.method.companions
-        self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest)
+        cache = Path(config.data.cache)
+        self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest, cache)
         self._metrics: dict[str, float] = {}
 
     @property

@@ -8,22 +8,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import timm
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from farreach.config import Config
 from farreach.errors import ConfigError
-from farreach.figures import save
+from farreach.figures import new_figure, save
 from farreach.registry import near_match
 from farreach_workloads.vision.backbones import FAMILIES
 from farreach_workloads.vision.config import BackboneConfig
 from farreach_workloads.vision.models import make_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OURS = "ours"
 CLASSES = 1000
@@ -197,7 +199,7 @@ def speed_accuracy(rows: Sequence[Timing], config: BenchConfig) -> Figure:
         raise ConfigError(
             "--out: no accuracy is known of these. Measure ours: `farreach bench backbone=ours`."
         )
-    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
+    figure = new_figure(8.5, 5.5)
     axes = figure.subplots()
     families: dict[str, list[Timing]] = {}
     for row in shown:

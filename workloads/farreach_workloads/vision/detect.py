@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -41,6 +40,9 @@ from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size
 from farreach_workloads.vision.dense.scenes import SceneInstances, open_scenes
 from farreach_workloads.vision.pictures import Found
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Config = DetectConfig
 demand = asked_of_ray

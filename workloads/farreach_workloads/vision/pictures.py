@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 from torch import Tensor
 from torch.nn import functional as F
 
+from farreach.figures import new_figure
 from farreach_workloads.vision.augment import MEAN, STD
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Pixels = NDArray[np.float32]
 CENTRAL = 6  # patches a side of which ResMLP's rows are shown
@@ -54,7 +55,7 @@ def predictions(images: Tensor, logits: Tensor, labels: Tensor, classes: Sequenc
     shown, best = pixels(images), logits.softmax(1).max(1)
     columns = min(8, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(1.7 * columns, 2.0 * rows), layout="constrained")
+    figure = new_figure(1.7 * columns, 2.0 * rows)
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if index >= len(shown):
@@ -84,7 +85,7 @@ def attention(
     """
     shown = pixels(images)
     panels = [(name, index) for name, m in maps.items() for index in range(min(8, m.shape[1]))]
-    figure = Figure(figsize=(1.5 * (1 + len(panels)), 1.6 * len(shown)), layout="constrained")
+    figure = new_figure(1.5 * (1 + len(panels)), 1.6 * len(shown))
     grid = figure.subplots(len(shown), 1 + len(panels), squeeze=False)
     for row, (image, line) in enumerate(zip(shown, grid, strict=True)):
         line[0].imshow(image)
@@ -110,7 +111,7 @@ def patch_weights(maps: dict[str, Tensor]) -> Figure:
     """
     columns = min(6, len(maps))
     lines = math.ceil(len(maps) / columns)
-    figure = Figure(figsize=(2.4 * columns, 2.6 * lines), layout="constrained")
+    figure = new_figure(2.4 * columns, 2.6 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axes, (name, rows) in zip(panels, maps.items(), strict=False):
         height, width = rows.shape[1:]
@@ -136,8 +137,10 @@ def label_maps(
         shown: images, and twice (height, width) classes; IGNORED is grey.
         classes: names, of which those that occur are in the legend.
     """
+    from matplotlib.patches import Patch
+
     rows = math.ceil(len(shown) / SIDE_BY_SIDE)
-    figure = Figure(figsize=(4.8 * SIDE_BY_SIDE, 1.7 * rows + 0.6), layout="constrained")
+    figure = new_figure(4.8 * SIDE_BY_SIDE, 1.7 * rows + 0.6)
     grid = figure.subplots(rows, 3 * SIDE_BY_SIDE, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -166,8 +169,10 @@ def detections(
         classes: names.
         least: score below which nothing is drawn.
     """
+    from matplotlib.patches import Rectangle
+
     rows = math.ceil(len(shown) / SIDE_BY_SIDE)
-    figure = Figure(figsize=(4.6 * SIDE_BY_SIDE, 2.4 * rows), layout="constrained")
+    figure = new_figure(4.6 * SIDE_BY_SIDE, 2.4 * rows)
     grid = figure.subplots(rows, 2 * SIDE_BY_SIDE, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -202,7 +207,7 @@ def neighbours(lines: Sequence[Sequence[Picture]], names: Sequence[Sequence[str]
         names: classes of the same; a neighbour's is green where it is that of the first.
     """
     columns = len(lines[0])
-    figure = Figure(figsize=(1.2 * columns, 1.45 * len(lines)), layout="constrained")
+    figure = new_figure(1.2 * columns, 1.45 * len(lines))
     grid = figure.subplots(len(lines), columns, squeeze=False)
     for axes_row, images, classes in zip(grid, lines, names, strict=True):
         for number, (axes, image, name) in enumerate(zip(axes_row, images, classes, strict=True)):
@@ -215,6 +220,8 @@ def neighbours(lines: Sequence[Sequence[Picture]], names: Sequence[Sequence[str]
 
 def class_colors(count: int) -> NDArray[np.uint8]:
     """A colour for each class and grey for what has none, (count + 1, 3) uint8."""
+    from matplotlib.colors import hsv_to_rgb
+
     hues = np.arange(count) * 0.618034 % 1.0  # neighbours far apart
     values = np.where(np.arange(count) % 2 == 0, 0.95, 0.7)
     hsv = np.stack([hues, np.full(count, 0.75), values], 1)

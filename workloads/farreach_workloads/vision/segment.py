@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from timm.optim import create_optimizer_v2
@@ -37,6 +36,9 @@ from farreach_workloads.vision.dense.heads import AuxiliaryHead, FpnHead, UperHe
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size, padded
 from farreach_workloads.vision.dense.scenes import SceneLabelMaps, open_scenes
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Config = SegmentConfig
 demand = asked_of_ray

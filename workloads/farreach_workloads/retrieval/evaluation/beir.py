@@ -65,6 +65,11 @@ class BeirSet:
         return text.documents(self.path / CORPUS_FILE)
 
 
+def files_of(path: Path, split: str) -> list[Path]:
+    """The documents, queries and judgements of a split."""
+    return [path / CORPUS_FILE, path / QUERIES_FILE, path / QRELS_FOLDER / f"{split}.tsv"]
+
+
 def open_beir(path: Path, split: str | None = None) -> BeirSet:
     """Read the queries and judgements of a split; of the documents only the ids.
 
@@ -78,7 +83,7 @@ def open_beir(path: Path, split: str | None = None) -> BeirSet:
         DataError: a file is missing or a line of another form, or no judgement above 0 is left.
     """
     split = split or SPLITS.get(path.name, TEST)
-    files = [path / CORPUS_FILE, path / QUERIES_FILE, path / QRELS_FOLDER / f"{split}.tsv"]
+    files = files_of(path, split)
     corpus, queries, qrels = digests = [hashlib.sha256() for _ in files]
     judged: dict[str, dict[str, int]] = {}
     for query, document, grade in _read(files[2], _judgements(files[2], qrels)):

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.colors import hsv_to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -302,6 +301,8 @@ def open_rendered(path: Path, task: Task) -> tuple[ImageSet, ImageSet]:
 
 
 def _colors(rng: np.random.Generator, count: int) -> Pixels:
+    from matplotlib.colors import hsv_to_rgb
+
     hues = rng.uniform(0, 1, count)
     tints = np.stack([hues, rng.uniform(*SATURATIONS, count), rng.uniform(*VALUES, count)], 1)
     return np.asarray(np.rint(255 * hsv_to_rgb(tints)), np.uint8)

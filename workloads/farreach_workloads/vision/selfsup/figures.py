@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.tensorboard import SummaryWriter
 
 from farreach.data.images import ImageSet
-from farreach.figures import save
+from farreach.figures import new_figure, save
 from farreach.learn.place import Place
 from farreach.panels import Panel, draw_panels
 from farreach.rundir import RunDirectory
@@ -23,6 +21,8 @@ from farreach_workloads.vision import attention, pictures
 from farreach_workloads.vision.augment import evaluation_transform
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from farreach_workloads.vision.selfsup.task import PretrainTask
 
 # Images with so many neighbours each, images that are looked at, and prototypes that are shown.
@@ -95,7 +95,7 @@ def prototypes(task: PretrainTask) -> Figure | None:
     used = int((named > 0).sum())
     # The most frequent, the least frequent, and evenly between them.
     ranked = named.argsort(descending=True)[spread(used, SHOWN)]
-    figure = Figure(figsize=(1.2 * (NEAREST + 1), 1.45 * len(ranked) + 2), layout="constrained")
+    figure = new_figure(1.2 * (NEAREST + 1), 1.45 * len(ranked) + 2)
     grid = figure.add_gridspec(len(ranked) + 2, NEAREST + 1)
     axes = figure.add_subplot(grid[:2, :])
     axes.bar(
@@ -117,6 +117,8 @@ def prototypes(task: PretrainTask) -> Figure | None:
 
 def project(task: PretrainTask, folder: Path) -> Path:
     """Features, classes and small pictures of held-out images, for TensorBoard's projector."""
+    from torch.utils.tensorboard import SummaryWriter
+
     _, _, asked = task.seen
     rows = spread(len(asked), PROJECTED)
     small = [

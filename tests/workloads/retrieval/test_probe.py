@@ -1,0 +1,121 @@
+"""The small search by which training is followed, and what is kept of it for the next process."""
+
+import json
+
+import pytest
+import torch
+
+from farreach.data import wordpieces
+from farreach.errors import DataError
+from farreach.learn.place import Place
+from farreach_workloads.retrieval import probe as probes
+from farreach_workloads.retrieval.config import ProbeConfig
+from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
+from farreach_workloads.retrieval.probe import Probe
+
+TEXTS = {
+    "cat": "a small animal that says meow",
+    "dog": "an animal that barks at cats",
+    "ship": "a vessel that crosses the sea",
+    "train": "a vehicle on rails",
+    "oak": "a tree with acorns",
+}
+ASKED = {"q1": "meow", "q2": "barks", "q3": "crosses the sea"}
+RELEVANT = {"q1": {"cat": 2, "dog": 1}, "q2": {"dog": 1}, "q3": {"ship": 1}}
+
+
+def write_set(folder, texts=TEXTS):
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    for name, content in (("corpus", texts), ("queries", ASKED)):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in content.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    rows = [f"{q}\t{d}\t{grade}" for q, own in RELEVANT.items() for d, grade in own.items()]
+    (folder / "qrels" / "dev.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words():
+    return wordpieces.trained([*TEXTS.values(), *ASKED.values()], 120)
+
+
+@pytest.fixture
+def encoder(words):
+    torch.manual_seed(0)
+    return Bag(words.size, EncoderConfig(kind="bag", width=16)).eval()
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Whether the set is read from now on."""
+
+    def refuse():
+        def read(*arguments):
+            raise AssertionError("the set is read again")
+
+        monkeypatch.setattr(probes, "open_beir", read)
+
+    return refuse
+
+
+def seen(probe, encoder):
+    with torch.no_grad():
+        queries, documents = probe.vectors(encoder, Place())
+    return probe.names, probe.titles, queries, documents, probe.measured(queries, documents)
+
+
+def test_it_searches_the_documents_of_the_set_with_its_questions(tmp_path, words, encoder):
+    folder = write_set(tmp_path / "set")
+    probe = Probe(folder, ProbeConfig(), words, 64, tmp_path / "cache")
+    names, titles, queries, documents, metrics = seen(probe, encoder)
+    # Documents with answers come first, in the order of their names.
+    assert names == ["q1", "q2", "q3"]
+    assert titles == [TEXTS[name] for name in ("cat", "dog", "ship", "train", "oak")]
+    best = (queries @ documents.T).argsort(dim=1, descending=True)
+    answers = [{0, 1}, {1}, {2}]
+    firsts = [next(i for i, d in enumerate(row.tolist()) if d in own) for row, own in
+              zip(best, answers, strict=True)]  # fmt: skip
+    assert metrics["evaluation/mrr@10"] == pytest.approx(sum(1 / (1 + i) for i in firsts) / 3)
+    assert metrics["evaluation/documents"] == 5
+
+
+def test_the_next_process_need_not_read_the_set(tmp_path, words, encoder, unread):
+    folder = write_set(tmp_path / "set")
+    arguments = (folder, ProbeConfig(), words, 64, tmp_path / "cache")
+    names, titles, queries, documents, metrics = seen(Probe(*arguments), encoder)
+    unread()
+    again = seen(Probe(*arguments), encoder)
+    assert again[:2] == (names, titles)
+    assert torch.equal(again[2], queries)
+    assert torch.equal(again[3], documents)
+    assert again[4] == metrics
+
+
+@pytest.mark.parametrize("change", ["text", "settings", "longest", "damage"])
+def test_what_is_kept_counts_for_the_same_text_and_settings_alone(tmp_path, words, encoder, change):
+    folder, cache = write_set(tmp_path / "set"), tmp_path / "cache"
+    config, longest = ProbeConfig(), 64
+    Probe(folder, config, words, longest, cache)
+    if change == "text":  # of the same size
+        write_set(folder, TEXTS | {"cat": TEXTS["cat"].replace("meow", "woem")})
+    elif change == "settings":
+        config = ProbeConfig(documents=4)
+    elif change == "longest":
+        longest = 4
+    else:
+        (file,) = cache.glob("probe-*.npz")
+        file.write_bytes(file.read_bytes()[:-100])
+    found = seen(Probe(folder, config, words, longest, cache), encoder)
+    fresh = seen(Probe(folder, config, words, longest, tmp_path / "other"), encoder)
+    assert found[:2] == fresh[:2]
+    assert torch.equal(found[3], fresh[3])
+    assert found[4] == fresh[4]
+    assert len(found[1]) == (4 if change == "settings" else 5)
+
+
+def test_a_set_that_is_none_is_refused_with_or_without_a_cache(tmp_path, words):
+    folder, cache = write_set(tmp_path / "set"), tmp_path / "cache"
+    Probe(folder, ProbeConfig(), words, 64, cache)
+    (folder / "qrels" / "dev.tsv").unlink()
+    with pytest.raises(DataError, match=r"dev\.tsv"):
+        Probe(folder, ProbeConfig(), words, 64, cache)
