@@ -7,7 +7,9 @@ ours over the bare ones: smaller is better. `first_step` is the wall time from t
 its first update, with and without Ray Train. `start_here` and `start_job` begin with the command:
 of `farreach train` without Ray, and of `farreach submit` to a cluster that has run such a job
 before (with a worker of Ray Train); the peer is a bare program of PyTorch, from its start to its
-first update. `python benchmarks/overhead.py [ROW …]` prints one JSON line per row.
+first update. `start_retrieval` is from the command to the end of the first update of `farreach
+train retrieval/debian`, its text tokenised before, with a worker of Ray Train; the peer is the
+same without Ray. `python benchmarks/overhead.py [ROW …]` prints one JSON line per row.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import json
+import secrets
 import statistics
 import subprocess
 import sys
@@ -41,6 +44,7 @@ from farreach.learn.place import Place
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
+from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach.testing.heads import ray_head
 
@@ -48,6 +52,7 @@ SAMPLES, WIDTH, BATCH = 4096, 256, 256
 # Row → width of the network, and updates between two looks at the clock.
 SIZES = {"train_loop": (1536, 80), "train_loop_small": (384, 400)}
 ROUNDS, STARTS = 4, 3
+RATE = "throughput/updates_per_s"
 BARE = """
 import json, sys, time
 import torch
@@ -243,9 +248,31 @@ def starts(here: str) -> None:
         measure.row(row, seconds, found[2], "wall seconds", seconds / found[2])
 
 
+def retrieval_start(folder: Path, workers: int) -> float:
+    """Seconds from the command to the end of the first update of dense retrieval."""
+    run = folder / f"run-{secrets.token_hex(4)}"
+    settings = ["training.epochs=0.03", f"data.cache={folder}", f"runtime.workers={workers}"]
+    command = [sys.executable, "-m", "farreach", "train", "retrieval/debian", *settings]
+    begun = time.time()
+    subprocess.run([*command, "--run-dir", str(run)], check=True, stdout=subprocess.DEVNULL)
+    first = next(line for line in read_metrics(RunDirectory(run).metrics_path) if RATE in line)
+    return float(first["time"] - (first["step"] - 1) / first[RATE] - begun)
+
+
+def retrieval_starts() -> None:
+    """Row `start_retrieval`."""
+    with tempfile.TemporaryDirectory() as name:
+        retrieval_start(Path(name), 0)  # tokenises
+        ours, alone = (
+            statistics.median(retrieval_start(Path(name), workers) for _ in range(STARTS))
+            for workers in (1, 0)
+        )
+    measure.row("start_retrieval", ours, alone, "wall seconds", ours / alone)
+
+
 def main() -> None:
     """Print the rows that are asked for, or all."""
-    known = [*SIZES, "first_step", "start_here", "start_job"]
+    known = [*SIZES, "first_step", "start_here", "start_job", "start_retrieval"]
     asked = sys.argv[1:] or known
     if unknown := set(asked) - set(known):
         sys.exit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -260,6 +287,8 @@ def main() -> None:
         measure.row("first_step", with_ray_s, alone_s, "wall seconds", with_ray_s / alone_s)
     if {"start_here", "start_job"} & set(asked):
         starts(here)
+    if "start_retrieval" in asked:
+        retrieval_starts()
 
 
 if __name__ == "__main__":
