@@ -127,7 +127,8 @@ def _ndcg(scores: Vectors, relevant: Sequence[dict[int, int]]) -> NDArray[np.flo
 def compare(
     name: str, folder: Path, sets: Sequence[BeirSet], wanted: Sequence[str], rounds: int
 ) -> None:
-    """The rows of one encoder."""
+    """The rows of one encoder; those of the small one bear its name too if there is another."""
+    suffix = "_mini" if name == "mini" and minilm() is not None else ""
     encoder, words = open_encoder(folder)
     small = quantised(encoder)
     texts = [document.whole for document in sets[0].documents()][::EVERY]
@@ -156,13 +157,13 @@ def compare(
     if "fp32" in wanted:
         difference = float(np.abs(exact - expected).max())
         extra = {"over_default": round(fp32 / others[1], 3), "largest_difference": difference}
-        row("fp32", fp32, best, UNIT, fp32 / best, **common, **extra)
+        row(f"fp32{suffix}", fp32, best, UNIT, fp32 / best, **common, **extra)
     if "int8" in wanted:
         nothing = {"ndcg10_fp32": None, "ndcg10_int8": None}
         quality = nothing if name == "mini" else ndcg(encoder, small, words, sets)
         lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(rough, axis=1)
         row(
-            *("int8", int8, best, UNIT, int8 / best),
+            *(f"int8{suffix}", int8, best, UNIT, int8 / best),
             **common,
             over_default=round(int8 / others[1], 3),
             over_ours_fp32=round(int8 / fp32, 3),
@@ -182,7 +183,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if importlib.util.find_spec("sentence_transformers") is None:
-        missing("embed", "sentence-transformers")
+        for name in options.rows or ROWS:
+            missing(name, "sentence-transformers")
         return
     with tempfile.TemporaryDirectory() as place:
         corpus = extract.folder(options.cache or Path(place))

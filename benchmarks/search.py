@@ -133,7 +133,7 @@ def few_queries(folder: Path, documents: Floats, queries: Floats, what: str) -> 
         ]
         times = wall(works, ROUNDS_FEW)
         measure.row(
-            f"few_queries_{count}",
+            "few_queries" if count == 1 else f"few_queries_{count}",
             *(1e3 * seconds for seconds in times[:2]),
             "ms per search, less is better",
             times[1] / times[0],
@@ -168,7 +168,7 @@ def batch_r95(
         ]
         times = wall(works, ROUNDS_BATCH)
         measure.row(
-            f"batch_r95_{kind}",
+            "batch_r95" if kind == kinds[0] else f"batch_r95_{kind}",
             *(BATCH / seconds for seconds in times[:2]),
             "queries per s",
             times[1] / times[0],
@@ -198,7 +198,7 @@ def build(folder: Path) -> None:
         np.mean(found[who], axis=0).tolist() for who in ("ours", "peer")
     )
     measure.row(
-        "build_ivf_flat_4_shards",
+        "build",
         ours_s,
         peer_s,
         "s, less is better",

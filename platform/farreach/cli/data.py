@@ -13,6 +13,7 @@ from farreach.errors import DataError
 from farreach.imports import imported
 
 RECORDINGS_MODULE = "farreach_workloads.goals.data.recordings"
+BEIR_MODULE = "farreach_workloads.retrieval.evaluation.beir"
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,11 +71,14 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Look at every episode, or image, and name what is wrong with it."""
+    """Look at every episode, image, or document and question; name what is wrong with it."""
     from farreach.data.image_check import looks_like_images
 
     if options.path.exists() and looks_like_images(options.path):
         _check_images(options.path)
+        return
+    if (options.path / "corpus.jsonl").is_file():
+        _check_questions(options.path)
         return
     recordings = imported(RECORDINGS_MODULE)
     report = recordings.check_recording(options.path, options.environment)
@@ -86,6 +90,15 @@ def check(options: argparse.Namespace) -> None:
     if report.faults:
         raise DataError(f"{options.path}: {len(report.faults)} faults, see above.")
     say(f"{options.path} is fine")
+
+
+def _check_questions(path: Path) -> None:
+    faults: list[str] = imported(BEIR_MODULE).problems_in(path)
+    for fault in faults:
+        say(f"fault: {fault}")
+    if faults:
+        raise DataError(f"{path}: {len(faults)} kinds of faults, see above.")
+    say(f"{path} is fine")
 
 
 def _check_images(path: Path) -> None:

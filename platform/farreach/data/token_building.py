@@ -36,23 +36,29 @@ PART_BYTES = 16 << 20
 MOST_PARTS = 128
 
 
-def build_files(source: Path, out: Path, words: WordPieces, workers: int, normalise: bool) -> None:
+def build_files(
+    source: Path, out: Path, words: WordPieces, workers: int, normalise: bool, renew: bool
+) -> None:
     """Make all files of a store that are not there yet; see `tokens.build`."""
     parts = list(_in_parts(pieces(source, PART_BYTES)))
     made_from = [origin(part) for part in parts]
     manifest = read_manifest(out)
     if manifest is not None:
         _check_same(out, words, normalise, manifest)
-        if [part["made_from"] for part in manifest["parts"]] != made_from:
+        if [part["made_from"] for part in manifest["parts"]] == made_from:
+            return
+        if not renew:
             raise DataError(
                 f"{out}: was built from another text than {source} holds now. Choose another "
                 "folder, or remove this one."
             )
-        return
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        if read_manifest(out) is not None:
-            return  # another process has built it meanwhile
+        manifest = read_manifest(out)
+        if manifest is not None:
+            if [part["made_from"] for part in manifest["parts"]] == made_from:
+                return  # another process has built it meanwhile
+            (out / MANIFEST_FILE).unlink()
         done = _done(out, words, normalise, made_from)
         _build_missing(out, parts, words, normalise, workers, done)
         _finish(source, out, words, normalise, [done[number] for number in range(len(parts))])

@@ -161,7 +161,13 @@ class TokenStore:
 
 
 def build(
-    source: Path, out: Path, words: WordPieces, *, workers: int = 0, normalise: bool = False
+    source: Path,
+    out: Path,
+    words: WordPieces,
+    *,
+    workers: int = 0,
+    normalise: bool = False,
+    renew: bool = False,
 ) -> TokenStore:
     """Tokenise a corpus into a store, in the order of its pieces; title and text of each document.
 
@@ -176,6 +182,8 @@ def build(
         workers: 0 to work in this process; else in Ray tasks of one CPU each, as many at once as
             Ray has CPUs, which must be this many at least.
         normalise: whether to normalise the text first; see `wordpieces.normalised`.
+        renew: make a store anew whose files of text have changed, or have been copied or touched;
+            else that is an error.
 
     Raises:
         DataError: the text is malformed or gives no token; or `out` holds a store of another
@@ -183,7 +191,7 @@ def build(
     """
     # Tasks may have another working directory.
     source, out = source.resolve(), out.resolve()
-    build_files(source, out, words, workers, normalise)
+    build_files(source, out, words, workers, normalise, renew)
     return TokenStore.open(out)
 
 

@@ -159,6 +159,12 @@ class Index(Reader):
             self._publish(before, replace(before, parts=parts), deleted)
         return len(rows)
 
+    def holds(self, vectors: Path) -> bool:
+        """Whether this very folder of embedded documents was added before."""
+        source = Vectors.open(vectors)
+        there = {part.name for part in self.state.parts}
+        return {_adopted_name(source, part) for part in source.parts} <= there
+
     def delete(self, ids: Sequence[str]) -> None:
         """Have documents no longer found; none is deleted if one is unknown.
 
@@ -289,13 +295,17 @@ def _adopted(source: Vectors, out: Path) -> tuple[Part, ...]:
     """The parts of a folder of vectors in an index's folder, under names of their own."""
     found = []
     for part in source.parts:
-        facts = (source.path / part_files.files(part.name)[0]).stat()
-        identity = f"{source.path.resolve()} {part.name} {facts.st_size} {facts.st_mtime_ns}"
-        name = _named(identity.encode())
+        name = _adopted_name(source, part)
         for old, new in zip(part_files.files(part.name), part_files.files(name), strict=True):
             link_or_copy(source.path / old, out / new)
         found.append(replace(part, name=name))
     return tuple(found)
+
+
+def _adopted_name(source: Vectors, part: Part) -> str:
+    facts = (source.path / part_files.files(part.name)[0]).stat()
+    identity = f"{source.path.resolve()} {part.name} {facts.st_size} {facts.st_mtime_ns}"
+    return _named(identity.encode())
 
 
 def _named(*contents: bytes) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,30 @@ def test_a_filter_leaves_only_what_fits(index, capsys):
         "postfix",
         "mutt",
     }
+
+
+def test_an_addition_that_broke_off_before_the_words_goes_on(made, index, capsys, monkeypatch):
+    from farreach_workloads.retrieval import words
+
+    def broken(index):
+        raise KeyboardInterrupt
+
+    addition = ["index", "add", index, str(made / "five.jsonl")]
+    with monkeypatch.context() as patch:
+        patch.setattr(words, "refresh", broken)
+        assert main(addition) == 130
+    capsys.readouterr()
+    assert main(["search", index, "chess", "--mode", "lexical", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["hits"] == []
+    assert "before the last documents were added" in shown.err
+    assert main(addition) == 0
+    capsys.readouterr()
+    assert [hit["id"] for hit in found(capsys, "chess", "--mode", "lexical")] == ["gnuchess"]
+    assert not list(Path(index).glob("added-*"))
+    # By now it is an addition of what is there.
+    assert main(addition) == 1
+    assert "are there already: 'gnuchess'" in capsys.readouterr().err
 
 
 def test_queries_are_read_line_by_line_where_none_is_given(index, capsys, monkeypatch):
@@ -214,3 +239,19 @@ def test_kinds_of_index_are_compared_and_drawn(index, tmp_path, capsys):
     # Lists and codes want more than four vectors.
     assert {line.split()[0] for line in lines[:-1]} == {"flat", "hnsw", "sq8"}
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_set_of_questions_is_checked(made, tmp_path, capsys):
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    write(folder / "corpus.jsonl", [*TEXTS])
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "which reads mail?"}\n')
+    table = folder / "qrels" / "test.tsv"
+    table.write_text("query-id\tcorpus-id\tscore\nq\tmutt\t1\n")
+    assert main(["data", "check", str(folder)]) == 0
+    assert f"{folder} is fine" in capsys.readouterr().out
+    table.write_text("query-id\tcorpus-id\tscore\nq\tmutt\t1\nq\televen\t1\n")
+    assert main(["data", "check", str(folder)]) == 1
+    shown = capsys.readouterr()
+    assert "judges a document that does not exist" in shown.out
+    assert "1 kinds of faults" in shown.err

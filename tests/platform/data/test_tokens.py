@@ -226,7 +226,7 @@ def test_a_build_that_was_killed_goes_on(corpus, words, store, tmp_path):
         "WordPieces.encode = dying\n"
         "token_building.PART_BYTES, token_parts.BATCH_CHARACTERS = 2500, 1000\n"
         "source, out, words = map(Path, sys.argv[1:])\n"
-        "token_building.build_files(source, out, WordPieces.open(words), 0, False)\n"
+        "token_building.build_files(source, out, WordPieces.open(words), 0, False, False)\n"
     )
     path = os.pathsep.join(entry for entry in sys.path if entry)
     out = tmp_path / "store"
@@ -250,6 +250,19 @@ def test_a_finished_store_of_text_that_has_changed_is_refused(corpus, words, tmp
     (source / "4.txt").write_text("ba be\n")
     with pytest.raises(DataError, match="was built from another text than"):
         build(source, tmp_path / "store", words)
+
+
+def test_a_store_is_made_anew_of_text_that_has_changed_if_that_is_wanted(corpus, words, tmp_path):
+    source, out = tmp_path / "corpus", tmp_path / "store"
+    shutil.copytree(corpus, source)
+    build(source, out, words)
+    os.utime(source / "4.txt")  # touched
+    build(source, out, words, renew=True)
+    assert contents(out) == contents(build(source, tmp_path / "touched", words).path)
+    (source / "4.txt").write_text("ba be\n")
+    changed = build(source, out, words, renew=True)
+    fresh = build(source, tmp_path / "fresh", words)
+    assert contents(changed.path) == contents(fresh.path) != contents(tmp_path / "touched")
 
 
 def test_other_vocabularies_and_choices_are_refused(corpus, words, store, tmp_path):

@@ -1,3 +1,4 @@
+import math
 import sys
 from pathlib import Path
 
@@ -167,6 +168,13 @@ def test_a_learning_rate_can_fall_in_a_line_or_in_steps(tmp_path):
     assert rates(schedule="linear", min_lr=0.002) == pytest.approx(line)
     in_steps = [0.002, 0.0036, 0.01, 0.001, 0.0001, 0.0001]
     assert rates(schedule="steps", drops=(2, 3)) == pytest.approx(in_steps)
+    # After the rise in a line, of which a third, two thirds and all are done.
+    after = [0.002, 0.0036, 0.01, 0.01 - 0.008 / 3, 0.01 - 0.016 / 3, 0.002]
+    assert rates(schedule="warmup_linear", min_lr=0.002) == pytest.approx(after)
+    # A cosine over all of training, whose beginning the rise takes the place of.
+    halves = [0.5 * (1 + math.cos(math.pi * share)) for share in (0.25, 0.5, 0.75, 1)]
+    whole = [0.002, 0.0036, *(0.002 + 0.008 * half for half in halves)]
+    assert rates(schedule="whole_cosine", min_lr=0.002) == pytest.approx(whole)
 
 
 def test_pictures_are_shown_after_every_evaluation(tmp_path):

@@ -188,6 +188,17 @@ def test_a_vocabulary_larger_than_the_network_is_refused(words, tmp_path):
         open_encoder(folder)
 
 
+def test_an_encoder_to_begin_with_is_trained_as_configured(words, tmp_path):
+    folder = tmp_path / "model"
+    given = EncoderConfig(dropout=0.3, pooling="cls", **SIZES)
+    save_encoder(Bert(words.size, given), words, folder)
+    assert open_encoder(folder)[0].pooling == "cls"
+    encoder = make_encoder(EncoderConfig(path=str(folder), dropout=0.2), words)
+    assert encoder.pooling == "average"
+    dropouts = {part.dropout for part in encoder.modules() if hasattr(part, "dropout")}
+    assert dropouts == {0.2}
+
+
 def test_texts_come_back_in_their_order_whatever_the_budget(words):
     torch.manual_seed(0)
     encoder = Bert(words.size, EncoderConfig(**SIZES)).eval()

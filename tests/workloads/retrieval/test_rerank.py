@@ -2,6 +2,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,6 +200,9 @@ def test_hits_change_places_and_none_is_lost(tmp_path):
     assert fewer.hits.rows[0, 3:].tolist() == [-1] * 6
     scores = fewer.scores(CrossEncoder(Bert(25, EncoderConfig(**SIZES))).eval(), Place())
     assert np.isneginf(scores[0, 3:]).all()
+    idle = SimpleNamespace(rank=1, world=2, device=torch.device("cpu"), sum=lambda values: values)
+    model = CrossEncoder(Bert(25, EncoderConfig(**SIZES))).eval()
+    assert (candidates.scores(model, idle) == 0).all()  # more workers than questions
 
 
 @pytest.fixture

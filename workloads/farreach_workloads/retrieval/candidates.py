@@ -105,9 +105,11 @@ class Candidates:
         numbers = list(range(len(self)))[place.rank :: place.world]
         pairs: list[Pair] = [pair for number in numbers for pair in self._pairs[number]]
         found = scores_of(model, pairs, device=place.device)
-        ends = np.cumsum([len(self._pairs[number]) for number in numbers])
-        for number, own in zip(numbers, np.split(found, ends[:-1]), strict=True):
-            result[number, : len(own)] = torch.from_numpy(own)
+        begin = 0
+        for number in numbers:
+            count = len(self._pairs[number])
+            result[number, :count] = torch.from_numpy(found[begin : begin + count])
+            begin += count
         scores = place.sum(result).cpu().numpy()
         return np.where(self.hits.rows < 0, np.float32(-np.inf), scores)
 

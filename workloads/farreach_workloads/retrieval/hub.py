@@ -24,6 +24,7 @@ from farreach.data.wordpieces import WordPieces
 from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig, TextEncoder
+from farreach_workloads.retrieval.packed import Attention, Block
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 # Ours, where the field's has no name for it.
@@ -134,6 +135,8 @@ def _made(folder: Path, config: dict[str, Any], words: WordPieces) -> TextEncode
 def make_encoder(config: EncoderConfig, words: WordPieces) -> TextEncoder:
     """A new encoder for a vocabulary, or the one of `config.path`, to be trained.
 
+    Dropout, pooling and whether vectors are normalised are as configured, whatever the folder says.
+
     Raises:
         ConfigError: sizes do not go together, or the vectors to begin with have others.
         DataError: a folder to begin with is no encoder, or of another vocabulary.
@@ -147,11 +150,21 @@ def make_encoder(config: EncoderConfig, words: WordPieces) -> TextEncoder:
                 f"encoder.path: {folder} has vectors of {len(encoder.words.weight):,} word pieces, "
                 f"and the vocabulary has {words.size:,}. Leave out data.words to take its own."
             )
+        reset_dropout(encoder, config.dropout)
+        if isinstance(encoder, Bert):
+            encoder.pooling = config.pooling
         return encoder
     encoder = Bag(words.size, config) if config.kind == "bag" else Bert(words.size, config)
     if config.embeddings is not None:
         _begin_with(encoder, here(config.embeddings), words)
     return encoder
+
+
+def reset_dropout(encoder: TextEncoder, share: float) -> None:
+    """Drop another share of tokens and of attention than the encoder came with."""
+    for part in encoder.modules():
+        if isinstance(part, Bert | Block | Attention):
+            part.dropout = share
 
 
 def _begin_with(encoder: TextEncoder, folder: Path, words: WordPieces) -> None:

@@ -96,6 +96,8 @@ def build(vectors: Path, out: Path, config: BuildConfig) -> Index:
 def add(folder: Path, source: Path, settings: Sequence[str] = ()) -> int:
     """Embed documents with an index's model and add them; they are searched at once.
 
+    After an interruption it goes on where it was when it is called again.
+
     Args:
         folder: of the index.
         source: see `farreach.data.text`.
@@ -115,7 +117,8 @@ def add(folder: Path, source: Path, settings: Sequence[str] = ()) -> int:
         raise DataError(f"{source}: there is nothing. Correct the path.")
     working = folder / f"added-{stores.fingerprint(source)[:12]}"
     vectors = embed(folder / MODEL, source, working, EmbedConfig(**(before | work)))
-    index.add(working, replacing=config.replace)
+    if not index.holds(working):  # else it was interrupted when they had just been added
+        index.add(working, replacing=config.replace)
     words.refresh(index)
     for left in folder.glob("added-*"):
         shutil.rmtree(left, ignore_errors=True)

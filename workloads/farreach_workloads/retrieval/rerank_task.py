@@ -37,13 +37,13 @@ from farreach_workloads.retrieval.cross_encoder import (
     stacked,
 )
 from farreach_workloads.retrieval.encoder import EncoderConfig
+from farreach_workloads.retrieval.hub import reset_dropout
 from farreach_workloads.retrieval.labelled import LabelledData, is_beir
 from farreach_workloads.retrieval.supervision import (
     LabelledConfig,
     begun,
     parted,
     prepared,
-    reset_dropout,
     source_of,
 )
 from farreach_workloads.retrieval.task import make_optimizer

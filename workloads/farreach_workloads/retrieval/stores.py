@@ -91,6 +91,7 @@ def prepare(config: RetrievalConfig) -> dict[str, TokenStore]:
             words,
             workers=config.data.workers,
             normalise=config.data.normalised,
+            renew=True,
         )
     return stores
 

@@ -21,13 +21,12 @@ from farreach.learn.order import Rows
 from farreach_workloads.retrieval import stores
 from farreach_workloads.retrieval.config import RetrievalConfig, TextConfig
 from farreach_workloads.retrieval.corpora import extract
-from farreach_workloads.retrieval.encoder import Bert, EncoderConfig, TextEncoder, whole_path
+from farreach_workloads.retrieval.encoder import EncoderConfig, TextEncoder, whole_path
 from farreach_workloads.retrieval.evaluation.beir import QRELS_FOLDER
-from farreach_workloads.retrieval.hub import make_encoder
+from farreach_workloads.retrieval.hub import make_encoder, reset_dropout
 from farreach_workloads.retrieval.labelled import NegativesConfig, is_beir, rows_of
 from farreach_workloads.retrieval.labelled_store import LabelledStore, build
 from farreach_workloads.retrieval.models import open_model
-from farreach_workloads.retrieval.packed import Attention, Block
 from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.task import spread
 
@@ -176,10 +175,3 @@ def begun(
             encoder = make_encoder(given, words)
     reset_dropout(encoder, given.dropout)
     return encoder.train(), words
-
-
-def reset_dropout(encoder: TextEncoder, share: float) -> None:
-    """Drop another share of tokens and of attention than the encoder came with."""
-    for part in encoder.modules():
-        if isinstance(part, Bert | Block | Attention):
-            part.dropout = share

@@ -22,7 +22,7 @@ from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.contrast import make_method
 from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.encoder import Bag, TextEncoder
-from farreach_workloads.retrieval.hub import encoder_config, make_encoder
+from farreach_workloads.retrieval.hub import make_encoder
 from farreach_workloads.retrieval.probe import Probe
 from farreach_workloads.retrieval.sampler import Chunks, PairData, rarity
 from farreach_workloads.retrieval.spans import Vocabulary
@@ -165,14 +165,6 @@ def make_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
         fused=True,
     )
     return adamw if settings.kind == "adamw" else Asam(adamw, settings.radius, settings.floor)
-
-
-def sizes_of(config: RetrievalConfig) -> tuple[int, int]:
-    """Width of the encoder and tokens of its longest text; raises as `encoder_config` does."""
-    given = config.encoder
-    if given.path is not None:
-        given = encoder_config(here(given.path), given)
-    return given.width, given.positions
 
 
 def spread(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from farreach.console import say
+from farreach.console import say, warn
 from farreach.data.text import Document
 from farreach.disk import atomic_write
 from farreach.errors import DataError
@@ -78,7 +78,15 @@ def opened(index: Index) -> Bm25 | None:
         return None
     folder, parts = facts
     now = [part.name for part in index.state.parts]
-    return Bm25.open(index.path / folder) if now[: len(parts)] == parts else None
+    if now[: len(parts)] != parts:
+        return None
+    if len(now) > len(parts):
+        warn(
+            f"{index.path}: its words were counted before the last documents were added, so that "
+            "those are found by their vectors alone. Add them again, as was interrupted, or run "
+            "`farreach index compact`."
+        )
+    return Bm25.open(index.path / folder)
 
 
 def _facts(folder: Path) -> tuple[str, list[str]] | None:

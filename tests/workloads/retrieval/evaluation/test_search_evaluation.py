@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval.config import RetrievalConfig, TextConfig
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
+from farreach_workloads.retrieval.evaluation.beir import open_beir
 from farreach_workloads.retrieval.evaluation.evaluate import SearchConfig, search_set
 from farreach_workloads.retrieval.evaluation.measures import measured_run
 from farreach_workloads.retrieval.evaluation.open_questions import AnswersConfig, answer_rates
@@ -90,6 +92,58 @@ def test_metrics_are_those_of_the_runs_that_are_written(given, tmp_path):
             assert [found[query] for query in run] == pytest.approx(values.tolist())
     assert metrics["search/queries"] == 9
     assert metrics["search/documents"] == 32
+
+
+def test_any_measure_at_any_rank_is_measured(given, tmp_path):
+    names = ("map@20", "capped_recall@1", "hit@2", "recall@200")
+    metrics = evaluated(given, tmp_path, measures=names, modes=("lexical",))
+    folder = tmp_path / "results" / "search-animals-test"
+    run = ranked(read_run(folder / "lexical.run"))
+    relevant = open_beir(given / "animals", "test").relevant
+    wanted = {"map": [20], "capped_recall": [1], "hit": [2], "recall": [200]}
+    expected = measured_run(run, relevant, wanted)
+    for name in names:
+        assert metrics[f"lexical/{name}"] == pytest.approx(expected[name].mean())
+    assert "lexical/ndcg@10" in metrics
+    for wrong, message in (("ndgc@10", "measure 'ndgc'"), ("map", "has no rank")):
+        with pytest.raises(ValueError, match=message):
+            SearchConfig(measures=(wrong,))
+
+
+def test_another_run_is_compared_with(given, tmp_path):
+    first = evaluated(given, tmp_path)
+    other = tmp_path / "results" / "search-animals-test" / "lexical.run"
+    metrics = evaluated(given, tmp_path / "again", against=str(other))
+    assert metrics["lexical_against_other/difference"] == 0
+    assert metrics["lexical_against_other/p"] == 1
+    difference = first["dense/ndcg@10"] - first["lexical/ndcg@10"]
+    assert metrics["dense_against_other/difference"] == pytest.approx(difference)
+    assert metrics["dense_against_other/low"] <= difference <= metrics["dense_against_other/high"]
+    about = tmp_path / "again" / "results" / "search-animals-test" / "about.json"
+    assert json.loads(about.read_text())["against"]["dense"]["queries"] == 9
+
+
+def test_a_run_of_other_queries_or_for_several_sets_is_refused(given, tmp_path):
+    other = tmp_path / "other.run"
+    other.write_text("x1 Q0 cat1 1 0.5 name\n")
+    with pytest.raises(DataError, match=r"other\.run: has none of the 9 queries of .* \(test\)"):
+        evaluated(given, tmp_path, against=str(other))
+    write_set(tmp_path / "sets" / "a")
+    write_set(tmp_path / "sets" / "b")
+    settings = SearchConfig(path=str(tmp_path / "sets"), against=str(other))
+    with pytest.raises(ConfigError, match=r"against: is the run of one set, and .* holds 2"):
+        search_set(given / "model", settings, tmp_path / "kept", tmp_path / "results")
+
+
+def test_published_results_are_set_beside(given, tmp_path, capsys):
+    write_set(tmp_path / "sets" / "scifact")
+    settings = SearchConfig(path=str(tmp_path / "sets" / "scifact"), modes=("dense",))
+    metrics = search_set(given / "model", settings, tmp_path / "kept", tmp_path / "results")
+    shown = capsys.readouterr().out
+    own = f"{100 * metrics['dense/ndcg@10']:.1f}"
+    assert re.search(rf"^scifact +{own} +66\.5 +64\.9 +67\.7$", shown, re.MULTILINE)
+    evaluated(given, tmp_path, modes=("dense",))
+    assert "BM25" not in capsys.readouterr().out
 
 
 def test_the_weight_is_chosen_on_the_other_split(given, tmp_path):

@@ -11,16 +11,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from farreach.checkpoint import Checkpoint
 from farreach.console import say, warn
 from farreach.data.fetched import here
 from farreach.disk import atomic_write
-from farreach.errors import ConfigError
+from farreach.errors import ConfigError, DataError
 from farreach.index.fusion import Kind
 from farreach.index.gains import Floats
 from farreach.index.hits import Hits
@@ -31,6 +31,7 @@ from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import indexes, models, words
 from farreach_workloads.retrieval.embed import embed
+from farreach_workloads.retrieval.encoder import whole_path
 from farreach_workloads.retrieval.evaluation import trec
 from farreach_workloads.retrieval.evaluation.asked import Asked, curve
 from farreach_workloads.retrieval.evaluation.beir import (
@@ -40,7 +41,8 @@ from farreach_workloads.retrieval.evaluation.beir import (
     open_beir,
     parts_of,
 )
-from farreach_workloads.retrieval.evaluation.measures import Wanted, means, measured_run
+from farreach_workloads.retrieval.evaluation.measures import means, measured_run, wanted
+from farreach_workloads.retrieval.evaluation.published import PUBLISHED, beside
 from farreach_workloads.retrieval.evaluation.significance import Comparison, compared
 from farreach_workloads.retrieval.jobs import EmbedConfig, job_of
 from farreach_workloads.retrieval.models import Model
@@ -49,8 +51,7 @@ from farreach_workloads.retrieval.task import probe_folder
 
 Metrics = dict[str, float]
 
-WANTED: Wanted = {"ndcg": [10], "recall": [100], "mrr": [10]}
-COMPARED = "ndcg@10"
+COMPARED: Final = "ndcg@10"
 DEPTH = 100
 
 
@@ -74,6 +75,22 @@ class SearchConfig(EngineConfig):
     """Of the judgements. None: that on which results are published, mostly test."""
     tune_split: str = "dev"
     """On which the weight is chosen, if it is there and is another."""
+    measures: tuple[str, ...] = (COMPARED, "recall@100", "mrr@10")
+    """Any of ndcg, map, recall, capped_recall, precision, mrr, hit and hole, at any rank."""
+    against: str | None = None
+    """Run of TREC's form, such as the dense.run of another model's evaluation on the same set, with
+    which each mode is compared: difference in nDCG@10, its interval and a paired test."""
+
+    _whole = field_validator("against")(whole_path)
+
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            wanted(names)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return names
 
 
 @dataclass(frozen=True)
@@ -83,10 +100,12 @@ class Result:
     Attributes:
         metrics: `mode/measure` → mean.
         values: by mode and measure, of each query.
+        against: by mode, the comparison with another run.
     """
 
     metrics: Metrics
     values: dict[Mode, dict[str, Floats]]
+    against: dict[Mode, Comparison]
 
 
 def search(
@@ -126,12 +145,19 @@ def search_set(
     model = models.open_model(model) if isinstance(model, Path) else model
     top = here(settings.path)
     results: dict[str, Result] = {}
-    for part in parts_of(top):
+    parts = parts_of(top)
+    if settings.against is not None and len(parts) > 1:
+        raise ConfigError(
+            f"against: is the run of one set, and {top} holds {len(parts)}. Evaluate them one by "
+            "one, or leave it out."
+        )
+    for part in parts:
         name = top.name if part == top else f"{top.name}-{part.name}"
         given = open_beir(part, settings.split)
         folder = out / f"search-{name}-{given.split}{suffix}"
         results[name] = _evaluated(model, given, settings, keep, folder)
     metrics = macro_average({name: result.metrics for name, result in results.items()})
+    _say_published(top, results, metrics)
     return metrics | _compared(list(results.values()), settings.seed)
 
 
@@ -160,19 +186,22 @@ def engine(model: Model, source: Path, settings: EngineConfig, keep: Path) -> Se
 def _evaluated(
     model: Model, given: BeirSet, settings: SearchConfig, keep: Path, out: Path
 ) -> Result:
+    other = None if settings.against is None else trec.read_run(here(settings.against))
     searcher = engine(model, given.path, settings, keep)
     asked = Asked.of(given, searcher.index)
-    sides = asked.ask(searcher, DEPTH, widest(settings.modes))
+    measures = wanted(settings.measures)
+    depth = max(DEPTH, *(k for cuts in measures.values() for k in cuts))
+    sides = asked.ask(searcher, depth, widest(settings.modes))
     if "hybrid" in settings.modes:
         _weigh(searcher, given, settings)
     out.mkdir(parents=True, exist_ok=True)
     values: dict[Mode, dict[str, Floats]] = {}
     for mode in settings.modes:
-        hits = searcher.joined(of_mode(sides, mode), DEPTH)
+        hits = searcher.joined(of_mode(sides, mode), depth)
         run = trec.run_of(asked.names, hits, searcher.index.ids)
         trec.write_run(out / f"{mode}.run", run, f"farreach-{mode}")
         # Of equal scores first the one that trec_eval takes for it, which reads the same file.
-        values[mode] = measured_run(trec.ranked(run), given.relevant, WANTED)
+        values[mode] = measured_run(trec.ranked(run), given.relevant, measures)
     metrics = {
         f"{mode}/{name}": value
         for mode, own in values.items()
@@ -181,7 +210,10 @@ def _evaluated(
     metrics |= {"search/queries": float(len(asked.names)), "search/documents": float(given.count)}
     if "hybrid" in settings.modes:
         metrics["hybrid/weight"] = searcher.fusion.weight
-    result = Result(metrics, values)
+    against = _against(other, given, values, settings) if other is not None else {}
+    for mode, found in against.items():
+        metrics |= _flat(f"{mode}_against_other", found)
+    result = Result(metrics, values, against)
     _write(out, given, asked, searcher, settings, result)
     return result
 
@@ -230,6 +262,7 @@ def _write(
         "fusion": searcher.fusion.model_dump(),
         "metrics": result.metrics,
         "hybrid_against_lexical": None if comparison is None else asdict(comparison),
+        "against": {mode: asdict(one) for mode, one in result.against.items()},
         "versions": installed_versions(),
     }
     atomic_write(out / "about.json", json.dumps(about, indent=2) + "\n")
@@ -238,14 +271,47 @@ def _write(
 
 def _compared(results: Sequence[Result], seed: int) -> Metrics:
     found = _comparison(results, seed)
-    if found is None:
-        return {}
+    return {} if found is None else _flat("hybrid_against_lexical", found)
+
+
+def _flat(name: str, found: Comparison) -> Metrics:
     return {
-        "hybrid_against_lexical/difference": found.difference,
-        "hybrid_against_lexical/low": found.low,
-        "hybrid_against_lexical/high": found.high,
-        "hybrid_against_lexical/p": found.p,
+        f"{name}/difference": found.difference,
+        f"{name}/low": found.low,
+        f"{name}/high": found.high,
+        f"{name}/p": found.p,
     }
+
+
+def _against(
+    other: trec.Run,
+    given: BeirSet,
+    values: Mapping[Mode, Mapping[str, Floats]],
+    settings: SearchConfig,
+) -> dict[Mode, Comparison]:
+    """Each mode compared with another run on the same queries; those it lacks found nothing."""
+    if not given.relevant.keys() & other.keys():
+        raise DataError(
+            f"{settings.against}: has none of the {len(given.relevant)} queries of {given.path} "
+            f"({given.split}). Give a run of the same set and split."
+        )
+    theirs = measured_run(trec.ranked(other), given.relevant, {"ndcg": [10]})[COMPARED]
+    counted = ~np.isnan(theirs)
+    return {
+        mode: compared(own[COMPARED][counted], theirs[counted], settings.seed)
+        for mode, own in values.items()
+    }
+
+
+def _say_published(top: Path, results: Mapping[str, Result], metrics: Metrics) -> None:
+    """Set beside what is published on sets of BEIR what vectors alone have found, if they did."""
+    whole = {top.name: metrics} if top.name in PUBLISHED[COMPARED] else {}
+    parts = {name.removeprefix(f"{top.name}-"): one.metrics for name, one in results.items()}
+    found = {name: one for name, one in (parts | whole).items() if name in PUBLISHED[COMPARED]}
+    measured = {name: one[f"dense/{COMPARED}"] for name, one in found.items()
+                if f"dense/{COMPARED}" in one}  # fmt: skip
+    if measured:
+        say(beside(measured, COMPARED))
 
 
 def _comparison(results: Sequence[Result], seed: int) -> Comparison | None:

@@ -104,6 +104,26 @@ def measured_run(
     return _measured(rows, grades, wanted, own)
 
 
+def wanted(names: Sequence[str]) -> Wanted:
+    """Cut-offs by measure, of names such as "ndcg@10", which is always among them.
+
+    Raises:
+        ConfigError: there is no such measure or cut-off.
+    """
+    found: dict[str, list[int]] = {"ndcg": [10]}
+    for name in names:
+        measure, _, cut = name.partition("@")
+        if not cut.isdecimal():
+            raise ConfigError(
+                f"measures: {name!r} has no rank. Write it as measure@rank, such as recall@100."
+            )
+        cuts = found.setdefault(measure, [])
+        if int(cut) not in cuts:
+            cuts.append(int(cut))
+    _check_wanted(found)
+    return found
+
+
 def means(values: Mapping[str, Floats]) -> dict[str, float]:
     """The mean of each measure over the queries that have a relevant document.
 
