@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ PRETRAIN_COLUMNS = {
     "minutes": "training/minutes",
 }
 
-# On the pool of the probe; `farreach evaluate RUN search path=…` measures on the whole.
+# On the pool of the probe, a part of what `searches` measure on.
 RETRIEVAL_COLUMNS = {
     "nDCG@10": "evaluation/ndcg@10",
     "R@100": "evaluation/recall@100",
@@ -66,15 +66,33 @@ RETRIEVAL_COLUMNS = {
     "updates": "training/updates",
     "minutes": "training/minutes",
 }
-DEBIAN, LANGUAGES = "data/debian", "data/debian_languages"
+SEARCH_COLUMNS = {
+    "BM25 nDCG@10": "lexical/ndcg@10",
+    "nDCG@10": "dense/ndcg@10",
+    "BM25 R@100": "lexical/recall@100",
+    "R@100": "dense/recall@100",
+    "hybrid nDCG@10": "hybrid/ndcg@10",
+    "hybrid over BM25": "hybrid_against_lexical/difference",
+    "low": "hybrid_against_lexical/low",
+    "high": "hybrid_against_lexical/high",
+}
+DEBIAN, FAQ, LANGUAGES = "data/debian", "data/faq", "data/debian_languages"
+SEARCHED = {name: (f"path={name}", "passage=32") for name in (DEBIAN, FAQ)}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A configuration and what it is changed by."""
+    """A configuration and what it is changed by.
+
+    Attributes:
+        config: its name.
+        overrides: settings.
+        searches: what is searched when it has trained: name → settings of `evaluate RUN search`.
+    """
 
     config: str
     overrides: tuple[str, ...] = ()
+    searches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _ablation(*overrides: str) -> Experiment:
@@ -185,8 +203,18 @@ EXPERIMENTS = {
         "vision/simclr_clipart", ("backbone=regnety_tiny", "training.epochs=40")
     ),
     "swav_clipart": Experiment("vision/swav_clipart"),
-    # After `farreach data prepare debian data/debian`, and so for debian_languages.
-    "debian": Experiment("retrieval/debian", (f"data.path={DEBIAN}",)),
+    # After `farreach data prepare debian data/debian`, and so for faq and debian_languages.
+    "debian": Experiment("retrieval/debian", (f"data.path={DEBIAN}",), SEARCHED),
+    "debian_faq": Experiment(
+        "retrieval/debian",
+        (
+            f"data.path={{debian: {DEBIAN}, faq: {FAQ}}}",
+            "mix.alpha=1",
+            "data.vocabulary=16000",
+            "training.epochs=10",
+        ),
+        SEARCHED,
+    ),
     "debian_mini": Experiment("retrieval/debian_mini", (f"data.path={DEBIAN}",)),
     "debian_languages": Experiment(
         "retrieval/debian_languages", (f"probe.path={LANGUAGES}/de/english",)
@@ -214,6 +242,20 @@ def train(name: str, seed: int, extra: Sequence[str], root: Path) -> dict[str, A
     return content
 
 
+def search(name: str, seed: int, what: str, root: Path) -> dict[str, Any]:
+    """Search with what one seed has learned, or take what was found before."""
+    run = root / f"{name}-seed{seed}"
+    file = run / f"search-{what.replace('/', '-')}.json"
+    if not file.exists():
+        program = [str(Path(sys.executable).with_name("farreach")), "evaluate", str(run), "search"]
+        command = [*program, *EXPERIMENTS[name].searches[what], "--json"]
+        print("+", *command, file=sys.stderr, flush=True)
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        file.write_text(found.stdout)
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
+
+
 def _run(command: Sequence[str]) -> None:
     """Run to the end; whoever stops this program stops the run too, which then saves itself."""
     process = subprocess.Popen(command, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
@@ -228,7 +270,7 @@ def _run(command: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
-def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:
+def table(title: str, results: dict[int, dict[str, Any]]) -> list[str]:
     """Markdown: a line per seed and one of means; per-category success after the columns."""
     prefix = "evaluation/success_final_"
     categories = sorted({key for result in results.values() for key in result if prefix in key})
@@ -237,9 +279,10 @@ def table(name: str, results: dict[int, dict[str, Any]]) -> list[str]:
     base = VISION_COLUMNS if "evaluation/top1" in first else base
     base = PRETRAIN_COLUMNS if "evaluation/knn_top1" in first else base
     base = RETRIEVAL_COLUMNS if "evaluation/ndcg@10" in first else base
+    base = SEARCH_COLUMNS if "dense/ndcg@10" in first else base
     columns = base | {key.removeprefix(prefix): key for key in categories}
     lines = [
-        f"### {name}: " + " ".join((EXPERIMENTS[name].config, *EXPERIMENTS[name].overrides)),
+        f"### {title}",
         "| seed | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
@@ -278,8 +321,14 @@ def main() -> None:
             if arguments.done and not (arguments.root / f"{name}-seed{seed}/result.json").exists():
                 continue
             results[seed] = train(name, seed, extra, arguments.root)
-        if results:
-            print("\n".join(table(name, results)), flush=True)
+        if not results:
+            continue
+        experiment = EXPERIMENTS[name]
+        title = f"{name}: " + " ".join((experiment.config, *experiment.overrides))
+        print("\n".join(table(title, results)), flush=True)
+        for what, settings in experiment.searches.items():
+            found = {seed: search(name, seed, what, arguments.root) for seed in results}
+            print("\n".join(table(f"{name}: search {' '.join(settings)}", found)), flush=True)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ COMMANDS: tuple[Command, ...] = (
         "evaluate a checkpoint of a run",
         "  farreach evaluate latest\n"
         "  farreach evaluate latest lowshot per_class=[1,2,5]\n"
+        "  farreach evaluate models/contriever search path=beir/scifact\n"
         "  farreach evaluate latest --checkpoint newest --episodes 200 --json > metrics.json",
         runs.evaluate_arguments,
     ),

@@ -12,11 +12,13 @@ from pathlib import Path
 from farreach.cli import lists
 from farreach.cli.arguments import UsageError, add_config, add_overrides, add_run, place, positive
 from farreach.console import say
+from farreach.imports import imported
 from farreach.registry import near_match
 
 # Imports of torch and of everything that needs it wait until a command does.
 
 FORMATS = ("rllib", "timm", "safetensors", "onnx", "hub")
+SEARCH_MODULE = "farreach_workloads.retrieval.evaluation.evaluate"
 DEFAULT_CURVE = "evaluation/success_final"
 
 
@@ -127,9 +129,13 @@ def evaluate(options: argparse.Namespace) -> None:
 
     # Whatever is printed on the way goes to stderr: with --json, stdout is for programs.
     with contextlib.redirect_stdout(sys.stderr):
-        result = afterwards.evaluate(
-            options.run, options.checkpoint, options.episodes, options.what, options.overrides
-        )
+        if _is_encoder(options.run):
+            module = imported(SEARCH_MODULE)
+            result = module.evaluate_encoder(Path(options.run), options.what, options.overrides)
+        else:
+            result = afterwards.evaluate(
+                options.run, options.checkpoint, options.episodes, options.what, options.overrides
+            )
     if options.json:
         say(json.dumps(result, indent=2, allow_nan=False))
         return
@@ -137,6 +143,13 @@ def evaluate(options: argparse.Namespace) -> None:
     lists.say_table(
         (name, "nan" if value is None else f"{value:.6g}") for name, value in metrics.items()
     )
+
+
+def _is_encoder(path: str | Path) -> bool:
+    """Whether it is a folder in the layout of Hugging Face, and no run."""
+    from farreach.rundir import RunDirectory
+
+    return (Path(path) / "config.json").is_file() and not RunDirectory.is_there(path)
 
 
 def check(options: argparse.Namespace) -> None:

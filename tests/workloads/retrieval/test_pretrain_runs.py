@@ -205,6 +205,14 @@ def test_a_preset_says_in_what_a_run_differs_from_it():
     assert not any("spans" in note or "temperature" in note for note in notes)
 
 
+def test_positions_that_no_text_reaches_are_told(cache):
+    words = [f"data.cache={cache}", "data.vocabulary=1500", "encoder.positions=260"]
+    (note,) = [n for n in launch.check("retrieval/debian_mini", words) if "never trained" in n]
+    assert note.startswith("positions 131 to 260 are never trained, as no text is longer than 130")
+    whole = [*words, "spans.kind=ict", "spans.chunk=258"]
+    assert not any("never trained" in n for n in launch.check("retrieval/debian_mini", whole))
+
+
 def test_scores_rise_as_a_bag_learns(cache, tmp_path):
     """In a minute, on the shipped extract; see docs/results.md for what it comes to in the end."""
     words = [

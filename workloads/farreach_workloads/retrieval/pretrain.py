@@ -18,7 +18,7 @@ from farreach.workload import Evaluation, Format
 from farreach_workloads.retrieval import figures, mining, stores
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.contrast import Pair
-from farreach_workloads.retrieval.encoder import Bag, TextEncoder
+from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
 from farreach_workloads.retrieval.evaluation import open_questions
 from farreach_workloads.retrieval.hub import make_encoder, save_encoder
@@ -68,6 +68,12 @@ def check(config: RetrievalConfig) -> list[str]:
         f"an encoder of {count:.1f}M parameters, {outside:.1f}M outside of its {words.size:,} word "
         "pieces"
     )
+    longest = config.spans.longest
+    if isinstance(encoder, Bert) and config.encoder.path is None and encoder.longest > longest:
+        notes.append(
+            f"positions {longest + 1} to {encoder.longest} are never trained, as no text is longer "
+            f"than {longest} tokens: embed and evaluate with longest={longest}"
+        )
     if isinstance(encoder, Bag):
         notes.append("a bag of word pieces knows nothing of their order")
     return notes

@@ -7,6 +7,7 @@ seed and the number of its sample, whatever batch it is in. Sources: Contriever,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +64,12 @@ class SpansConfig(Config):
                 "not above 1"
             )
         return self
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that training sees, with [CLS] and [SEP]."""
+        share = 1.0 if self.kind == "ict" else self.ratio[1]
+        return 2 + math.ceil(share * self.chunk)
 
 
 @dataclass(frozen=True)

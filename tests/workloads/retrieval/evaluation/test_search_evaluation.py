@@ -9,6 +9,7 @@ import torch
 from farreach import afterwards
 from farreach import config as configs
 from farreach.checkpoint import CheckpointStore
+from farreach.cli.main import main
 from farreach.data import wordpieces
 from farreach.errors import ConfigError, DataError
 from farreach.rundir import RunDirectory
@@ -144,6 +145,20 @@ def test_published_results_are_set_beside(given, tmp_path, capsys):
     assert re.search(rf"^scifact +{own} +66\.5 +64\.9 +67\.7$", shown, re.MULTILINE)
     evaluated(given, tmp_path, modes=("dense",))
     assert "BM25" not in capsys.readouterr().out
+
+
+def test_an_encoder_without_a_run_is_evaluated(given, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["search", f"path={given / 'animals'}", "measures=[recall@5]"]
+    assert main(["evaluate", str(given / "model"), *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = evaluated(given, tmp_path / "other", measures=("recall@5",))
+    assert found["dense/recall@5"] == pytest.approx(expected["dense/recall@5"])
+    assert found["hybrid/ndcg@10"] == pytest.approx(expected["hybrid/ndcg@10"])
+    (run,) = (tmp_path / "runs" / "evaluations").glob("model-*/search-animals-test/dense.run")
+    assert read_run(run)
+    assert main(["evaluate", str(given / "model")]) == 2
+    assert "is an encoder and no run" in capsys.readouterr().err
 
 
 def test_the_weight_is_chosen_on_the_other_split(given, tmp_path):
