@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -95,6 +96,21 @@ def test_each_limit_can_be_lifted(found):
     assert found(overlap=None, guard=None, passed_over=1, depth=5)[0] == ["long", "best"]
     assert found(overlap=0.4)[0] == ["last"]
     assert found(depth=3)[2]["mining/questions_without"] == 1
+
+
+def test_negatives_by_words_are_in_the_order_of_bm25_and_guarded_by_vectors(found):
+    """Of those with "red" the shortest are first; the guard is at 0.95 · ½ of the encoder."""
+    names, scores, told, _ = found(by="words", overlap=None)
+    assert names == ["long", "best", "next"]  # "last" has no word of the question
+    assert told["mining/left_out_by_score"] == 1  # "high"
+    assert scores == sorted(scores, reverse=True)
+    # One word in six of seven documents; lengths over their mean of 17 / 7.
+    of_word = math.log(1 + (7 - 6 + 0.5) / (6 + 0.5))
+    by_hand = [of_word / (1 + 0.9 * (0.6 + 0.4 * size * 7 / 17)) for size in (3, 3, 4)]
+    assert scores == pytest.approx(by_hand, abs=1e-5)
+    everything = found(by="words", overlap=None, guard=None)[0]
+    assert everything == ["high", "long", "best", "next"]
+    assert found(by="words")[0] == ["best", "next"]
 
 
 def test_words_in_common_count_by_the_text_with_fewer():

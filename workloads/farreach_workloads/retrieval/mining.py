@@ -14,8 +14,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ from farreach.data.text import Document
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import sync
 from farreach.errors import ConfigError
+from farreach.index.hits import Hits
+from farreach.index.lexical import Bm25
 from farreach.index.points import search_documents
 from farreach.index.vectors import Vectors
 from farreach.progress import Progress
@@ -45,11 +48,16 @@ from farreach_workloads.retrieval.supervision import LabelledConfig, Source, sou
 
 # Questions that are searched at a time, whose hits are in memory.
 _ASKED = 4096
+# Documents that are read at a time.
+_READ = 4096
 
 
 class MiningConfig(Config):
     """Which hits become hard negatives."""
 
+    by: Literal["vectors", "words"] = "vectors"
+    """What is hard: near to the question by the encoder's vectors, or by BM25. The guard goes by
+    the encoder's scores in either case."""
     depth: int = Field(200, ge=1)
     """First hits that are looked at."""
     passed_over: int = Field(0, ge=0)
@@ -108,7 +116,8 @@ def mine(
     """
     vectors = corpus_vectors(encoder, words, _corpus_of(source), config.embedding, cache)
     device = "cuda" if config.embedding.gpus > 0 else "cpu"
-    miner = _Miner(encoder.to(device).eval(), words, vectors, config, device)
+    lexical = _lexical(vectors, cache) if config.by == "words" else None
+    miner = _Miner(encoder.to(device).eval(), words, vectors, lexical, config, device)
     rows = [row for row in rows_of(*source.rows) if row.positives]
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
@@ -146,6 +155,19 @@ def corpus_vectors(
     return embed((encoder, words), corpus, cache / f"vectors-{key}", config)
 
 
+def _lexical(vectors: Vectors, cache: Path) -> Bm25:
+    """The words of embedded documents, by the same rows, in a folder beside their vectors."""
+    out = cache / f"bm25-{vectors.path.name}"
+    if not out.is_dir():
+        say(f"words     counting those of {vectors.count:,} documents → {out}")
+        blocks = (
+            vectors.documents(np.arange(begin, min(begin + _READ, vectors.count)))
+            for begin in range(0, vectors.count, _READ)
+        )
+        Bm25.build(chain.from_iterable(blocks), out)
+    return Bm25.open(out)
+
+
 class _Miner:
     """Searches for questions, and counts what becomes of the hits."""
 
@@ -154,10 +176,12 @@ class _Miner:
         encoder: TextEncoder,
         words: WordPieces,
         vectors: Vectors,
+        lexical: Bm25 | None,
         config: MiningConfig,
         device: str,
     ) -> None:
         self._encoder, self._words, self._vectors = encoder, words, vectors
+        self._lexical = lexical
         self._config, self._device = config, device
         self._counts: Counter[str] = Counter()
 
@@ -169,7 +193,7 @@ class _Miner:
             self._encoded([one for texts in golds for one in texts]),
             np.cumsum([len(texts) for texts in golds])[:-1],
         )
-        hits = search_documents(self._vectors, queries, self._config.depth)
+        hits, guarded = self._searched([row.question for row in rows], queries)
         numbers = np.unique(hits.rows[hits.rows >= 0])
         found = dict(zip(numbers.tolist(), self._vectors.documents(numbers), strict=True))
         pieces = self._pieces(found)
@@ -177,7 +201,7 @@ class _Miner:
         for at, row in enumerate(rows):
             best = float((answers[at] @ queries[at]).max())
             scores, own = hits.of(at)
-            left = self._left(scores, own, best, golds[at], pieces, keys)
+            left = self._left(guarded.of(at)[0], own, best, golds[at], pieces, keys)
             yield {
                 "question": row.question,
                 "positive_ctxs": [_context(one) for one in row.positives],
@@ -187,6 +211,25 @@ class _Miner:
                     for number, score in zip(own[left].tolist(), scores[left].tolist(), strict=True)
                 ],
             }
+
+    def _searched(
+        self, questions: Sequence[str], queries: NDArray[np.float32]
+    ) -> tuple[Hits, Hits]:
+        """The first hits, and the same with the encoder's scores."""
+        if self._lexical is None:
+            hits = search_documents(self._vectors, queries, self._config.depth)
+            return hits, hits
+        hits = self._lexical.search(questions, self._config.depth)
+        scores, begins = hits.scores.copy(), self._vectors.begins
+        for number, query in enumerate(queries):
+            rows = hits.of(number)[1]
+            counts = begins[rows + 1] - begins[rows]  # of a document's points the best one counts
+            firsts = np.cumsum(counts) - counts
+            points = np.arange(counts.sum()) + np.repeat(begins[rows] - firsts, counts)
+            if len(rows):
+                found = self._vectors.at(points) @ query
+                scores[number, : len(rows)] = np.maximum.reduceat(found, firsts)
+        return hits, Hits(scores, hits.rows)
 
     def _encoded(self, texts: Sequence[str]) -> NDArray[np.float32]:
         config = self._config.embedding
