@@ -231,7 +231,8 @@ COMMANDS: tuple[Command, ...] = (
         '  farreach search index/debian "how do I mount a disk"\n'
         '  farreach search index/debian "editor" --k 20 --mode lexical\n'
         "  farreach search index/debian\n"
-        "  farreach search index/debian --page",
+        "  farreach search index/debian --page\n"
+        "  RAY_ADDRESS=head:6379 farreach search /shared/index --spread",
         index.search_arguments,
     ),
     Command(

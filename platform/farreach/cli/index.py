@@ -198,6 +198,11 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print one JSON object for each query, and no more"
     )
     parser.add_argument(
+        "--spread",
+        action="store_true",
+        help="search each shard in a Ray actor, on whichever machines RAY_ADDRESS has",
+    )
+    parser.add_argument(
         "--page", action="store_true", help="search in a browser instead, on this machine alone"
     )
     parser.add_argument(
@@ -208,9 +213,14 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 def search(options: argparse.Namespace) -> None:
     """Search for one query, or for those that are typed or piped in."""
     searcher = imported(SEARCHER_MODULE).Searcher.open(options.index)
-    if options.page:
-        imported(PAGE_MODULE).serve(searcher, options.port)
-        return
+    with searcher.spread() if options.spread else contextlib.nullcontext(searcher) as chosen:
+        if options.page:
+            imported(PAGE_MODULE).serve(chosen, options.port)
+        else:
+            _search(chosen, options)
+
+
+def _search(searcher: Any, options: argparse.Namespace) -> None:
     k = options.k or min(SHOWN, searcher.documents)
     queries = _asked() if options.query is None else [options.query]
     for query in queries:

@@ -127,6 +127,19 @@ def test_an_addition_that_broke_off_before_the_words_goes_on(made, index, capsys
     assert "are there already: 'gnuchess'" in capsys.readouterr().err
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_shards_on_actors_find_the_same(ray_local, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", str(made / "model"), str(made / "four.jsonl"), "vectors"]) == 0
+    assert main(["index", "build", "vectors", "index", "shards=2"]) == 0
+    capsys.readouterr()
+    query = ["reads mail in a terminal", "--k", "4"]
+    here = found(capsys, *query)
+    assert found(capsys, *query, "--spread") == here
+    assert [hit["id"] for hit in here][:1] == ["mutt"]
+
+
 def test_queries_are_read_line_by_line_where_none_is_given(index, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("reads mail\n\nsmall files\n"))
     assert main(["search", index, "--k", "1"]) == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from farreach.errors import ConfigError, DataError
 from farreach.index.fusion import fused
 from farreach.index.hits import NO_ROW, Hits, best
 from farreach.index.lexical import Bm25
+from farreach.index.reader import Reader
 from farreach.index.store import Index
 from farreach.index.where import selected
 from farreach_workloads.retrieval import models, snippets, words
@@ -88,7 +90,7 @@ class Searcher:
 
     def __init__(
         self,
-        index: Index,
+        index: Reader,
         lexical: Bm25 | None,
         encoder: TextEncoder,
         vocabulary: WordPieces,
@@ -126,6 +128,23 @@ class Searcher:
             )
         lexical, texts, fusion = words.opened(index), texts_config(folder), fusion_of(folder)
         return cls(index, lexical, encoder.to(device), vocabulary, texts, fusion)
+
+    @contextmanager
+    def spread(self, *, num_cpus: float = 1.0) -> Iterator[Searcher]:
+        """The same with each shard in a Ray actor of its own, on whichever machine.
+
+        All machines must see the index's folder under the same name.
+
+        Args:
+            num_cpus: of each actor.
+
+        Raises:
+            ClusterError, ActorError: the actors cannot be started.
+        """
+        with self.index.serve(num_cpus=num_cpus) as reader:
+            yield Searcher(
+                reader, self.lexical, self._encoder, self._words, self._texts, self.fusion
+            )
 
     @property
     def documents(self) -> int:

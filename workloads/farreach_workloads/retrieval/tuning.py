@@ -13,6 +13,7 @@ from farreach.data.text import documents
 from farreach.errors import ConfigError
 from farreach.index.compare import Point, compare
 from farreach.index.fusion import Kind
+from farreach.index.store import Index
 from farreach_workloads.retrieval import models
 from farreach_workloads.retrieval.embedding import embedded
 from farreach_workloads.retrieval.evaluation.asked import Asked, curve
@@ -88,7 +89,9 @@ def tune(folder: Path, queries: Path, config: TuneConfig) -> Tuned:
     asked = Asked.of(open_beir(queries, config.split), searcher.index)
     recall = None
     if searcher.index.config.kind != "flat":
-        recall = searcher.index.tune(searcher.encode(asked.texts), recall=config.recall)
+        index = Index.open(folder)
+        recall = index.tune(searcher.encode(asked.texts), recall=config.recall)
+        searcher.index = index
     found = curve(asked, asked.ask(searcher, FusionConfig().depth, "hybrid"), config.fusion)
     weight = max(found, key=lambda one: found[one])
     tuned_by = f"{queries}, {config.split}, {len(asked.names)} queries"

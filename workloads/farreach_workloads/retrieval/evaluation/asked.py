@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from farreach.errors import DataError
 from farreach.index.fusion import Kind, weight_curve
 from farreach.index.hits import NO_ROW, Hits, best
-from farreach.index.store import Index
+from farreach.index.reader import Reader
 from farreach.progress import Progress
 from farreach_workloads.retrieval.evaluation.beir import BeirSet
 from farreach_workloads.retrieval.searcher import Mode, Searcher, Sides
@@ -38,7 +38,7 @@ class Asked:
     missing: int
 
     @classmethod
-    def of(cls, given: BeirSet, index: Index) -> Asked:
+    def of(cls, given: BeirSet, index: Reader) -> Asked:
         """The queries of a split.
 
         Raises:
@@ -106,6 +106,6 @@ def _stacked(parts: Sequence[Hits | None]) -> Hits | None:
     )
 
 
-def _rows(index: Index, ids: list[str]) -> dict[str, int]:
+def _rows(index: Reader, ids: list[str]) -> dict[str, int]:
     places, rows = index.alive(ids)
     return {ids[place]: row for place, row in zip(places.tolist(), rows.tolist(), strict=True)}
