@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -377,11 +378,20 @@ class RunDirectory:
         atomic_write(self.result_path, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
-        """Keep what an evaluation found in `evaluations/NAME.json`; the file."""
+        """Keep what an evaluation found in `evaluations/NAME.json`; the file.
+
+        If what was found with other `settings` is there, `NAME-KEY.json` is written, with a key that
+        follows from the settings.
+        """
         folder = self.path / "evaluations"
         folder.mkdir(exist_ok=True)
+        content = json.dumps(result, indent=2, default=str) + "\n"
         path = folder / f"{name}.json"
-        atomic_write(path, json.dumps(result, indent=2, default=str) + "\n")
+        settings = json.loads(content).get("settings")
+        if path.exists() and _settings_in(path) != settings:
+            key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+            path = folder / f"{name}-{key}.json"
+        atomic_write(path, content)
         return path
 
     def read_result(self) -> dict[str, Any]:
@@ -456,3 +466,10 @@ def _runs_in(folder: Path) -> list[RunDirectory]:
         return [RunDirectory(entry) for entry in sorted(folder.iterdir()) if entry.is_dir()]
     except OSError:
         return []
+
+
+def _settings_in(evaluation: Path) -> Any:
+    try:
+        return json.loads(evaluation.read_text()).get("settings")
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -168,6 +168,17 @@ def test_the_result_is_one_flat_object(run):
     assert json.loads(run.result_path.read_text()) == expected
 
 
+def test_an_evaluation_does_not_take_the_place_of_one_with_other_settings(run):
+    first = run.write_evaluation("search-7", {"x": 1, "settings": {"path": "a"}})
+    second = run.write_evaluation("search-7", {"x": 2, "settings": {"path": "b"}})
+    again = run.write_evaluation("search-7", {"x": 3, "settings": {"path": "b"}})
+    assert first.name == "search-7.json"
+    assert re.fullmatch(r"search-7-[0-9a-f]{8}\.json", second.name)
+    assert again == second
+    assert [json.loads(file.read_text())["x"] for file in (first, second)] == [1, 3]
+    assert run.write_evaluation("search-7", {"x": 4, "settings": {"path": "a"}}) == first
+
+
 def test_a_run_without_result_says_how_to_go_on(run):
     with pytest.raises(RunDirectoryError, match="farreach resume"):
         run.read_result()
