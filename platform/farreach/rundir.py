@@ -380,8 +380,8 @@ class RunDirectory:
     def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
         """Keep what an evaluation found in `evaluations/NAME.json`; the file.
 
-        If what was found with other `settings` is there, `NAME-KEY.json` is written, with a key that
-        follows from the settings.
+        If what was found with other `settings` is there, `NAME-KEY.json` is written, with a key
+        that follows from the settings.
         """
         folder = self.path / "evaluations"
         folder.mkdir(exist_ok=True)
