@@ -232,6 +232,7 @@ COMMANDS: tuple[Command, ...] = (
         '  farreach search index/debian "editor" --k 20 --mode lexical\n'
         "  farreach search index/debian\n"
         "  farreach search index/debian --page\n"
+        '  farreach search index/debian "editor" --rerank models/ms-marco-MiniLM-L-6-v2\n'
         "  RAY_ADDRESS=head:6379 farreach search /shared/index --spread",
         index.search_arguments,
     ),

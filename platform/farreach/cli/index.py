@@ -21,6 +21,7 @@ from farreach.registry import near_match
 
 EMBED_MODULE = "farreach_workloads.retrieval.embed"
 INDEXES_MODULE = "farreach_workloads.retrieval.indexes"
+RERANK_MODULE = "farreach_workloads.retrieval.rerank"
 SEARCHER_MODULE = "farreach_workloads.retrieval.searcher"
 PAGE_MODULE = "farreach_workloads.retrieval.page"
 TUNING_MODULE = "farreach_workloads.retrieval.tuning"
@@ -198,6 +199,12 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print one JSON object for each query, and no more"
     )
     parser.add_argument(
+        "--rerank",
+        type=Path,
+        metavar="RUN",
+        help="put the first 50 into the order of a re-ranker: a run, or a folder of Hugging Face's",
+    )
+    parser.add_argument(
         "--spread",
         action="store_true",
         help="search each shard in a Ray actor, on whichever machines RAY_ADDRESS has",
@@ -213,6 +220,8 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 def search(options: argparse.Namespace) -> None:
     """Search for one query, or for those that are typed or piped in."""
     searcher = imported(SEARCHER_MODULE).Searcher.open(options.index)
+    if options.rerank is not None:
+        searcher.judge = imported(RERANK_MODULE).Reranker.open(options.rerank)
     with searcher.spread() if options.spread else contextlib.nullcontext(searcher) as chosen:
         if options.page:
             imported(PAGE_MODULE).serve(chosen, options.port)

@@ -14,7 +14,7 @@ import torch
 
 from farreach.cli.main import main
 from farreach.data import wordpieces
-from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
+from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig
 from farreach_workloads.retrieval.hub import save_encoder
 
 TEXTS = {
@@ -125,6 +125,32 @@ def test_an_addition_that_broke_off_before_the_words_goes_on(made, index, capsys
     # By now it is an addition of what is there.
     assert main(addition) == 1
     assert "are there already: 'gnuchess'" in capsys.readouterr().err
+
+
+def test_a_re_ranker_has_the_last_word(made, index, tmp_path, capsys):
+    from farreach_workloads.retrieval.cross_encoder import CrossEncoder, save_cross_encoder
+    from farreach_workloads.retrieval.hub import open_encoder
+    from farreach_workloads.retrieval.rerank import Reranker
+
+    _, words = open_encoder(made / "model")
+    sizes = {"width": 16, "depth": 1, "heads": 2, "hidden": 32, "positions": 64}
+    torch.manual_seed(3)
+    model = CrossEncoder(Bert(words.size, EncoderConfig(**sizes)))
+    with torch.no_grad():  # a new one tells nothing apart
+        for weights in model.parameters():
+            weights.normal_(std=0.3)
+    save_cross_encoder(model.eval(), words, tmp_path / "judge")
+    before = found(capsys, "reads mail", "--k", "4")
+    after = found(capsys, "reads mail", "--k", "4", "--rerank", str(tmp_path / "judge"))
+    texts = {name: f"{title} {text}".strip() for name, (title, text, _) in TEXTS.items()}
+    names = [hit["id"] for hit in before]
+    judge = Reranker.open(tmp_path / "judge")
+    scores = dict(zip(names, judge.scores("reads mail", [texts[n] for n in names]), strict=True))
+    assert [hit["id"] for hit in after] == sorted(names, key=lambda name: -scores[name])
+    assert [hit["id"] for hit in after] != names
+    assert [hit["score"] for hit in after] == pytest.approx(sorted(scores.values())[::-1], abs=1e-5)
+    best = found(capsys, "reads mail", "--k", "1", "--rerank", str(tmp_path / "judge"))
+    assert best[0]["id"] == after[0]["id"]  # of all that are read, and not of one
 
 
 @pytest.mark.ray

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from farreach_workloads.retrieval.indexes import FusionConfig, fusion_of
 from farreach_workloads.retrieval.jobs import MODEL, texts_config
 
 Mode = Literal["hybrid", "dense", "lexical"]
+# Documents that are put into another order, at least.
+RERANKED = 50
 # Of hits by words, so many times as many are looked at until enough may be found.
 _MORE = 4
 
@@ -65,6 +67,13 @@ class Found:
         return snippets.marked(text, self.matched, begin, end)
 
 
+class Judge(Protocol):
+    """Reads a query and documents together, such as a `rerank.Reranker`."""
+
+    def scores(self, query: str, documents: Sequence[str]) -> NDArray[np.float32]:
+        """How well each document answers the query, more is better, (documents,)."""
+
+
 @dataclass(frozen=True)
 class Sides:
     """What vectors and words find for the same queries; None: that side was not asked."""
@@ -86,6 +95,7 @@ class Searcher:
         index: of vectors and documents.
         lexical: of words; None if there is none, or it is out of date.
         fusion: how the two are weighed; may be set.
+        judge: what puts the first hits of a search into another order; None: nothing; may be set.
     """
 
     def __init__(
@@ -100,6 +110,7 @@ class Searcher:
         """Users call `open`."""
         self.index, self.lexical, self.fusion = index, lexical, fusion
         self._encoder, self._words, self._texts = encoder, vocabulary, texts
+        self.judge: Judge | None = None
 
     @classmethod
     def open(cls, folder: Path, *, device: str = "cpu") -> Searcher:
@@ -142,9 +153,11 @@ class Searcher:
             ClusterError, ActorError: the actors cannot be started.
         """
         with self.index.serve(num_cpus=num_cpus) as reader:
-            yield Searcher(
+            other = Searcher(
                 reader, self.lexical, self._encoder, self._words, self._texts, self.fusion
             )
+            other.judge = self.judge
+            yield other
 
     @property
     def documents(self) -> int:
@@ -216,6 +229,8 @@ class Searcher:
     ) -> list[list[Found]]:
         """The best k documents for each query, fewer if a filter or the words leave no more.
 
+        If there is a judge, it reads the first `RERANKED` (or k) of them, and its scores count.
+
         Args:
             queries: n texts.
             k: how many.
@@ -228,9 +243,10 @@ class Searcher:
         """
         self._check(k)
         mode = self.mode_for(mode)
-        depth = max(k, self.fusion.depth) if mode == "hybrid" else k
+        first = k if self.judge is None else min(max(k, RERANKED), self.documents)
+        depth = max(first, self.fusion.depth) if mode == "hybrid" else first
         sides = self.sides(queries, depth, mode, where)
-        hits = self.joined(sides, k)
+        hits = self._judged(queries, self.joined(sides, first), k)
         return [self._found(query, number, hits, sides) for number, query in enumerate(queries)]
 
     def compared(self, query: str, k: int, where: str | None = None) -> dict[Mode, list[Found]]:
@@ -281,6 +297,21 @@ class Searcher:
                     document.meta,
                 )
             )
+        return result
+
+    def _judged(self, queries: Sequence[str], hits: Hits, k: int) -> Hits:
+        """The best k of these by the judge's scores, of equal ones in the order of before."""
+        if self.judge is None:
+            return hits
+        result = Hits.none(len(queries), k)
+        for number, query in enumerate(queries):
+            rows = hits.of(number)[1]
+            texts = [document.whole for document in self.index.documents(rows)]
+            if texts:
+                scores = self.judge.scores(query, texts)
+                order = np.argsort(-scores, kind="stable")[:k]
+                result.scores[number, : len(order)] = scores[order]
+                result.rows[number, : len(order)] = rows[order]
         return result
 
     def _by_words(self, queries: Sequence[str], k: int, where: str | None) -> Hits:
