@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -265,6 +266,9 @@ def test_questions_are_answered_by_passages_that_contain_an_answer(given, tmp_pa
     assert rates["answers/questions"] == 4
     assert rates["answers/unusable"] == rates["answers/unanswerable"] == 1
     assert rates["dense/hit@32"] == 0.5  # all passages are looked at
+    about = json.loads((tmp_path / "out" / "answers-questions" / "about.json").read_text())
+    assert about["questions_sha256"] == hashlib.sha256(questions.read_bytes()).hexdigest()
+    assert about["metrics"] == rates
     for mode in ("dense", "lexical", "hybrid"):
         lines = (tmp_path / "out" / "answers-questions" / f"{mode}.jsonl").read_text()
         records = [json.loads(line) for line in lines.splitlines()]

@@ -5,6 +5,7 @@ Source: the protocol of DPR, arXiv:2004.04906, as Contriever, arXiv:2112.09118, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from farreach.data.fetched import here
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.index.hits import Hits
+from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory
-from farreach_workloads.retrieval import indexes, models
+from farreach_workloads.retrieval import indexes, models, stores
 from farreach_workloads.retrieval.evaluation.answers import Answered, answered, hit_rates
 from farreach_workloads.retrieval.evaluation.asked import ask
 from farreach_workloads.retrieval.evaluation.evaluate import EngineConfig, engine, of_mode, widest
@@ -66,7 +68,8 @@ def answer_rates(
 ) -> dict[str, float]:
     """Evaluate an encoder, of a run or not; see `evaluate.search_set`.
 
-    For each mode `<mode>.jsonl` has the questions with what was found, as DPR writes it.
+    For each mode `<mode>.jsonl` has the questions with what was found, as DPR writes it;
+    `about.json` says what was asked of which model, and in which passages.
 
     Raises:
         ConfigError: a path is missing.
@@ -98,8 +101,21 @@ def answer_rates(
             "answers/unusable": float(found.unusable),
             "answers/unanswerable": float(found.unanswerable),
         }
+    metrics["answers/questions"] = float(len(questions))
+    about = {
+        "passages": str(here(settings.path)),
+        "passages_fingerprint": stores.fingerprint(here(settings.path)),
+        "questions": str(file),
+        "questions_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "model": searcher.index.model,
+        "settings": settings.model_dump(),
+        "fusion": searcher.fusion.model_dump(),
+        "metrics": metrics,
+        "versions": installed_versions(),
+    }
+    atomic_write(folder / "about.json", json.dumps(about, indent=2) + "\n")
     say(f"questions with what was found: {folder}")
-    return metrics | {"answers/questions": float(len(questions))}
+    return metrics
 
 
 def read_questions(file: Path) -> list[Question]:
