@@ -233,7 +233,7 @@ COMMANDS: tuple[Command, ...] = (
         "  farreach search index/debian\n"
         "  farreach search index/debian --page\n"
         '  farreach search index/debian "editor" --rerank models/ms-marco-MiniLM-L-6-v2\n'
-        "  RAY_ADDRESS=head:6379 farreach search /shared/index --spread",
+        "  farreach search /shared/index --spread",
         index.search_arguments,
     ),
     Command(
