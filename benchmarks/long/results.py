@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from farreach.disk import atomic_write
+
 ROOT = Path("runs/results")
 ALL_STEPS = ("evaluation.stop_success=null", "training.max_minutes=null")
 SHORT = (*ALL_STEPS, "training.env_steps=480000")
@@ -251,7 +253,7 @@ def search(name: str, seed: int, what: str, root: Path) -> dict[str, Any]:
         command = [*program, *EXPERIMENTS[name].searches[what], "--json"]
         print("+", *command, file=sys.stderr, flush=True)
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        file.write_text(found.stdout)
+        atomic_write(file, found.stdout)
     content: dict[str, Any] = json.loads(file.read_text())
     return content
 

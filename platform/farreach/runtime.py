@@ -125,7 +125,8 @@ def connection(needed: float | Sequence[Demand], *, settings: Sequence[str] = ()
 
 def _start_local(arguments: dict[str, Any]) -> None:
     use_token_of_its_own()
-    with _sources_on_path():
+    # A runtime environment would do the same, but processes that Ray begins in advance have none.
+    with variable("PYTHONPATH", _sources()):
         _init(
             address="local",
             include_dashboard=False,
@@ -270,17 +271,14 @@ def _sources() -> str:
 
 
 @contextmanager
-def _sources_on_path() -> Iterator[None]:
-    """What is begun in here finds the source roots.
-
-    A runtime environment would do the same, but the processes that Ray begins in advance have none.
-    """
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = _sources()
+def variable(name: str, value: str) -> Iterator[None]:
+    """In here a variable of the environment has this value; afterwards that of before, or none."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ["PYTHONPATH"]
+            del os.environ[name]
         else:
-            os.environ["PYTHONPATH"] = before
+            os.environ[name] = before

@@ -5,12 +5,12 @@ Everything is as on the cluster, except that all machines share what this one ha
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from farreach import runtime
 from farreach.cluster.demand import Demand
 from farreach.cluster.fake import FakeCluster, Version
 from farreach.cluster.forecast import forecast
@@ -53,7 +53,7 @@ def rehearse(
     moments: list[Moment] = []
     with (
         cluster_of(plan, version, ports) as cluster,
-        _address(cluster.address),
+        runtime.variable("RAY_ADDRESS", cluster.address),
         _watched(cluster, moments, tell),
     ):
         train()
@@ -74,19 +74,6 @@ def check(plan: Plan, demands: Sequence[Demand]) -> None:
             f"the run would need about {scale} times as many machines and processes as can be "
             "pretended here. Lower runtime.rollout_actors or runtime.workers, or leave out --run."
         )
-
-
-@contextmanager
-def _address(address: str) -> Iterator[None]:
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
 
 
 @contextmanager

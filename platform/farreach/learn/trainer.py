@@ -128,7 +128,7 @@ def _imported_meanwhile(module: str) -> Iterator[None]:
 
 def _begin_coordinator() -> None:
     """Begin the actor that Ray Train's controller would begin first, and wait for."""
-    with suppress(ImportError):  # another Ray has it elsewhere, and begins it later
+    with suppress(ImportError, AttributeError):  # another Ray has it elsewhere, and begins it later
         from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
         default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
