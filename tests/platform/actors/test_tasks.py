@@ -1,9 +1,11 @@
 import os
 import signal
+import time
 
 import pytest
 
 from farreach.actors.tasks import done_in_any_order
+from farreach.actors.witness import Witnesses
 from farreach.errors import ActorError, DataError
 
 
@@ -17,10 +19,13 @@ def refuse(number):
     return number
 
 
-def die_once(marker, number):
-    """Kills its own process, the first time."""
+def die_once(folder, number):
+    """Kills its own process, the first time, once the caller knows where it is."""
+    marker, known = folder / f"died-{number}", folder / f"task-{number}"
     if not marker.exists():
         marker.write_text("")
+        while not known.exists():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
@@ -49,13 +54,21 @@ def test_what_a_call_raises_is_raised_as_itself(inline, ray_local):
 
 
 @pytest.mark.ray
-def test_work_of_a_process_that_dies_is_done_again(ray_local, tmp_path):
-    items, reports = [(tmp_path / f"died-{number}", number) for number in range(2)], []
+def test_work_of_a_process_that_dies_is_done_again(ray_local, tmp_path, monkeypatch):
+    watch = Witnesses.watch
+
+    def watch_and_say(witnesses, role, place):
+        watch(witnesses, role, place)
+        (tmp_path / role).write_text("")
+
+    monkeypatch.setattr(Witnesses, "watch", watch_and_say)
+    items, reports = [(tmp_path, number) for number in range(2)], []
     done = done_in_any_order(die_once, items, inline=False, tell=reports.append)
     assert sorted(done) == [(0, 0), (1, 1)]
     assert {report.cause for report in reports} == {"signal"}
     assert {report.lost for report in reports} == {f"its work on item {i} of 2" for i in (1, 2)}
-    assert all(report.pid for report in reports)
+    # A task that waited in a process that dies ends with it, before anyone knows where it is.
+    assert {report.role for report in reports if report.pid} == {"task-0", "task-1"}
 
 
 @pytest.mark.ray
