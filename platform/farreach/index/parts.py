@@ -22,8 +22,9 @@ from farreach.data.text import Document
 from farreach.errors import DataError
 from farreach.index.files import written_aside
 
-# Reading one document reads a group of rows of the Parquet file.
-ROWS_TOGETHER = 1024
+# Reading one document reads a group of rows of the Parquet file. With 1,024 that takes four times
+# as long, and the file is 0.9 times as large.
+ROWS_TOGETHER = 128
 FIELDS = ("id", "title", "text")
 KEY, POINTS = "_key", "_points"
 _OWN = (KEY, POINTS)  # columns that say nothing of a document itself

@@ -13,7 +13,8 @@ after the other.
 from __future__ import annotations
 
 import json
-from collections import Counter
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -35,6 +36,8 @@ from farreach.registry import near_match
 MANIFEST = "manifest.json"
 SCHEMA = 1
 NAMED = 5  # how many ids an error names
+# Of documents that were read lately, kept decoded for the next search.
+KEPT_BYTES = 64 << 20
 
 Rows = NDArray[np.int64]
 # First point, and (m, d) vectors of the points from there on.
@@ -70,6 +73,8 @@ class Vectors:
         self.width = self._arrays[0].shape[1] if self._arrays else 0
         self._files: dict[int, Any] = {}
         self._columns: dict[tuple[int, str], Any] = {}
+        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._kept_bytes, self._reading = 0, threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> Vectors:
@@ -166,11 +171,11 @@ class Vectors:
         self._refuse_beyond(rows, self.count, "row")
         found = np.empty(len(rows), object)
         for part, places, local in self._rows.places(rows):
-            groups = local // files.ROWS_TOGETHER
+            together = self._file(part).metadata.row_group(0).num_rows
+            groups = local // together
             for group in np.unique(groups).tolist():
                 here = groups == group
-                table = self._file(part).read_row_group(group)
-                within = local[here] - group * files.ROWS_TOGETHER
+                table, within = self._group(part, group), local[here] - group * together
                 taken = table.take(pa.array(within)).to_pylist()
                 for place, row in zip(places[here].tolist(), taken, strict=True):
                     found[place] = files.document(row)
@@ -230,6 +235,21 @@ class Vectors:
         if part not in self._files:
             self._files[part] = files.opened(self.path, self.parts[part].name)
         return self._files[part]
+
+    def _group(self, part: int, group: int) -> Any:
+        """The pyarrow table of a group of rows of a part."""
+        key = part, group
+        with self._reading:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+            # One thread: so few rows are read faster than other threads are told of them.
+            table = self._file(part).read_row_group(group, use_threads=False)
+            self._groups[key] = table
+            self._kept_bytes += table.nbytes
+            while self._kept_bytes > KEPT_BYTES and len(self._groups) > 1:
+                self._kept_bytes -= self._groups.popitem(last=False)[1].nbytes
+            return table
 
     def _column(self, part: int, name: str) -> Any:
         """One column of one part as a pyarrow array of text."""

@@ -5,6 +5,8 @@ import pytest
 
 from farreach.data.text import Document
 from farreach.errors import DataError
+from farreach.index import parts
+from farreach.index import vectors as vectors_module
 from farreach.index.vectors import Vectors, finish, is_part_done, write_part
 
 
@@ -84,8 +86,30 @@ def test_reading_a_document_in_the_middle_of_a_large_part_gives_that_one(tmp_pat
     names = [f"n{i}" for i in range(3000)]
     write_part(tmp_path, 0, drawn(3000), documents(*names))
     vectors = finish(tmp_path, parts=1, model="m", normalised=False)
-    rows = np.array([2999, 0, 1023, 1024, 2048])
+    rows = np.array([2999, 0, 127, 128, 2048])
     assert [d.id for d in vectors.documents(rows)] == [names[row] for row in rows]
+
+
+def test_documents_are_the_same_with_any_groups_and_however_few_of_them_are_kept(
+    tmp_path, monkeypatch
+):
+    names = [f"d{number}" for number in range(40)]
+    for number, together in enumerate((7, 1000)):  # as other versions may have written them
+        monkeypatch.setattr(parts, "ROWS_TOGETHER", together)
+        own = names[20 * number : 20 * number + 20]
+        write_part(tmp_path, number, drawn(20), documents(*own))
+    finish(tmp_path, parts=2, model="m", normalised=False)
+    rows = np.random.default_rng(0).integers(0, 40, 200)
+    for kept in (0, 1500, 1 << 20):
+        monkeypatch.setattr(vectors_module, "KEPT_BYTES", kept)
+        vectors = Vectors.open(tmp_path)
+        for begin in range(0, 200, 5):
+            found = vectors.documents(rows[begin : begin + 5])
+            assert [one.id for one in found] == [names[row] for row in rows[begin : begin + 5]]
+            held = sum(group.nbytes for group in vectors._groups.values())
+            assert held == vectors._kept_bytes
+            assert held <= kept or len(vectors._groups) == 1
+    assert len(vectors._groups) == 4
 
 
 def test_a_part_is_done_when_both_files_are_there_and_may_be_written_again(tmp_path):

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -90,6 +91,31 @@ def test_three_columns_are_what_three_searches_find(address, searcher):
     assert {hit["id"] for hit in lexical} == {"mount", "umount", "fdisk"}
     assert lexical[0]["id"] == "mount"  # the only one with both words
     assert lexical[0]["meta"] == {"section": "admin"}
+
+
+class ByLength:
+    """Judges documents by how short they are."""
+
+    def scores(self, query, documents):
+        return -np.array([len(document) for document in documents], np.float32)
+
+
+def test_a_reranker_has_a_column_of_its_own(searcher):
+    searcher.judge = ByLength()
+    try:
+        with page.served(searcher) as address:
+            columns = found(address, q="Disk folder", k="2")[1]["columns"]
+        expected = searcher.search(["Disk folder"], 2)[0]
+    finally:
+        searcher.judge = None
+    assert [column["mode"] for column in columns] == [*page.COLUMNS, "reranked"]
+    texts = {
+        hit.id: f"{hit.title} {hit.snippet}".strip() for hit in searcher.search(["disk"], 6)[0]
+    }
+    shortest = sorted(texts, key=lambda name: len(texts[name]))[:2]
+    assert [hit["id"] for hit in columns[3]["hits"]] == [hit.id for hit in expected] == shortest
+    hybrid = searcher.search(["Disk folder"], 2, mode="hybrid")[0]
+    assert [hit["score"] for hit in columns[2]["hits"]] == [hit.score for hit in hybrid]
 
 
 def test_every_second_part_is_a_word_of_the_query(address):

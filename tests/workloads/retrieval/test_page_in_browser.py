@@ -53,7 +53,7 @@ def test_what_is_typed_is_found_in_three_columns(browser, searcher, tmp_path):
     assert browser.ask("document.title").startswith("disk folder – small <index>")
     columns = browser.texts("section h2")
     assert [text.split()[0] for text in columns] == ["Dense", "BM25", "Hybrid"]
-    for mode in page.MODES:
+    for mode in page.COLUMNS:
         expected = searcher.search(["disk folder"], 6, mode=mode)[0]
         inside = f"section[aria-labelledby=of-{mode}]"
         assert browser.texts(f"{inside} .title") == [hit.title or hit.id for hit in expected]

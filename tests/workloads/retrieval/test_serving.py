@@ -1,7 +1,7 @@
 import asyncio
-import importlib.util
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,6 @@ from page_index import made
 
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.retrieval.serving import Arguments, SearchService, application
-
-SERVE = all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn", "grpc_reflection"))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +39,34 @@ def test_several_questions_are_answered_at_once_each_for_itself(service):
     assert [[hit["id"] for hit in of_one] for of_one in both] == [
         [hit["id"] for hit in of_one] for of_one in each
     ]
+
+
+def test_questions_of_many_clients_are_answered_as_each_alone(service, monkeypatch):
+    questions = [
+        {"query": query, "k": k, "mode": mode}
+        for query in ("sound", "disk", " ")
+        for k in (1, 3)
+        for mode in ("lexical", "hybrid", "dense")
+    ]
+
+    def answer(question):
+        try:
+            return [hit["id"] for hit in service.answer(question)["hits"]]
+        except DataError as error:
+            return str(error)
+
+    alone = [answer(question) for question in questions]
+    sizes, search = [], service._searcher.search
+
+    def seen(queries, k, **options):
+        sizes.append(len(queries))
+        return search(queries, k, **options)
+
+    monkeypatch.setattr(service._searcher, "search", seen)
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(answer, questions * 20))
+    assert together == alone * 20
+    assert max(sizes) > 1
 
 
 def test_a_filter_holds_and_more_than_there_is_may_be_asked_for(service):
@@ -86,8 +112,11 @@ def test_no_index_is_an_error_of_the_start(tmp_path):
         SearchService(str(tmp_path))
 
 
-@pytest.mark.skipif(SERVE, reason="ray[serve] is installed")
-def test_without_ray_serve_the_application_says_what_to_install():
+def test_without_ray_serve_the_application_says_what_to_install(monkeypatch):
+    import ray
+
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    monkeypatch.delattr(ray, "serve", raising=False)
     with pytest.raises(ConfigError, match=r"Ray Serve lacks .* pip install 'farreach\[serve\]'"):
         application({"index": "index/debian"})
 
@@ -121,7 +150,6 @@ class Asked:
         return json.loads(self._body)
 
 
-@pytest.mark.skipif(not SERVE, reason="ray[serve] is not installed")
 @pytest.mark.parametrize(
     ("body", "status", "inside"),
     [
@@ -139,7 +167,6 @@ def test_a_request_is_answered_with_a_status(service, body, status, inside):
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.skipif(not SERVE, reason="ray[serve] is not installed")
 def test_ray_serve_serves_it(ray_local, folder):
     from urllib.request import Request, urlopen
 
@@ -148,8 +175,13 @@ def test_ray_serve_serves_it(ray_local, folder):
     serve.start(http_options={"host": "127.0.0.1", "port": 18437})
     try:
         serve.run(application({"index": str(folder)}), name="search", route_prefix="/")
-        body = json.dumps({"query": "sound", "k": 1}).encode()
-        with urlopen(Request("http://127.0.0.1:18437/", body), timeout=60) as response:
-            assert json.load(response)["hits"][0]["id"] == "sox"
+
+        def best(query):
+            body = json.dumps({"query": query, "k": 1, "mode": "lexical"}).encode()
+            with urlopen(Request("http://127.0.0.1:18437/", body), timeout=60) as response:
+                return json.load(response)["hits"][0]["id"]
+
+        with ThreadPoolExecutor(20) as pool:
+            assert list(pool.map(best, ["sound", "folder"] * 20)) == ["sox", "mount"] * 20
     finally:
         serve.shutdown()

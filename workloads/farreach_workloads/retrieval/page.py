@@ -1,5 +1,7 @@
 """A local web page to search an index with: by vectors, by words and by both, side by side.
 
+If a re-ranker puts hits into another order, that is a fourth column.
+
 `/` is the page, `/search?q=…&k=…&where=…` answers with JSON, and nothing else is there. The page
 loads nothing from elsewhere. Unless it is told otherwise, only this machine reaches it, and only
 under a name of this machine, so that no other site's scripts read it under a name of their own.
@@ -28,12 +30,12 @@ from urllib.parse import parse_qs, urlsplit
 from farreach.console import say
 from farreach.errors import ConfigError, FarreachError
 from farreach_workloads.retrieval import snippets
-from farreach_workloads.retrieval.searcher import Found, Mode, Searcher
+from farreach_workloads.retrieval.searcher import Column, Found, Searcher
 
 HOST, LOCAL_NAMES = "127.0.0.1", ("127.0.0.1", "localhost", "::1")
 SHOWN, MOST = 10, 100
 LONGEST_QUERY, LONGEST_WHERE = 2000, 1000
-MODES: tuple[Mode, ...] = ("dense", "lexical", "hybrid")
+COLUMNS: tuple[Column, ...] = ("dense", "lexical", "hybrid")
 PAGE = Path(__file__).with_name("page.html")
 
 # Seconds that a client may take to send its request.
@@ -127,9 +129,10 @@ def answer(searcher: Searcher, request: Request) -> dict[str, Any]:
 
     Returns:
         `query` and `where` as given, `k` as used, how many `documents` there are, `seconds`, and
-        `columns`: each has its `mode` and `hits`, which are None if the index has no words. A hit
-        is what `Found.as_row` has and `parts` of its title and its snippet, of which every second
-        one, from the second on, is a word of the query.
+        `columns`: each has its `mode` and `hits`, which are None if the index has no words; the
+        last is `reranked` if there is a judge. A hit is what `Found.as_row` has and `parts` of its
+        title and its snippet, of which every second one, from the second on, is one of the query's
+        words.
 
     Raises:
         ConfigError, DataError: see `Searcher.compared`.
@@ -138,8 +141,8 @@ def answer(searcher: Searcher, request: Request) -> dict[str, Any]:
     k = max(1, min(request.k, searcher.documents))
     found = searcher.compared(request.query, k, request.where)
     columns: list[dict[str, Any]] = [
-        {"mode": mode, "hits": [_row(hit) for hit in found[mode]] if mode in found else None}
-        for mode in MODES
+        {"mode": column, "hits": [_row(hit) for hit in found[column]] if column in found else None}
+        for column in dict.fromkeys((*COLUMNS, *found))
     ]
     return {
         "query": request.query,

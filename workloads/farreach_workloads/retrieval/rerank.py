@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -40,9 +39,6 @@ from farreach_workloads.retrieval.rerank_task import (
     reranker_of,
 )
 from farreach_workloads.retrieval.supervision import parted, prepared
-
-if TYPE_CHECKING:
-    pass
 
 Config = RerankConfig
 demand = asked_of_ray

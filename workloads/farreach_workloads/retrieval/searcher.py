@@ -26,6 +26,7 @@ from farreach_workloads.retrieval.indexes import FusionConfig, fusion_of
 from farreach_workloads.retrieval.jobs import MODEL, texts_config
 
 Mode = Literal["hybrid", "dense", "lexical"]
+Column = Literal["dense", "lexical", "hybrid", "reranked"]
 # Documents that are put into another order, at least.
 RERANKED = 50
 # Of hits by words, so many times as many are looked at until enough may be found.
@@ -243,14 +244,16 @@ class Searcher:
         """
         self._check(k)
         mode = self.mode_for(mode)
-        first = k if self.judge is None else min(max(k, RERANKED), self.documents)
+        first = self._first(k)
         depth = max(first, self.fusion.depth) if mode == "hybrid" else first
         sides = self.sides(queries, depth, mode, where)
         hits = self._judged(queries, self.joined(sides, first), k)
         return [self._found(query, number, hits, sides) for number, query in enumerate(queries)]
 
-    def compared(self, query: str, k: int, where: str | None = None) -> dict[Mode, list[Found]]:
-        """What each mode finds that the index has, each side asked once.
+    def compared(self, query: str, k: int, where: str | None = None) -> dict[Column, list[Found]]:
+        """What each mode finds that the index has, and a judge's order of the best of them.
+
+        Each side is asked once.
 
         Args:
             query: a text.
@@ -261,13 +264,22 @@ class Searcher:
             ConfigError, DataError: see `search`.
         """
         self._check(k)
-        sides = self.sides([query], max(k, self.fusion.depth), self.mode_for(None), where)
-        asked: dict[Mode, Sides] = {"dense": Sides(sides.dense, None)}
+        mode, first = self.mode_for(None), self._first(k)
+        sides = self.sides([query], max(first, self.fusion.depth), mode, where)
+        asked: dict[Column, Sides] = {"dense": Sides(sides.dense, None)}
         if sides.lexical is not None:
             asked |= {"lexical": Sides(None, sides.lexical), "hybrid": sides}
-        return {
-            mode: self._found(query, 0, self.joined(own, k), own) for mode, own in asked.items()
+        result = {
+            column: self._found(query, 0, self.joined(own, k), own) for column, own in asked.items()
         }
+        if self.judge is not None:
+            hits = self._judged([query], self.joined(sides, first), k)
+            result["reranked"] = self._found(query, 0, hits, sides)
+        return result
+
+    def _first(self, k: int) -> int:
+        """How many documents are found before a judge leaves k of them."""
+        return k if self.judge is None else min(max(k, RERANKED), self.documents)
 
     def _check(self, k: int) -> None:
         if not 1 <= k <= self.documents:

@@ -7,22 +7,24 @@ serve run farreach_workloads.retrieval.serving:application index=index/debian
 curl -d '{"query": "how do I mount a disk", "k": 5}' http://127.0.0.1:8000/
 ```
 
-It needs the extra `serve`, and knows no users: whoever reaches its port may ask.
+Questions that come while a search runs are searched for together once it has ended. It needs the
+extra `serve`, and knows no users: whoever reaches its port may ask.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farreach.errors import ConfigError, FarreachError
-from farreach_workloads.retrieval.searcher import Mode, Searcher
+from farreach_workloads.retrieval.batching import Batched
+from farreach_workloads.retrieval.searcher import Found, Mode, Searcher
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 MOST_QUERIES, MOST_HITS = 256, 1000
 LONGEST_QUERY, LONGEST_WHERE = 2000, 1000
 MOST_BYTES = 1 << 20
+# Questions that a copy of the service takes at once; Ray Serve's own 5 would keep batches small.
+MOST_ONGOING = 64
 _CLIENT_ERROR, _TOO_LARGE = 400, 413
 
 
@@ -61,8 +65,16 @@ class Arguments(_Strict):
     """Where queries are encoded."""
 
 
+class _Kind(NamedTuple):
+    """What questions have in common that are searched for together."""
+
+    k: int
+    mode: Mode | None
+    where: str | None
+
+
 class SearchService:
-    """Answers questions about one index; works without Ray Serve too."""
+    """Answers questions about one index, in many threads at once; works without Ray Serve too."""
 
     def __init__(self, index: str, device: str = "cpu") -> None:
         """Open an index.
@@ -75,7 +87,9 @@ class SearchService:
             DataError: there is no index, or it is damaged.
         """
         self._searcher = Searcher.open(Path(index), device=device)
-        self._searching = threading.Lock()
+        self._search = Batched(self._found, MOST_QUERIES)
+        # They only wait for one another; asyncio's own are too few to make a batch of.
+        self._threads = ThreadPoolExecutor(MOST_ONGOING, thread_name_prefix="question")
 
     def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a question, as JSON takes both.
@@ -84,8 +98,8 @@ class SearchService:
             question: see `Question`.
 
         Returns:
-            `documents`: how many there are; `seconds` it took; `hits`: a row for each document
-            that was found, see `Found.as_row`, or a list of such lists if `query` is a list.
+            `documents`: how many there are; `seconds` it took, with waiting; `hits`: a row for each
+            document that was found, see `Found.as_row`, or a list of such lists if `query` is one.
 
         Raises:
             ConfigError: a field is unknown, missing, of another type or out of range.
@@ -94,15 +108,17 @@ class SearchService:
         asked = _question(question)
         queries = [asked.query] if isinstance(asked.query, str) else asked.query
         began = time.perf_counter()
-        with self._searching:
-            k = min(asked.k, self._searcher.documents)
-            found = self._searcher.search(queries, k, mode=asked.mode, where=asked.where)
+        k = min(asked.k, self._searcher.documents)
+        found = self._search(_Kind(k, asked.mode, asked.where), queries)
         hits = [[hit.as_row() for hit in of_one] for of_one in found]
         return {
             "documents": self._searcher.documents,
             "seconds": time.perf_counter() - began,
             "hits": hits[0] if isinstance(asked.query, str) else hits,
         }
+
+    def _found(self, kind: _Kind, queries: Sequence[str]) -> list[list[Found]]:
+        return self._searcher.search(queries, kind.k, mode=kind.mode, where=kind.where)
 
     async def __call__(self, request: Request) -> Response:
         """Answer a POST of a question; an `error` with status 400 says what is wrong with it."""
@@ -117,7 +133,10 @@ class SearchService:
         except ValueError as error:
             return JSONResponse({"error": f"the question is no JSON: {error}."}, _CLIENT_ERROR)
         try:
-            return JSONResponse(await asyncio.to_thread(self.answer, question))
+            answer = asyncio.get_running_loop().run_in_executor(
+                self._threads, self.answer, question
+            )
+            return JSONResponse(await answer)
         except FarreachError as error:
             return JSONResponse({"error": str(error)}, _CLIENT_ERROR)
 
@@ -142,7 +161,7 @@ def application(arguments: dict[str, Any]) -> Application:
             f"Ray Serve lacks the package {error.name!r}. Install it on every machine: "
             "pip install 'farreach[serve]'."
         ) from error
-    deployment: Any = serve.deployment(SearchService)  # typed as a decorator
+    deployment: Any = serve.deployment(SearchService, max_ongoing_requests=MOST_ONGOING)
     return deployment.bind(**settings.model_dump())
 
 
