@@ -207,16 +207,7 @@ EXPERIMENTS = {
     "swav_clipart": Experiment("vision/swav_clipart"),
     # After `farreach data prepare debian data/debian`, and so for faq and debian_languages.
     "debian": Experiment("retrieval/debian", (f"data.path={DEBIAN}",), SEARCHED),
-    "debian_faq": Experiment(
-        "retrieval/debian",
-        (
-            f"data.path={{debian: {DEBIAN}, faq: {FAQ}}}",
-            "mix.alpha=1",
-            "data.vocabulary=16000",
-            "training.epochs=10",
-        ),
-        SEARCHED,
-    ),
+    "debian_docs": Experiment("retrieval/debian_docs", (), SEARCHED),
     "debian_mini": Experiment("retrieval/debian_mini", (f"data.path={DEBIAN}",)),
     "debian_languages": Experiment(
         "retrieval/debian_languages", (f"probe.path={LANGUAGES}/de/english",)
