@@ -53,6 +53,24 @@ def test_the_loss_against_a_queue_by_hand():
     assert float(accuracy) == 1.0
 
 
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 23])
+def test_a_queue_of_lower_precision_is_taken_as_it_is_and_never_converted_as_a_whole(
+    count, monkeypatch
+):
+    monkeypatch.setattr(contrast, "CONVERTED", 5)
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
+    queue = torch.randn(count, 4, generator=generator).bfloat16()
+    found = []
+    for negatives in (queue, queue.double()):
+        own = queries.clone().requires_grad_()
+        loss, accuracy = queue_loss(own, keys, negatives, 0.3)
+        (2 * loss).backward()
+        found.append((loss, accuracy, own.grad))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
 def test_the_loss_within_a_batch_by_hand():
     """Of two queries the first has a twin of its key, which does not count."""
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

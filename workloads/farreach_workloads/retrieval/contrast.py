@@ -20,11 +20,12 @@ from farreach.config import Config
 from farreach.learn.collectives import collected, gathered_unequal, rank
 from farreach.learn.momentum import follow
 from farreach.learn.task import Batch
-from farreach.linear import linear
+from farreach.linear import linear, product
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.packed import exact
 
 MOST_SCORES = 1 << 22  # of a block of queries with all keys
+CONVERTED = 1 << 12  # keys of a queue of lower precision that are converted at a time
 
 
 class MocoConfig(Config):
@@ -188,6 +189,28 @@ class KeyQueue:
         self._next = int(state["next"])
 
 
+class _Products(torch.autograd.Function):
+    """Inner products with keys of lower precision, of which few are converted at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor) -> Tensor:
+        """(n, width) and (k, width) to (n, k), in the precision of the queries."""
+        ctx.save_for_backward(keys)
+        result = queries.new_empty(len(queries), len(keys))
+        for some, into in zip(keys.split(CONVERTED), result.split(CONVERTED, 1), strict=True):
+            into.copy_(product(queries, some.to(queries.dtype)))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """That of the queries."""
+        (keys,), (grad,) = ctx.saved_tensors, grads
+        result = grad.new_zeros(len(grad), keys.shape[1])
+        for some, of_some in zip(keys.split(CONVERTED), grad.split(CONVERTED, 1), strict=True):
+            result.addmm_(of_some, some.to(grad.dtype))
+        return result, None
+
+
 def queue_loss(
     queries: Tensor,
     keys: Tensor,
@@ -200,7 +223,7 @@ def queue_loss(
     Args:
         queries: (n, width).
         keys: of the same pairs, (n, width).
-        negatives: (k, width).
+        negatives: (k, width), which get no gradient; may be of lower precision than the queries.
         temperature: by which scores are divided.
         label_smoothing: of the cross-entropy.
 
@@ -208,7 +231,11 @@ def queue_loss(
         The mean loss (), and the share of queries whose key has the highest score ().
     """
     own = (queries * keys).sum(-1, keepdim=True)
-    others = linear(queries, negatives)
+    others: Tensor = (
+        linear(queries, negatives)
+        if negatives.dtype == queries.dtype
+        else _Products.apply(queries, negatives)
+    )
     logits = torch.cat([own, others], 1) / temperature
     labels = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -295,7 +322,7 @@ class Moco:
             loss, accuracy = queue_loss(
                 exact_queries,
                 exact(keys),
-                negatives.to(exact_queries.dtype),
+                negatives,
                 config.temperature,
                 config.label_smoothing,
             )
