@@ -213,16 +213,20 @@ def test_positions_that_no_text_reaches_are_told(cache):
     assert not any("never trained" in n for n in launch.check("retrieval/debian_mini", whole))
 
 
-def test_scores_rise_as_a_bag_learns(cache, tmp_path):
-    """In a minute, on the shipped extract; see docs/results.md for what it comes to in the end."""
+@pytest.mark.parametrize(
+    "contrast", ["{kind: in_batch}", "{kind: moco, queue: 4096, momentum: 0.99}"]
+)
+def test_scores_rise_as_a_bag_learns(contrast, cache, tmp_path):
+    """In seconds, on the shipped extract; see docs/results.md for what it comes to in the end."""
     words = [
         f"data.cache={cache}",
         "data.vocabulary=8000",
         "encoder.width=128",
+        f"contrast={contrast}",
         "probe.documents=2000",
-        "probe.queries=100",
+        "probe.queries=200",
         "training.epochs=3",
-        "training.epoch_updates=25",
+        "training.epoch_updates=75",
         "training.batch=512",
         "training.lr=5.0e-3",
     ]
@@ -232,4 +236,4 @@ def test_scores_rise_as_a_bag_learns(cache, tmp_path):
     before = untrained.evaluate(Place())["evaluation/ndcg@10"]
     launch.train("retrieval/debian_debug", words, run_dir=tmp_path / "run")
     after = json.loads((tmp_path / "run" / "result.json").read_text())["evaluation/ndcg@10"]
-    assert after > before + 0.05
+    assert after > before + 0.15
