@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("rows", nargs="*", help="few_queries, batch_r95 or build")
     parser.add_argument("--vectors", type=Path, help="a folder of embedded documents")
-    parser.add_argument("--kinds", nargs="*", default=["ivf_flat", "ivf_pq"])
+    parser.add_argument("--kinds", nargs="*", default=["ivf_flat", "ivf_fastscan", "ivf_pq"])
     parser.add_argument("--child", choices=["ours", "peer"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

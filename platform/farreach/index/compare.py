@@ -21,11 +21,12 @@ from farreach.index.vectors import Vectors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS: tuple[Kind, ...] = ("flat", "ivf_flat", "ivf_pq", "hnsw", "sq8")
+KINDS: tuple[Kind, ...] = ("flat", "ivf_flat", "ivf_pq", "ivf_fastscan", "hnsw", "sq8")
 # Steps of what a search looks at, from little to much.
 PROBES, CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128), (16, 32, 64, 128, 256, 512)
 # Vectors that train a kind, at least.
-LEAST: dict[Kind, int] = {"ivf_flat": LEAST_PER_CENTRE, "ivf_pq": LEAST_PER_CENTRE * CODES}
+LEAST: dict[Kind, int] = {kind: LEAST_PER_CENTRE * codes for kind, codes in CODES.items()}
+LEAST["ivf_flat"] = LEAST_PER_CENTRE
 # Searches of which the fastest counts.
 ROUNDS = 3
 
@@ -83,7 +84,7 @@ def compare(
 
 
 def _efforts(config: IndexConfig, count: int) -> Iterator[tuple[str, IndexConfig]]:
-    if config.kind in ("ivf_flat", "ivf_pq"):
+    if config.has_lists:
         for probes in PROBES:
             yield f"probes {probes}", config.model_copy(update={"probes": probes})
     elif config.kind == "hnsw":

@@ -1,15 +1,17 @@
 """The kinds of index: their settings, how each is trained and filled, and how each is searched.
 
 Scores are inner products. `flat` keeps no file of its own, for vectors are searched as they lie.
-The others are FAISS's: `ivf_flat` and `ivf_pq` divide the space into lists and look at the lists
-nearest to a query, `ivf_flat` at vectors in half precision, for memory is what it waits for, and
-`ivf_pq` at codes of a few bytes per vector (Jégou et al., PAMI 2011); `hnsw` walks a graph of
-neighbours (Malkov and Yashunin, PAMI 2020); `sq8` scans a byte per number.
+The others are FAISS's: those called ivf divide the space into lists and look at the lists nearest
+to a query, `ivf_flat` at vectors in half precision, for memory is what it waits for, `ivf_pq` at
+codes of a few bytes per vector (Jégou et al., PAMI 2011), and `ivf_fastscan` at codes of 4 bits per
+piece, whose scores come out of registers, 32 vectors at once (André et al., VLDB 2015); `hnsw`
+walks a graph of neighbours (Malkov and Yashunin, PAMI 2020); `sq8` scans a byte per number.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +27,18 @@ from farreach.index.files import written_aside
 from farreach.index.hits import Hits, best
 from farreach.index.library import faiss
 
-Kind = Literal["flat", "ivf_flat", "ivf_pq", "hnsw", "sq8"]
+Kind = Literal["flat", "ivf_flat", "ivf_pq", "ivf_fastscan", "hnsw", "sq8"]
 Floats = NDArray[np.float32]
 # The lists nearest to each query, and its products with their centres: (n, probes) each.
 Coarse = tuple[NDArray[np.int64], Floats]
 
-# Fewer vectors than this for each list, or 256 codes, train neither (FAISS warns below it).
+# Fewer vectors than this for each list, or each code, train neither (FAISS warns below it).
 LEAST_PER_CENTRE = 39
-CODES = 256
+# What a piece of a vector is told apart into, and numbers of a piece unless it is set.
+CODES: Mapping[Kind, int] = {"ivf_pq": 256, "ivf_fastscan": 16}
+_PIECE: Mapping[Kind, int] = {"ivf_pq": 8, "ivf_fastscan": 2}
+# Kinds whose scores are so rough that several candidates are needed for each hit.
+_ROUGH = ("ivf_pq", "ivf_fastscan", "sq8")
 ROUNDS = 10
 # Hits beyond those wanted, some of which half precision may have put in the wrong order.
 SPARE = 8
@@ -42,13 +48,15 @@ class IndexConfig(Config):
     """How an index is built and searched."""
 
     kind: Kind = "flat"
-    """`flat` is exact; `ivf_flat`, `ivf_pq` and `hnsw` are faster, `ivf_pq` and `sq8` smaller."""
+    """`flat` is exact; the others are faster, most of all `ivf_fastscan`, and `ivf_pq`,
+    `ivf_fastscan` and `sq8` are smaller."""
     lists: int | None = Field(default=None, ge=1)
     """Lists of ivf_*, at most one for 39 vectors; null: four times the square root of those."""
     probes: int = Field(default=32, ge=1)
     """Lists of ivf_* that a search looks at."""
     subquantizers: int | None = Field(default=None, ge=1)
-    """Bytes of a vector in ivf_pq, a divisor of its width; null: an eighth of the width."""
+    """Pieces of a vector, a divisor of its width: of a byte each in ivf_pq, of half a byte in
+    ivf_fastscan; null: an eighth of the width, and half of it."""
     neighbours: int = Field(default=32, ge=2)
     """Edges of a vector in hnsw."""
     ef_build: int = Field(default=100, ge=1)
@@ -56,9 +64,10 @@ class IndexConfig(Config):
     ef: int = Field(default=64, ge=1)
     """Candidates that a search in hnsw keeps."""
     rerank: int = Field(default=10, ge=0)
-    """ivf_pq and sq8: candidates for each hit wanted, scored again exactly; 0: none are."""
+    """ivf_pq, ivf_fastscan and sq8: candidates for each hit wanted, scored again exactly; 0: none
+    are."""
     samples_per_list: int = Field(default=64, ge=LEAST_PER_CENTRE)
-    """Vectors that train each list of ivf_* and each code of ivf_pq, drawn uniformly from all."""
+    """Vectors that train each list of ivf_* and each code, drawn uniformly from all."""
     shards: int = Field(default=1, ge=1)
     """Pieces that are built and searched apart."""
     seed: int = 0
@@ -67,18 +76,28 @@ class IndexConfig(Config):
     @property
     def needs_training(self) -> bool:
         """Whether vectors must be seen before any can be added."""
-        return self.kind in ("ivf_flat", "ivf_pq", "sq8")
+        return self.has_lists or self.kind == "sq8"
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether the space is divided into lists."""
+        return self.kind.startswith("ivf")
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether more candidates find more, since scores are rough."""
+        return self.kind in _ROUGH
 
     def candidates(self, k: int) -> int:
         """How many hits to look for where k are wanted, since their scores are approximate."""
-        if self.kind in ("ivf_pq", "sq8"):
+        if self.is_rough:
             return k * max(1, self.rerank)
         return k + SPARE if self.kind == "ivf_flat" else k
 
     @property
     def rescores(self) -> bool:
         """Whether what is found is scored again from the vectors themselves."""
-        return self.kind == "ivf_flat" or (self.kind in ("ivf_pq", "sq8") and self.rerank > 0)
+        return self.kind == "ivf_flat" or (self.is_rough and self.rerank > 0)
 
     def lists_for(self, count: int) -> int:
         """Number of lists for so many vectors."""
@@ -87,7 +106,7 @@ class IndexConfig(Config):
 
     def sample_for(self, count: int) -> int:
         """How many of so many vectors to train on."""
-        wanted = self.samples_per_list * max(CODES, self.lists_for(count))
+        wanted = self.samples_per_list * max(CODES.get(self.kind, 256), self.lists_for(count))
         return min(count, wanted)
 
 
@@ -117,13 +136,15 @@ def trained(config: IndexConfig, sample: Floats, count: int) -> Any:
         half = faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, half, inner, False)
     else:
-        if len(sample) < LEAST_PER_CENTRE * CODES:
+        least = LEAST_PER_CENTRE * CODES[config.kind]
+        if len(sample) < least:
             raise DataError(
-                f"an index of kind ivf_pq needs at least {LEAST_PER_CENTRE * CODES} vectors, and "
-                f"there are {len(sample)}. Take kind flat, which is fast for so few."
+                f"an index of kind {config.kind} needs at least {least} vectors, and there are "
+                f"{len(sample)}. Take kind flat, which is fast for so few."
             )
-        bytes_each = _subquantizers(config, width)
-        index = faiss.IndexIVFPQ(quantizer, width, lists, bytes_each, 8, inner)
+        pieces, bits = _subquantizers(config, width), CODES[config.kind].bit_length() - 1
+        made = faiss.IndexIVFPQ if config.kind == "ivf_pq" else faiss.IndexIVFPQFastScan
+        index = made(quantizer, width, lists, pieces, bits, inner)
         _set(index.pq.cp, config)
     _set(index.cp, config)
     if faiss.get_num_gpus():
@@ -204,12 +225,12 @@ def read(path: Path, flags: int = 0) -> Any:
 
 
 def load(path: Path, kind: Kind) -> Any:
-    """A FAISS index from its file, memory-mapped; raises DataError as `read` does."""
-    if kind not in ("ivf_flat", "ivf_pq"):
-        return read(path, faiss.IO_FLAG_MMAP_IFC)
-    index = read(path, faiss.IO_FLAG_MMAP)
-    index.parallel_mode = 3  # over queries, inside of what `_search_lists` calls
-    return index
+    """A FAISS index from its file, memory-mapped but for ivf_fastscan; DataError as `read`."""
+    if kind in ("ivf_flat", "ivf_pq"):
+        index = read(path, faiss.IO_FLAG_MMAP)
+        index.parallel_mode = 3  # over queries, inside of what `_search_lists` calls
+        return index
+    return read(path, faiss.IO_FLAG_MMAP_IFC)
 
 
 def _search_lists(
@@ -233,7 +254,8 @@ def _set(clustering: Any, config: IndexConfig) -> None:
 
 def _subquantizers(config: IndexConfig, width: int) -> int:
     if config.subquantizers is None:
-        return max(m for m in range(1, max(1, width // 8) + 1) if width % m == 0)
+        most = max(1, width // _PIECE[config.kind])
+        return max(m for m in range(1, most + 1) if width % m == 0)
     if width % config.subquantizers:
         raise DataError(
             f"subquantizers: {config.subquantizers} do not divide vectors of {width} numbers. "

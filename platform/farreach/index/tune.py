@@ -11,7 +11,7 @@ from farreach.index.kinds import IndexConfig
 
 MOST_RERANKED = 64
 # What a search looks at more of to find more.
-_EFFORT = {"ivf_flat": "probes", "ivf_pq": "probes", "hnsw": "ef"}
+_EFFORT = {"ivf_flat": "probes", "ivf_pq": "probes", "ivf_fastscan": "probes", "hnsw": "ef"}
 
 
 def recall(found: Hits, truth: Hits) -> float:
@@ -59,7 +59,7 @@ def tuned(
         else:
             reached = measured(config)
         rerank = 2 * max(1, config.rerank)
-        if reached >= target or config.kind not in ("ivf_pq", "sq8") or rerank > MOST_RERANKED:
+        if reached >= target or not config.is_rough or rerank > MOST_RERANKED:
             return config, reached
         config = config.model_copy(update={"rerank": rerank})
 

@@ -24,9 +24,9 @@ def found(index, queries, k, settings, allowed=None):
 
 
 def test_more_is_looked_for_where_scores_are_approximate():
-    kinds_of = ("flat", "hnsw", "ivf_flat", "ivf_pq", "sq8")
-    assert [config(kind, rerank=3).candidates(10) for kind in kinds_of] == [10, 10, 18, 30, 30]
-    assert [config(kind, rerank=0).candidates(10) for kind in kinds_of] == [10, 10, 18, 10, 10]
+    kinds_of = ("flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_fastscan", "sq8")
+    assert [config(kind, rerank=3).candidates(10) for kind in kinds_of] == [10, 10, 18, 30, 30, 30]
+    assert [config(kind, rerank=0).candidates(10) for kind in kinds_of] == [10, 10, 18, 10, 10, 10]
 
 
 def test_lists_follow_the_square_root_of_the_number_of_vectors_and_can_all_be_trained():
@@ -73,17 +73,18 @@ def test_each_kind_finds_most_of_what_there_is(clustered, truth, kind):
     assert (np.diff(hits.scores, axis=1) <= 0).all()
 
 
-def test_codes_of_a_few_bytes_find_much_of_it(clustered, truth):
+@pytest.mark.parametrize(("kind", "pieces", "size"), [("ivf_pq", 4, 4), ("ivf_fastscan", 8, 4)])
+def test_codes_of_a_few_bytes_find_much_of_it(clustered, truth, kind, pieces, size):
     vectors, queries = clustered(10_000, 8), clustered(50, 8, seed=1)
-    settings = config("ivf_pq", probes=20, subquantizers=4)
+    settings = config(kind, probes=20, subquantizers=pieces)
     index = filled(settings, vectors)
-    assert index.code_size == 4
+    assert index.code_size == size
     hits = found(index, queries, 50, settings)
     rows = truth(vectors, queries, 5)[1]
     assert (hits.rows[:, :, None] == rows[:, None, :]).any(1).mean() > 0.8
 
 
-@pytest.mark.parametrize("kind", ["ivf_flat", "hnsw", "sq8"])
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fastscan", "hnsw", "sq8"])
 def test_only_allowed_ids_are_found(clustered, kind):
     vectors, queries = clustered(2001), clustered(20, seed=1)
     settings = config(kind, probes=20, ef=200)
@@ -102,7 +103,7 @@ def test_where_there_are_fewer_vectors_than_hits_the_rest_is_marked(clustered, k
     assert np.isneginf(hits.scores[:, -10:]).all()
 
 
-@pytest.mark.parametrize("kind", ["ivf_flat", "hnsw", "sq8"])
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_fastscan", "hnsw", "sq8"])
 def test_an_index_read_from_its_mapped_file_finds_the_same(clustered, tmp_path, kind):
     vectors, queries = clustered(2000), clustered(20, seed=1)
     settings = config(kind)

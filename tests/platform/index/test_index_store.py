@@ -10,7 +10,7 @@ from farreach.index.kinds import IndexConfig
 from farreach.index.store import WASTE, Index
 from farreach.index.vectors import Vectors
 
-KINDS = ["flat", "ivf_flat", "hnsw", "sq8"]
+KINDS = ["flat", "ivf_flat", "ivf_fastscan", "hnsw", "sq8"]
 
 
 def config(kind="flat", **settings):
@@ -87,7 +87,7 @@ def test_numbers_that_half_precision_does_not_hold_are_refused(built, clustered)
         built("a", 1e5 * clustered(100), "ivf_flat")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "hnsw", "sq8"])
 def test_more_hits_than_documents_give_each_document_once(built, clustered, kind):
     hits = built("a", clustered(70), kind, lists=1).search(clustered(3, seed=1), 100)
     assert hits.rows.shape == (3, 100)
@@ -122,9 +122,12 @@ def test_the_hash_of_the_right_model_is_taken(built, clustered):
     assert built("a", vectors).search(vectors[7], 1, model="0123abcd").rows.tolist() == [[7]]
 
 
-def test_codes_are_ranked_by_the_vectors_they_stand_for(built, clustered, truth):
+@pytest.mark.parametrize(("kind", "pieces", "rerank"), [("ivf_pq", 2, 40), ("ivf_fastscan", 4, 80)])
+def test_codes_are_ranked_by_the_vectors_they_stand_for(
+    built, clustered, truth, kind, pieces, rerank
+):
     vectors, queries = clustered(10_000, 8), clustered(20, 8, seed=1)
-    index = built("a", vectors, "ivf_pq", subquantizers=2, rerank=40)
+    index = built("a", vectors, kind, subquantizers=pieces, rerank=rerank)
     rows = truth(vectors, queries, 10)[1]
     hits = index.search(queries, 10)
     assert (hits.rows == rows).mean() > 0.95
@@ -435,8 +438,9 @@ def test_tuning_keeps_the_least_effort_that_finds_enough(built):
             assert recall(index, effort - 1) < 0.97
 
 
-def test_tuning_raises_the_candidates_of_codes_that_find_too_little(built, clustered):
-    index = built("a", clustered(10_000, 8), "ivf_pq", subquantizers=1, rerank=1)
+@pytest.mark.parametrize(("kind", "pieces"), [("ivf_pq", 1), ("ivf_fastscan", 2)])
+def test_tuning_raises_the_candidates_of_codes_that_find_too_little(built, clustered, kind, pieces):
+    index = built("a", clustered(10_000, 8), kind, subquantizers=pieces, rerank=1)
     reached = index.tune(clustered(100, 8, seed=1), recall=0.8)
     assert reached >= 0.8
     assert index.config.rerank > 1
