@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import sys
@@ -22,6 +23,9 @@ from farreach_workloads.retrieval.cross_encoder import (
     stacked,
 )
 from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig
+from farreach_workloads.retrieval.evaluation import trec
+from farreach_workloads.retrieval.evaluation.beir import open_beir
+from farreach_workloads.retrieval.evaluation.measures import measured_run
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.rerank import Reranker
 from farreach_workloads.retrieval.rerank_task import list_loss
@@ -244,6 +248,16 @@ def test_a_re_ranker_learns_and_goes_on(tmp_path, given):
     more = afterwards.evaluate(run.path, what="rerank", words=more)
     assert more["evaluation/questions"] == 6
     assert more["evaluation/recall@30"] == more["first/recall@30"]
+    (out,) = (run.path / "evaluations").glob("rerank-set-dev-*")
+    about = json.loads((out / "about.json").read_text())
+    assert about["metrics"]["evaluation/questions"] == 6
+    digest = hashlib.sha256((tmp_path / "set" / "corpus.jsonl").read_bytes()).hexdigest()
+    assert about["files"]["corpus.jsonl"] == digest
+    relevant = open_beir(tmp_path / "set", "dev").relevant
+    for name, group in (("first", "first"), ("reranked", "evaluation")):
+        found = trec.ranked(trec.read_run(out / f"{name}.run"))
+        values = measured_run(found, {q: relevant[q] for q in found}, {"mrr": [10]})
+        assert values["mrr@10"].mean() == pytest.approx(more[f"{group}/mrr@10"])
     out = afterwards.export(run.path, tmp_path / "out", "hub")
     texts = [f"{colour} car" for colour in COLOURS]
     scores = Reranker.open(out).scores("hat red", texts)

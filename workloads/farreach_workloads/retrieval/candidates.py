@@ -12,7 +12,7 @@ from pydantic import Field
 
 from farreach.config import Config
 from farreach.data.wordpieces import WordPieces
-from farreach.index.hits import NO_ROW, Hits
+from farreach.index.hits import NO_ROW, Hits, best
 from farreach.index.lexical import Bm25
 from farreach.index.points import search_documents
 from farreach.learn.place import Place
@@ -21,6 +21,7 @@ from farreach_workloads.retrieval.cross_encoder import CrossEncoder, Pair, pair_
 from farreach_workloads.retrieval.embedding import embedded
 from farreach_workloads.retrieval.evaluation.beir import CORPUS_FILE, BeirSet, open_beir
 from farreach_workloads.retrieval.evaluation.measures import means, measured
+from farreach_workloads.retrieval.evaluation.trec import Run, run_of
 from farreach_workloads.retrieval.jobs import EmbedConfig
 from farreach_workloads.retrieval.mining import corpus_vectors
 from farreach_workloads.retrieval.stores import key_of
@@ -45,7 +46,9 @@ class Candidates:
     """The first hits of some questions, to be put into another order.
 
     Attributes:
+        given: the questions, documents and judgements.
         hits: of the first stage.
+        questions: ids of the questions.
     """
 
     def __init__(
@@ -64,17 +67,18 @@ class Candidates:
             ConfigError, CheckpointError: see `models.open_model`.
             DataError: the folder is no such set.
         """
-        found = open_beir(folder, config.split)
+        self.given = found = open_beir(folder, config.split)
         chosen = spread(len(found.queries), config.queries or len(found.queries)).tolist()
-        names = [list(found.queries)[row] for row in chosen]
+        self.questions = names = [list(found.queries)[row] for row in chosen]
         questions = [found.queries[name] for name in names]
         hits = _first_hits(found, config, questions, cache)
         wanted = set(hits.rows.ravel().tolist())
-        row_of, texts = {}, {}
+        row_of, texts, self._ids = {}, {}, dict[int, str]()
         for row, document in enumerate(found.documents()):
             row_of[document.id] = row
             if row in wanted:
                 texts[row] = document.whole
+                self._ids[row] = document.id
         pieces = dict(zip(texts, words.encode(list(texts.values())), strict=True))
         own = np.array([row_of.get(name, NO_ROW) for name in names], np.int64)
         self.hits = _without(hits, own, config.depth)
@@ -96,6 +100,7 @@ class Candidates:
         """Keep so many of the questions alone, spread evenly."""
         rows = spread(len(self), count)
         self.hits = Hits(self.hits.scores[rows], self.hits.rows[rows])
+        self.questions = [self.questions[row] for row in rows]
         self._relevant = [self._relevant[row] for row in rows]
         self._pairs = [self._pairs[row] for row in rows]
 
@@ -123,6 +128,18 @@ class Candidates:
             values = means(measured(rows, self._relevant, wanted))
             result |= {f"{group}/{name}": value for name, value in values.items()}
         return result
+
+    def runs(self, scores: NDArray[np.float32]) -> tuple[Run, Run]:
+        """What was found before and after, as runs of TREC."""
+        before, after = (
+            run_of(
+                self.questions,
+                best(values, self.hits.rows, self.hits.rows.shape[1]),
+                lambda rows: [self._ids[row] for row in rows.tolist()],
+            )
+            for values in (self.hits.scores, scores)
+        )
+        return before, after
 
     def ranks(self, scores: NDArray[np.float32]) -> tuple[list[int], list[int]]:
         """Of the right documents that were found: their ranks before and after, from 1 on."""

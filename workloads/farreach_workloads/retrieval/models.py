@@ -11,9 +11,11 @@ import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
+from torch import nn
 
 from farreach import afterwards
 from farreach import config as configs
@@ -83,8 +85,13 @@ def model_of(run: RunDirectory, checkpoint: Path) -> Model:
 def fingerprint(encoder: TextEncoder, words: WordPieces) -> str:
     """Another one if any weight, the vocabulary or how tokens are pooled differs; hex."""
     kind = [words.fingerprint, type(encoder).__name__, encoder.pooling, encoder.normalised]
+    return weights_hash(encoder, kind)
+
+
+def weights_hash(model: nn.Module, kind: Sequence[Any]) -> str:
+    """Another one if any weight differs, or anything else that is named; hex."""
     whole = hashlib.sha256(json.dumps(kind).encode())
-    for name, value in sorted(encoder.state_dict().items()):
+    for name, value in sorted(model.state_dict().items()):
         array = np.ascontiguousarray(value.detach().cpu().float().numpy())
         whole.update(f"{name} {array.shape} ".encode())
         whole.update(array.data)

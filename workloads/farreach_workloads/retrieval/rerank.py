@@ -5,6 +5,7 @@ Source: Contriever, arXiv:2112.09118 (section 4.3), puts the first 100 hits into
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,15 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from farreach.checkpoint import Checkpoint
+from farreach.console import say
 from farreach.data.wordpieces import WordPieces
+from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.figures import new_figure, save
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
+from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation, Format
+from farreach_workloads.retrieval import models
 from farreach_workloads.retrieval.candidates import Candidates, CandidatesConfig
 from farreach_workloads.retrieval.cross_encoder import (
     CrossEncoder,
@@ -30,6 +35,7 @@ from farreach_workloads.retrieval.cross_encoder import (
     scores_of,
 )
 from farreach_workloads.retrieval.embedding import BUDGET
+from farreach_workloads.retrieval.evaluation import trec
 from farreach_workloads.retrieval.rerank_task import (
     RerankConfig,
     RerankTask,
@@ -91,13 +97,35 @@ class Reranker:
 def rerank(
     config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint, settings: CandidatesConfig
 ) -> dict[str, float]:
-    """Put the first hits of BM25 or of an encoder into order: quality before and after."""
+    """Put the first hits of BM25 or of an encoder into order: quality before and after.
+
+    What was found before and after, as runs of TREC, and what it was measured on are kept in the
+    run's `evaluations/rerank-SET-SPLIT-STEP`.
+    """
     model, words = reranker_of(run.path, checkpoint.path)
     longest = min(config.data.longest, model.bert.longest)
     cache, folder = Path(config.data.cache), candidates_folder(config, settings)
     candidates = Candidates(folder, settings, words, longest, cache)
     device = torch.device("cuda" if config.runtime.gpus > 0 else "cpu")
-    return candidates.measured(candidates.scores(model.to(device), Place(device=device)))
+    scores = candidates.scores(model.to(device), Place(device=device))
+    metrics = candidates.measured(scores)
+    given = candidates.given
+    out = run.path / "evaluations" / f"rerank-{given.path.name}-{given.split}-{checkpoint.step}"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, found in zip(("first", "reranked"), candidates.runs(scores), strict=True):
+        trec.write_run(out / f"{name}.run", found, f"farreach-{name}")
+    about = {
+        "set": str(given.path),
+        "split": given.split,
+        "files": given.hashes,
+        "model": models.weights_hash(model, [words.fingerprint]),
+        "settings": settings.model_dump(),
+        "metrics": metrics,
+        "versions": installed_versions(),
+    }
+    atomic_write(out / "about.json", json.dumps(about, indent=2) + "\n")
+    say(f"runs of TREC: {out}")
+    return metrics
 
 
 EVALUATIONS = {"rerank": Evaluation(rerank, CandidatesConfig)}
