@@ -97,18 +97,6 @@ def weight_curve(
     return curve
 
 
-def tuned_weight(
-    dense: Hits,
-    lexical: Hits,
-    relevant: Grades,
-    weights: Sequence[float] = WEIGHTS,
-    kind: Kind = "z",
-) -> float:
-    """The weight with the highest mean nDCG@10, of equal ones the first; see `weight_curve`."""
-    curve = weight_curve(dense, lexical, relevant, weights, kind)
-    return max(curve, key=lambda weight: curve[weight])
-
-
 def _weighed(side: Hits, share: float, kind: Kind) -> tuple[Floats, Floats]:
     """Each candidate's part of the score, (n, any), and that of what was not found, (n, 1)."""
     there = side.rows != NO_ROW

@@ -69,11 +69,6 @@ class Shards:
             shard.trained: kinds.centres_of(index) for shard, index in reversed(self._indexes)
         }
 
-    @property
-    def lists(self) -> int:
-        """How many lists they divide the space into, at most; 0 if the kind has none."""
-        return max((len(c) for c in self._centres.values() if c is not None), default=0)
-
     def search(self, queries: Floats, k: int, config: IndexConfig, allowed: Mask | None) -> Hits:
         """See `Searches`."""
         found = [Hits.none(len(queries), k)]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from farreach.errors import ConfigError, DataError
-from farreach.index.fusion import fused, tuned_weight, weight_curve
+from farreach.index.fusion import fused, weight_curve
 from farreach.index.gains import gains_of, ideal_of, ndcg
 from farreach.index.hits import Hits
 
@@ -156,9 +156,8 @@ def test_the_weight_is_that_of_the_best_ranking():
     weights = (0.0, 0.5, 0.6, 1.0)
     curve = weight_curve(dense, lexical, [{2: 1}, {}], weights)
     assert curve == pytest.approx({0.0: 1 / 2, 0.5: 1 / np.log2(3), 0.6: 1.0, 1.0: 1.0})
-    assert tuned_weight(dense, lexical, [{2: 1}, {}], weights) == 0.6
-    assert tuned_weight(dense, lexical, [{0: 1}, {}]) == 0.0
-    assert tuned_weight(dense, lexical, [{2: 1}, {}], (0.0, 1.0), "rrf") == 1.0
+    ranks = weight_curve(dense, lexical, [{2: 1}, {}], (0.0, 1.0), "rrf")
+    assert ranks == pytest.approx({0.0: 1 / 2, 1.0: 1.0})
 
 
 def test_what_does_not_fit_together_is_refused():
@@ -167,8 +166,8 @@ def test_what_does_not_fit_together_is_refused():
     with pytest.raises(DataError, match="2 queries on the dense side and 1 on the lexical"):
         fused(Hits.none(2, 3), LEXICAL, 3, 0.5)
     with pytest.raises(DataError, match="1 queries were searched for and 2 have judgements"):
-        tuned_weight(DENSE, LEXICAL, [{0: 1}, {}])
+        weight_curve(DENSE, LEXICAL, [{0: 1}, {}])
     with pytest.raises(DataError, match="no query has a relevant document"):
-        tuned_weight(DENSE, LEXICAL, [{0: 0}])
+        weight_curve(DENSE, LEXICAL, [{0: 0}])
     with pytest.raises(ConfigError, match="none to choose from"):
-        tuned_weight(DENSE, LEXICAL, [{0: 1}], ())
+        weight_curve(DENSE, LEXICAL, [{0: 1}], ())

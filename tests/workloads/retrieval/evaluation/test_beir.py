@@ -49,6 +49,14 @@ def test_a_set_is_opened(tmp_path):
     assert problems_in(tmp_path) == []
 
 
+def test_judgements_may_have_the_form_of_trec(tmp_path):
+    qrels = "q1 0 d0 1\nq1 0\td1 0\n\nq2 Q0 d3 2\n"
+    found = open_beir(put(tmp_path, qrels=qrels, header=""))
+    assert found.relevant == open_beir(put(tmp_path / "other")).relevant
+    with pytest.raises(DataError, match="line 5: is to be a query, 0, a document and a whole"):
+        open_beir(put(tmp_path, qrels=qrels + "q1 d0 1\n", header=""))
+
+
 def test_another_text_has_another_hash(tmp_path):
     first = open_beir(put(tmp_path)).hashes
     second = open_beir(put(tmp_path, [*CORPUS, {"_id": "d4", "text": "more"}])).hashes

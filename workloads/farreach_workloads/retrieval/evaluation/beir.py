@@ -4,7 +4,8 @@
 <set>/
   corpus.jsonl         a document a line: {"_id": …, "title": …, "text": …}
   queries.jsonl        a query a line: {"_id": …, "text": …}
-  qrels/<split>.tsv    a line of names, then query, document and grade, parted by tabs
+  qrels/<split>.tsv    a line of names, then query, document and grade, parted by tabs; or TREC's
+                       lines of query, 0, document and grade
 ```
 CQADupStack is a folder of twelve such sets; its result is the mean of theirs.
 """
@@ -30,6 +31,7 @@ SPLITS = {"msmarco": "dev"}
 _MEND = "Correct it, or download the set again."
 _FIELDS = ("_id", "text")
 _NOTHING = ("", "", 0)
+_TREC_FIELDS = 4
 # Number of a line, what it says, and what is wrong with it or nothing.
 _Line = tuple[int, tuple[Any, ...], str]
 
@@ -248,11 +250,25 @@ def _records(file: Path, digest: Any = None) -> Iterator[_Line]:
 
 
 def _judgements(file: Path, digest: Any = None) -> Iterator[_Line]:
-    """Line, (query, document, grade), and what is wrong or nothing."""
+    """Line, (query, document, grade), and what is wrong or nothing.
+
+    In the form of BEIR, or in that of TREC, which has no line of names and four fields.
+    """
+    is_trec = False
     for number, line in _lines(file, digest):
-        cells = line.decode(errors="replace").rstrip("\r\n").split("\t")
+        text = line.decode(errors="replace").rstrip("\r\n")
+        fields = text.split()
+        if number == 1:
+            is_trec = len(fields) == _TREC_FIELDS and _is_whole(fields[3])
+        if is_trec:
+            if len(fields) == _TREC_FIELDS and _is_whole(fields[3]):
+                yield number, (fields[0], fields[2], int(fields[3])), ""
+            else:
+                yield number, _NOTHING, "is to be a query, 0, a document and a whole number"
+            continue
+        cells = text.split("\t")
         grade = cells[2].strip() if len(cells) == 3 else ""
-        is_number = grade.removeprefix("-").isdecimal()
+        is_number = _is_whole(grade)
         if number == 1 and not is_number:
             continue
         if number == 1:
@@ -261,6 +277,10 @@ def _judgements(file: Path, digest: Any = None) -> Iterator[_Line]:
             yield number, _NOTHING, "is to be a query, a document and a whole number, between tabs"
         else:
             yield number, (cells[0], cells[1], int(grade)), ""
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def _lines(file: Path, digest: Any) -> Iterator[tuple[int, bytes]]:

@@ -236,6 +236,7 @@ def _evaluated(
         trec.write_run(out / f"{mode}.run", run, f"farreach-{mode}")
         # Of equal scores first the one that trec_eval takes for it, which reads the same file.
         values[mode] = measured_run(trec.ranked(run), given.relevant, measures)
+    trec.write_qrels(out / "judgements.qrels", given.relevant)
     metrics = {
         f"{mode}/{name}": value
         for mode, own in values.items()

@@ -17,9 +17,8 @@ from farreach.disk import atomic_write
 from farreach.errors import DataError
 from farreach.index.hits import Hits
 
-# By query and document: scores of a run, or grades.
+# Scores by query and document.
 Run = dict[str, dict[str, float]]
-Judgements = dict[str, dict[str, int]]
 
 
 def run_of(
@@ -103,28 +102,6 @@ def write_qrels(path: Path, judgements: Mapping[str, Mapping[str, int]]) -> None
             _check_field(document, f"a document's id, judged for query {query},")
             lines.append(f"{query} 0 {document} {grade}\n")
     atomic_write(path, "".join(lines))
-
-
-def read_qrels(path: Path) -> Judgements:
-    """The grades of judged documents.
-
-    Raises:
-        DataError: the file cannot be read, a line is of another form, or a document has two
-            different grades for one query.
-    """
-    judgements: Judgements = {}
-    for where, (query, _, document, text) in _lines(path, 4):
-        try:
-            grade = int(text)
-        except ValueError:
-            raise DataError(
-                f"{where}: the grade {text!r} is no whole number. Correct it."
-            ) from None
-        if judgements.setdefault(query, {}).setdefault(document, grade) != grade:
-            raise DataError(
-                f"{where}: query {query} has document {document} with two grades. Remove one."
-            )
-    return judgements
 
 
 def _lines(path: Path, fields: int) -> Iterator[tuple[str, list[str]]]:
