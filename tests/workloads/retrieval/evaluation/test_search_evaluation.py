@@ -281,6 +281,32 @@ def test_questions_are_answered_by_passages_that_contain_an_answer(given, tmp_pa
         assert rates[f"{mode}/hit@1"] == np.mean(first)
 
 
+def test_an_answer_in_a_title_alone_does_not_count(given, tmp_path):
+    lines = [
+        json.dumps({"_id": name, "title": title, "text": text})
+        for name, title, text in (("a", "The horse", "runs and eats"), ("b", "Eats", "the horse"))
+    ]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    questions = write_questions(
+        tmp_path / "questions.jsonl",
+        [
+            {"question": "who runs", "answers": ["horse"]},
+            {"question": "what", "answers": ["plays"]},
+        ],
+    )
+    config = AnswersConfig(
+        path=str(tmp_path / "corpus.jsonl"), questions=str(questions), cuts=(2,), modes=("dense",)
+    )
+    rates = answer_rates(given / "model", config, tmp_path / "kept", tmp_path / "out")
+    assert rates["dense/hit@2"] == 0.5
+    text = (tmp_path / "out" / "answers-questions" / "dense.jsonl").read_text()
+    found = [
+        {passage["id"]: passage["hasanswer"] for passage in json.loads(line)["ctxs"]}
+        for line in text.splitlines()
+    ]
+    assert found == [{"a": False, "b": True}, {"a": False, "b": False}]
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", '{"question": "x"}', '{"question": "x", "answers": [1]}', "[1]"]
 )
