@@ -297,9 +297,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "data prepare",
         index.prepare,
-        "make a corpus with queries from what this machine can fetch",
+        "make a corpus with queries from what this machine can fetch, or from what you downloaded",
         "  farreach data prepare debian data/debian\n"
-        "  farreach data prepare faq data/faq --cache /var/tmp/faq",
+        "  farreach data prepare faq data/faq --cache /var/tmp/faq\n"
+        "  farreach data prepare mr_tydi data/mr_tydi --from downloads/mrtydi\n"
+        "  farreach data prepare mkqa data/mkqa --from downloads/mkqa.jsonl.gz",
         index.prepare_arguments,
     ),
 )

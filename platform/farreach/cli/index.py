@@ -26,6 +26,7 @@ SEARCHER_MODULE = "farreach_workloads.retrieval.searcher"
 PAGE_MODULE = "farreach_workloads.retrieval.page"
 TUNING_MODULE = "farreach_workloads.retrieval.tuning"
 SETS_MODULE = "farreach_workloads.retrieval.corpora.sets"
+DOWNLOADED_MODULE = "farreach_workloads.retrieval.corpora.downloaded"
 
 MODES = ("hybrid", "dense", "lexical")
 SHOWN = 10
@@ -243,8 +244,19 @@ def _search(searcher: Any, options: argparse.Namespace) -> None:
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `data prepare`."""
-    parser.add_argument("name", metavar="NAME", help="debian, debian_languages, faq, …")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="debian, debian_languages, faq, faq_languages; with --from: mr_tydi, mkqa",
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="PATH",
+        help="what you downloaded of a set that others publish",
+    )
     parser.add_argument(
         "--cache",
         type=Path,
@@ -256,6 +268,12 @@ def prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Make a corpus with queries."""
+    if options.source is not None:
+        for folder in imported(DOWNLOADED_MODULE).converted(
+            options.name, options.source, options.out
+        ):
+            say(str(folder))
+        return
     module = imported(SETS_MODULE)
     if options.name not in module.SETS:
         known = list(module.SETS)

@@ -18,7 +18,7 @@ from farreach.registry import near_match
 # Imports of torch and of everything that needs it wait until a command does.
 
 FORMATS = ("rllib", "timm", "safetensors", "onnx", "hub")
-SEARCH_MODULE = "farreach_workloads.retrieval.evaluation.evaluate"
+ENCODERS_MODULE = "farreach_workloads.retrieval.evaluation.encoders"
 DEFAULT_CURVE = "evaluation/success_final"
 
 
@@ -130,7 +130,7 @@ def evaluate(options: argparse.Namespace) -> None:
     # Whatever is printed on the way goes to stderr: with --json, stdout is for programs.
     with contextlib.redirect_stdout(sys.stderr):
         if _is_encoder(options.run):
-            module = imported(SEARCH_MODULE)
+            module = imported(ENCODERS_MODULE)
             result = module.evaluate_encoder(Path(options.run), options.what, options.overrides)
         else:
             result = afterwards.evaluate(

@@ -20,7 +20,12 @@ from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
 from farreach_workloads.retrieval.evaluation.beir import open_beir
 from farreach_workloads.retrieval.evaluation.evaluate import SearchConfig, search_set
 from farreach_workloads.retrieval.evaluation.measures import measured_run
-from farreach_workloads.retrieval.evaluation.open_questions import AnswersConfig, answer_rates
+from farreach_workloads.retrieval.evaluation.open_questions import (
+    AnswersConfig,
+    Question,
+    answer_rates,
+    read_questions,
+)
 from farreach_workloads.retrieval.evaluation.trec import ranked, read_run
 from farreach_workloads.retrieval.hub import open_encoder, save_encoder
 
@@ -305,6 +310,29 @@ def test_an_answer_in_a_title_alone_does_not_count(given, tmp_path):
         for line in text.splitlines()
     ]
     assert found == [{"a": False, "b": True}, {"a": False, "b": False}]
+
+
+def test_questions_of_dpr_are_read_and_published_results_are_set_beside(
+    given, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    written = "what does the cat do\t['sleeps', \"he's\"]\nwho \"runs\"\t['the horse']\n"
+    (tmp_path / "nq-test.qa.csv").write_text(written)
+    assert read_questions(tmp_path / "nq-test.qa.csv") == [
+        Question("what does the cat do", ["sleeps", "he's"]),
+        Question('who "runs"', ["the horse"]),
+    ]
+    words = [f"path={given / 'animals'}", "questions=nq-test.qa.csv", "modes=[dense]"]
+    assert main(["evaluate", str(given / "model"), "answers", *words]) == 0
+    said = capsys.readouterr()
+    assert "hit@100, average over 1 sets: nq" in said.out + said.err
+    assert list((tmp_path / "runs" / "evaluations").glob("model-*/answers-nq-test.qa/dense.jsonl"))
+    (tmp_path / "bad.csv").write_text("what\n")
+    with pytest.raises(DataError, match=r"bad\.csv, question 1: is to have"):
+        read_questions(tmp_path / "bad.csv")
+    (tmp_path / "bad.csv").write_text("what\t[open\n")
+    with pytest.raises(DataError, match=r"bad\.csv: cannot be read"):
+        read_questions(tmp_path / "bad.csv")
 
 
 @pytest.mark.parametrize(

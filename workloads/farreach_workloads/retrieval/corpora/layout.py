@@ -88,7 +88,7 @@ class Shares:
 
 
 @dataclass
-class _File:
+class File:
     """One file of lines, hashed while it is written."""
 
     path: Path
@@ -97,6 +97,7 @@ class _File:
     hash: Any = field(default_factory=hashlib.sha256)
 
     def write(self, lines: Iterable[str]) -> None:
+        """Write lines, without their ends, and have them on the disk."""
         with open(self.path, "wb") as file:
             for line in lines:
                 data = (line + "\n").encode()
@@ -106,6 +107,10 @@ class _File:
                 self.size += len(data)
             file.flush()
             os.fsync(file.fileno())
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"lines": self.lines, "bytes": self.size, "sha256": self.hash.hexdigest()}
 
 
 def parted(queries: Iterable[Query], shares: Shares) -> dict[str, list[Query]]:
@@ -207,21 +212,21 @@ def fill(folder: Path, corpus: Corpus, facts: Facts, parts: Mapping[str, Sequenc
     }
     for name, queries in parts.items():
         content[f"qrels/{name}.tsv"] = _judgements(queries)
-    files = {name: _File(folder / name) for name in content}
+    files = {name: File(folder / name) for name in content}
     for name, lines in content.items():
         files[name].write(lines)
     manifest = _manifest(facts, files, corpus, parts)
-    readme = _File(folder / "README.md")
+    readme = File(folder / "README.md")
     readme.write(_readme(facts, manifest))
-    manifest["files"]["README.md"] = _of(readme)
-    _File(folder / MANIFEST).write([json.dumps(manifest, indent=2, ensure_ascii=False)])
+    manifest["files"]["README.md"] = readme.facts()
+    File(folder / MANIFEST).write([json.dumps(manifest, indent=2, ensure_ascii=False)])
     sync(folder / "qrels")
     sync(folder)
 
 
 def _manifest(
     facts: Facts,
-    files: Mapping[str, _File],
+    files: Mapping[str, File],
     corpus: Corpus,
     parts: Mapping[str, Sequence[Query]],
 ) -> dict[str, Any]:
@@ -235,7 +240,7 @@ def _manifest(
         "queries": {name: len(queries) for name, queries in parts.items()},
         "seed": SEED,
         "content": hashlib.sha256(hashes.encode()).hexdigest(),
-        "files": {name: _of(file) for name, file in files.items()},
+        "files": {name: file.facts() for name, file in files.items()},
     }
 
 
@@ -262,10 +267,6 @@ def _readme(facts: Facts, manifest: Mapping[str, Any]) -> list[str]:
         "",
         f"Content: SHA-256 {manifest['content']}",
     ]
-
-
-def _of(file: _File) -> dict[str, Any]:
-    return {"lines": file.lines, "bytes": file.size, "sha256": file.hash.hexdigest()}
 
 
 def _document_line(document: Document) -> str:

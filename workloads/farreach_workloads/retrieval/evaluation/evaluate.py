@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field, field_validator
 
-from farreach import config as configs
 from farreach.checkpoint import Checkpoint
 from farreach.console import say, warn
 from farreach.data.fetched import here
@@ -30,7 +28,7 @@ from farreach.index.kinds import IndexConfig
 from farreach.index.store import Index
 from farreach.index.vectors import MANIFEST
 from farreach.provenance import installed_versions
-from farreach.rundir import RunDirectory, flat_result
+from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import indexes, models, words
 from farreach_workloads.retrieval.embed import embed
 from farreach_workloads.retrieval.encoder import whole_path
@@ -44,7 +42,7 @@ from farreach_workloads.retrieval.evaluation.beir import (
     parts_of,
 )
 from farreach_workloads.retrieval.evaluation.measures import means, measured_run, wanted
-from farreach_workloads.retrieval.evaluation.published import PUBLISHED, beside
+from farreach_workloads.retrieval.evaluation.published import BEIR, MR_TYDI, beside
 from farreach_workloads.retrieval.evaluation.significance import Comparison, compared
 from farreach_workloads.retrieval.jobs import EmbedConfig, job_of
 from farreach_workloads.retrieval.models import Model
@@ -161,38 +159,6 @@ def search_set(
     metrics = macro_average({name: result.metrics for name, result in results.items()})
     _say_published(top, results, metrics)
     return metrics | _compared(list(results.values()), settings.seed)
-
-
-def evaluate_encoder(folder: Path, what: str | None, words: Sequence[str]) -> dict[str, Any]:
-    """Evaluate an encoder without a run, such as a published one; the same object as `result.json`.
-
-    Vectors, runs of TREC and the rest are kept in `runs/evaluations/<folder>-<hash of the model>`.
-
-    Args:
-        folder: in the layout of Hugging Face.
-        what: `search`.
-        words: settings of `SearchConfig`, as `key=value`.
-
-    Raises:
-        ConfigError: another evaluation; and as `search_set` does.
-    """
-    if what != "search":
-        raise ConfigError(
-            f"{folder}: is an encoder and no run; what can be measured of it is search. Write "
-            f"`farreach evaluate {folder} search path=SET`."
-        )
-    settings = configs.from_words(words, SearchConfig)
-    model = models.open_model(folder)
-    name = f"{folder.resolve().name}-{models.fingerprint(*model)[:12]}"
-    kept = Path("runs") / "evaluations" / name
-    begun_s = time.monotonic()
-    metrics = search_set(model, settings, kept / "vectors", kept)
-    return flat_result(
-        metrics,
-        seed=settings.seed,
-        wall_time_s=time.monotonic() - begun_s,
-        versions=installed_versions(),
-    )
 
 
 def engine(model: Model, source: Path, settings: EngineConfig, keep: Path) -> Searcher:
@@ -339,14 +305,18 @@ def _against(
 
 
 def _say_published(top: Path, results: Mapping[str, Result], metrics: Metrics) -> None:
-    """Set beside what is published on sets of BEIR what vectors alone have found, if they did."""
-    whole = {top.name: metrics} if top.name in PUBLISHED[COMPARED] else {}
+    """Set beside what is published on common sets what vectors alone have found, if they did."""
     parts = {name.removeprefix(f"{top.name}-"): one.metrics for name, one in results.items()}
-    found = {name: one for name, one in (parts | whole).items() if name in PUBLISHED[COMPARED]}
-    measured = {name: one[f"dense/{COMPARED}"] for name, one in found.items()
-                if f"dense/{COMPARED}" in one}  # fmt: skip
-    if measured:
-        say(beside(measured, COMPARED))
+    for table in (BEIR, MR_TYDI):
+        for measure, published in table.values.items():
+            whole = {top.name: metrics} if top.name in published else {}
+            measured = {
+                name: one[f"dense/{measure}"]
+                for name, one in (parts | whole).items()
+                if name in published and f"dense/{measure}" in one
+            }
+            if measured:
+                say(beside(measured, measure, table))
 
 
 def _comparison(results: Sequence[Result], seed: int) -> Comparison | None:

@@ -5,9 +5,12 @@ Source: the protocol of DPR, arXiv:2004.04906, as Contriever, arXiv:2112.09118, 
 
 from __future__ import annotations
 
+import ast
+import csv
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,11 @@ from farreach.index.hits import Hits
 from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import indexes, models, stores
+from farreach_workloads.retrieval.corpora.layout import MANIFEST
 from farreach_workloads.retrieval.evaluation.answers import Answered, answered, hit_rates
 from farreach_workloads.retrieval.evaluation.asked import ask
 from farreach_workloads.retrieval.evaluation.evaluate import EngineConfig, engine, of_mode, widest
+from farreach_workloads.retrieval.evaluation.published import MKQA, OPEN_QUESTIONS, beside
 from farreach_workloads.retrieval.models import Model
 from farreach_workloads.retrieval.searcher import Mode, Searcher
 
@@ -39,7 +44,8 @@ class AnswersConfig(EngineConfig):
     path: str | None = None
     """Passages: a file or a folder; see `farreach.data.text`."""
     questions: str | None = None
-    """A file of JSON lines, or one JSON list, with `question` and `answers` (or `answer`)."""
+    """A file of JSON lines, or one JSON list, with `question` and `answers` (or `answer`); or DPR's
+    .csv."""
     cuts: tuple[int, ...] = (5, 10, 20, 100)
     """Passages that are looked at."""
     name: str | None = None
@@ -115,29 +121,57 @@ def answer_rates(
     }
     atomic_write(folder / "about.json", json.dumps(about, indent=2) + "\n")
     say(f"questions with what was found: {folder}")
+    _say_published(file, metrics)
     return metrics
+
+
+def _say_published(file: Path, metrics: Mapping[str, float]) -> None:
+    """Set beside what is published on common questions what vectors alone have found."""
+    stem = file.stem.lower()
+    is_mkqa = '"MKQA' in _text_of(file.parent / MANIFEST)
+    known = OPEN_QUESTIONS.values["hit@100"]
+    name = next((one for one in known if stem.startswith(one.removesuffix("qa"))), stem)
+    for table in [MKQA] if is_mkqa else [OPEN_QUESTIONS]:
+        for measure, published in table.values.items():
+            if name in published and f"dense/{measure}" in metrics:
+                say(beside({name: metrics[f"dense/{measure}"]}, measure, table))
+
+
+def _text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def read_questions(file: Path) -> list[Question]:
     """Questions with their answers, from JSON lines or one JSON list.
 
+    Or, in a file called .csv or .tsv, lines of a question, a tab and a list of answers as Python
+    writes it, as DPR (arXiv:2004.04906) gives those of NQ and TriviaQA.
+
     Raises:
         DataError: the file cannot be read or is malformed, or has no question.
     """
     try:
-        content = file.read_text(encoding="utf-8")
-        records = (
-            json.loads(content)
-            if content.lstrip().startswith("[")
-            else [json.loads(line) for line in content.split("\n") if line.strip()]
-        )
-    except (OSError, ValueError) as error:
+        records = _records(file.read_text(encoding="utf-8"), file.suffix)
+    except (OSError, ValueError, SyntaxError, csv.Error) as error:
         raise DataError(
             f"{file}: cannot be read: {error}. Give JSON lines with question and answers."
         ) from error
     if not records:
         raise DataError(f"{file}: has no questions. Give at least one.")
     return [_question(file, number, record) for number, record in enumerate(records, 1)]
+
+
+def _records(content: str, suffix: str) -> Any:
+    if suffix in (".csv", ".tsv"):
+        rows = csv.reader(io.StringIO(content, newline=""), delimiter="\t")
+        return [
+            {"question": row[0], "answers": ast.literal_eval("".join(row[1:2]) or "None")}
+            for row in rows
+            if row
+        ]
+    if content.lstrip().startswith("["):
+        return json.loads(content)
+    return [json.loads(line) for line in content.split("\n") if line.strip()]
 
 
 def _question(file: Path, number: int, record: Any) -> Question:
