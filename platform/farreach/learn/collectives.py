@@ -87,6 +87,15 @@ def largest(x: Tensor) -> Tensor:
     return found
 
 
+@torch.no_grad()
+def highest(x: Tensor) -> Tensor:
+    """The largest of all workers' numbers at each place; a new tensor."""
+    x = x.detach().clone()
+    if workers() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
 class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -304,6 +304,8 @@ class Loop:
         self._saved_step = self.step
         model, optimizer = self._place.whole_state(self._task.model, self._optimizer)
         companions = [self._place.whole_model_state(other) for other in self._task.companions]
+        # Of every worker, since it may be in shares.
+        own = self._task.state()
         if not self._place.is_first:
             return
         now = time.monotonic()
@@ -312,7 +314,7 @@ class Loop:
             "model": model,
             "optimizer": optimizer,
             "companions": companions,
-            "task": self._task.state(),
+            "task": own,
             "step": self.step,
             "trained_s": self._trained_s,
             "evaluated": self._evaluated,

@@ -105,7 +105,10 @@ class Task(Protocol):
         """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides model, companions and optimizer."""
+        """What a checkpoint holds besides model, companions and optimizer.
+
+        All workers ask for it together, and that of the first counts.
+        """
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a `state`."""

@@ -16,6 +16,7 @@ from farreach_workloads.retrieval.contrast import (
     batch_loss,
     even_cuts,
     queue_loss,
+    shared_queue_loss,
 )
 from farreach_workloads.retrieval.encoder import Bert, EncoderConfig
 
@@ -69,6 +70,23 @@ def test_a_queue_of_lower_precision_is_taken_as_it_is_and_never_converted_as_a_w
         found.append((loss, accuracy, own.grad))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 23])
+def test_a_queue_in_shares_gives_the_loss_of_a_whole_one(count, monkeypatch):
+    """Alone; `test_pretrain_runs` has several workers."""
+    monkeypatch.setattr(contrast, "CONVERTED", 5)
+    generator = torch.Generator().manual_seed(1)
+    queries, keys = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
+    queue = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    found = []
+    for loss_of in (shared_queue_loss, queue_loss):
+        own, theirs = queries.clone().requires_grad_(), keys.clone().requires_grad_()
+        loss, accuracy = loss_of(own, theirs, queue, 0.2)
+        (3 * loss).backward()
+        found.append((loss, accuracy.double(), own.grad, theirs.grad))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
 
 
 def test_the_loss_within_a_batch_by_hand():
@@ -285,3 +303,34 @@ def test_two_parts_of_one_text_are_no_negatives_of_each_other():
     logits[0, 2] = logits[2, 0] = float("-inf")
     assert twins.item() == pytest.approx(F.cross_entropy(logits, torch.arange(4)).item(), rel=1e-9)
     assert twins.item() != apart.item()
+
+
+def test_what_a_queue_in_shares_cannot_do_is_refused():
+    for other in ({"label_smoothing": 0.1}, {"masked": False}):
+        with pytest.raises(ValueError, match="sharded: shares of a queue have no label_smoothing"):
+            MocoConfig(sharded=True, **other)
+
+
+def test_shares_of_a_queue_are_those_of_the_whole_for_any_number_of_workers(monkeypatch):
+    drawn = torch.randn(17, 3, generator=torch.Generator().manual_seed(0))
+    blocks = drawn[:4], drawn[4:9], drawn[9:]
+
+    def queue(sharded):
+        return KeyQueue(10, 3, torch.float32, torch.Generator(), sharded)
+
+    whole = queue(sharded=False)
+    for step, keys in enumerate(blocks):
+        whole.add(keys, step)
+    for workers in (2, 3):
+        for rank in range(workers):
+            monkeypatch.setattr(contrast, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(contrast, "workers", lambda workers=workers: workers)
+            share, other = queue(sharded=True), queue(sharded=True)
+            for step, keys in enumerate(blocks):
+                share.add(keys, step)
+                expected = whole.keys[: share.filled][rank::workers] if step == 2 else None
+                assert expected is None or torch.equal(share.usable, expected)
+            other.restore(whole.state())
+            for one in (share, other):
+                assert torch.equal(one.keys, whole.keys[rank::workers])
+                assert torch.equal(one.written, whole.written)

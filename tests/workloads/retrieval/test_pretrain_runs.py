@@ -32,6 +32,11 @@ SHARP = ["contrast.temperature=0.5", "encoder.dropout=0", "contrast.queue=40"]
 CASES = {
     "moco": (MINI, SHARP),
     "moco, all places count": (MINI, [*SHARP, "contrast.masked=false"]),
+    "moco, a share of the queue each": (MINI, [*SHARP, "contrast.sharded=true"]),
+    "moco, shares in bfloat16": (
+        MINI,
+        [*SHARP, "contrast.sharded=true", "contrast.precision=bfloat16", "contrast.queue=19"],
+    ),
     "in batch": (BAG, [BERT]),
     "in batch, in chunks": (BAG, [BERT, "contrast.chunk=3"]),
     "bag": (BAG, []),
@@ -59,7 +64,10 @@ def check_that_they_agree(one, other):
             torch.testing.assert_close(value, mine[name], rtol=1e-3, atol=2e-4)
     for name, value in one["evaluation"].items():
         assert other["evaluation"][name] == pytest.approx(value, rel=1e-2, abs=2e-2), name
-    if one["queue"] is not None:
+    if one["queue"] is not None and one["queue"].dtype == np.int16:
+        bits = [torch.from_numpy(each["queue"]).view(torch.bfloat16) for each in (one, other)]
+        torch.testing.assert_close(bits[1].float(), bits[0].float(), rtol=1e-2, atol=1e-3)
+    elif one["queue"] is not None:
         np.testing.assert_allclose(other["queue"], one["queue"], rtol=1e-3, atol=1e-3)
 
 

@@ -138,6 +138,14 @@ class RetrievalConfig(Config):
                 "training.part: the pairs of a batch are compared with one another. Set "
                 "contrast.chunk, which gives the whole batch's gradient"
             )
+        part = self.training.part or self.training.batch
+        is_shared = self.contrast.kind == "moco" and self.contrast.sharded
+        if is_shared and in_parts and self.training.batch % (part * workers):
+            raise ValueError(
+                f"training.part: parts of {part} on {workers} workers are not equally many on each "
+                f"for a batch of {self.training.batch}, and with contrast.sharded all workers "
+                "compute each together. Choose a batch that they divide"
+            )
         if self.optimizer.kind == "asam" and self.contrast.kind == "moco":
             raise ValueError(
                 "optimizer.kind: asam passes twice over a batch, whose keys would join the queue "

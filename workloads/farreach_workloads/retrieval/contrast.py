@@ -11,13 +11,20 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from farreach.config import Config
-from farreach.learn.collectives import collected, gathered_unequal, rank
+from farreach.learn.collectives import (
+    collected,
+    gathered_unequal,
+    highest,
+    rank,
+    total,
+    workers,
+)
 from farreach.learn.momentum import follow
 from farreach.learn.task import Batch
 from farreach.linear import linear, product
@@ -44,7 +51,19 @@ class MocoConfig(Config):
     of length 1, as in the released code."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the keys that are kept."""
+    sharded: bool = False
+    """Each worker keeps a share of the keys alone, and all together compute what every query scores
+    with all of them: for queues of millions."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits_shares(self) -> MocoConfig:
+        if self.sharded and (self.label_smoothing or not self.masked):
+            raise ValueError(
+                "sharded: shares of a queue have no label_smoothing, and places that no key has "
+                "come to are left out. Set label_smoothing=0 and masked=true"
+            )
+        return self
 
 
 class InBatchConfig(Config):
@@ -134,17 +153,37 @@ def _joined(texts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class KeyQueue:
     """The last keys, first in first out; no part of a module, so that nothing copies it.
 
+    Of a queue in shares, place p is with worker p modulo their number.
+
     Attributes:
-        keys: (size, width).
+        keys: of the places that are here, in their order, (any, width).
         written: update after which each place was written, (size,); -1: never.
     """
 
     def __init__(
-        self, size: int, width: int, dtype: torch.dtype, generator: torch.Generator
+        self,
+        size: int,
+        width: int,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        sharded: bool = False,
     ) -> None:
-        """Random vectors of length 1, which count only where nothing is masked."""
-        noise = torch.randn(size, width, generator=generator)
-        self.keys = F.normalize(noise, dim=-1).to(dtype)
+        """Random vectors of length 1, which count only where nothing is masked; shares have none.
+
+        Args:
+            size: keys, of all workers together.
+            width: of a key.
+            dtype: of the keys.
+            generator: of the vectors.
+            sharded: whether each worker keeps a share alone.
+        """
+        self._first, self._every = (rank(), workers()) if sharded else (0, 1)
+        if sharded:
+            own = len(range(self._first, size, self._every))
+            self.keys = torch.zeros(own, width, dtype=dtype)
+        else:
+            noise = torch.randn(size, width, generator=generator)
+            self.keys = F.normalize(noise, dim=-1).to(dtype)
         self.written = torch.full((size,), -1, dtype=torch.int64)
         self._next = 0
 
@@ -153,13 +192,21 @@ class KeyQueue:
         """Places that hold keys; the first ones, until all do."""
         return int((self.written >= 0).sum())
 
+    @property
+    def usable(self) -> Tensor:
+        """The keys that are here, (any, width), without the places that hold none."""
+        return self.keys[: len(range(self._first, self.filled, self._every))]
+
     def add(self, keys: Tensor, step: int) -> None:
         """Put keys (n, width) in the place of the oldest; of too many the last."""
-        size = len(self.keys)
+        size = len(self.written)
         first = max(0, len(keys) - size)
         places = (self._next + torch.arange(first, len(keys))) % size
-        self.keys[places.to(self.keys.device)] = keys[first:].to(self.keys.dtype)
         self.written[places] = step
+        here = places % self._every == self._first
+        into, chosen = places[here] // self._every, first + here.nonzero()[:, 0]
+        device = self.keys.device
+        self.keys[into.to(device)] = keys[chosen.to(keys.device)].to(device, self.keys.dtype)
         self._next = (self._next + len(keys)) % size
 
     def to(self, device: torch.device) -> None:
@@ -168,8 +215,17 @@ class KeyQueue:
             self.keys = self.keys.to(device)
 
     def state(self) -> dict[str, Any]:
-        """All of it; bfloat16 as the bits of int16, which NumPy knows."""
-        keys = self.keys.cpu()
+        """All of it, whoever has it; bfloat16 as the bits of int16, which NumPy knows.
+
+        Of shares, all workers call it together.
+        """
+        keys = self.keys
+        if self._every > 1:
+            shares, counts = gathered_unequal(keys)
+            keys = keys.new_empty(len(self.written), keys.shape[1])
+            for worker, share in enumerate(shares.split(counts)):
+                keys[worker :: self._every] = share
+        keys = keys.cpu()
         is_short = keys.dtype == torch.bfloat16
         return {
             "keys": (keys.view(torch.int16) if is_short else keys).numpy(),
@@ -182,9 +238,10 @@ class KeyQueue:
         keys = torch.from_numpy(state["keys"].copy())
         if self.keys.dtype == torch.bfloat16:
             keys = keys.view(torch.bfloat16)
-        if keys.shape != self.keys.shape or keys.dtype != self.keys.dtype:
+        expected = (len(self.written), self.keys.shape[1])
+        if keys.shape != expected or keys.dtype != self.keys.dtype:
             raise ValueError("contrast.queue")
-        self.keys = keys.to(self.keys.device)
+        self.keys = keys[self._first :: self._every].to(self.keys.device).clone()
         self.written = torch.from_numpy(state["written"].copy())
         self._next = int(state["next"])
 
@@ -240,6 +297,71 @@ def queue_loss(
     labels = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     return loss, (logits.argmax(1) == 0).float().mean()
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Of each query's scores with the keys of all workers, each of which has a share of them.
+
+    Every worker scores everyone's queries with its keys, once: what the gradient needs, the mean of
+    the keys by their weights, comes along (arXiv:2112.09118 has one queue for each worker; the sums
+    are those of a softmax in parts, Milakov and Gimelshein, arXiv:1805.02867).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """(n, width), (k, width) → the logarithm and the highest score, (n,) each."""
+        everyones, counts = gathered_unequal(queries)
+        highest_score = everyones.new_full((len(everyones),), float("-inf"))
+        weights = everyones.new_zeros(len(everyones))
+        weighted = torch.zeros_like(everyones)
+        for some in keys.split(CONVERTED) if len(keys) else ():
+            converted = some.to(queries.dtype)
+            scores = product(everyones, converted) / temperature
+            now = torch.maximum(highest_score, scores.amax(1))
+            shrink, shares = (highest_score - now).exp(), (scores - now[:, None]).exp()
+            weights = weights * shrink + shares.sum(1)
+            weighted = weighted * shrink[:, None] + shares @ converted
+            highest_score = now
+        overall = highest(highest_score)
+        # Where nobody has a key both are -∞, and their difference is no number.
+        shrink = (highest_score - overall).exp().nan_to_num(0)
+        weights, weighted = total(weights * shrink), total(weighted * shrink[:, None])
+        begin = sum(counts[: rank()])
+        own = slice(begin, begin + len(queries))
+        mean_key = (weighted[own] / weights[own, None]).nan_to_num(0)
+        ctx.save_for_backward(mean_key / temperature)
+        ctx.mark_non_differentiable(overall_own := overall[own].clone())
+        return overall[own] + weights[own].log(), overall_own
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """That of the queries."""
+        (slope,) = ctx.saved_tensors
+        return grads[0][:, None] * slope, None, None
+
+
+def shared_queue_loss(
+    queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`queue_loss` against the keys of all workers, of which each gives its own share.
+
+    All workers call it together, with any number of queries.
+
+    Args:
+        queries: (n, width), of this worker.
+        keys: of the same pairs, (n, width).
+        negatives: this worker's share, (any, width), which get no gradient.
+        temperature: by which scores are divided.
+
+    Returns:
+        As `queue_loss`, of this worker's queries.
+    """
+    own = (queries * keys).sum(-1) / temperature
+    others, hardest = _LogSumExp.apply(queries, negatives, temperature)
+    loss = (torch.logaddexp(own, others) - own).mean()
+    return loss, (own >= hardest).float().mean()
 
 
 def batch_loss(
@@ -303,7 +425,7 @@ class Moco:
         self.companions: Sequence[nn.Module] = (self.follower,)
         dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
         generator = torch.Generator().manual_seed(seed)
-        self.queue = KeyQueue(config.queue, encoder.width, dtype, generator)
+        self.queue = KeyQueue(config.queue, encoder.width, dtype, generator, config.sharded)
         self._keys: list[Tensor] = []
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -316,15 +438,13 @@ class Moco:
             keys = self.follower(batch["key"], batch["key_length"])
         self._keys.append(keys)
         filled = self.queue.filled
-        negatives = self.queue.keys[:filled] if config.masked else self.queue.keys
-        exact_queries = exact(queries)
+        negatives = self.queue.usable if config.masked else self.queue.keys
+        pairs = exact(queries), exact(keys)
         with torch.autocast(queries.device.type, enabled=False):
-            loss, accuracy = queue_loss(
-                exact_queries,
-                exact(keys),
-                negatives,
-                config.temperature,
-                config.label_smoothing,
+            loss, accuracy = (
+                shared_queue_loss(*pairs, negatives, config.temperature)
+                if config.sharded
+                else queue_loss(*pairs, negatives, config.temperature, config.label_smoothing)
             )
         ages = step - self.queue.written[self.queue.written >= 0]
         return loss, {
