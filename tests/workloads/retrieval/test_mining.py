@@ -95,6 +95,8 @@ def test_each_limit_can_be_lifted(found):
     assert found(overlap=None, guard=0.6)[0] == ["next", "last"]
     assert found(overlap=None, guard=None, passed_over=1, depth=5)[0] == ["long", "best"]
     assert found(overlap=0.4)[0] == ["last"]
+    assert found(keep=2)[0] == ["best", "next"]
+    assert found(keep=9)[0] == ["best", "next", "last"]
     assert found(depth=3)[2]["mining/questions_without"] == 1
 
 

@@ -67,6 +67,9 @@ class MiningConfig(Config):
     overlap: float | None = Field(0.9, gt=0, le=1)
     """Leave out what has this share of its word pieces in common with an answer, of the one that
     has fewer. None: nothing."""
+    keep: int | None = Field(None, ge=1)
+    """So many of what is left for each question, the hardest ones. The file has their texts: a
+    hundred descriptions for each of 37,000 questions take 1.7 GB. None: all."""
     embedding: EmbedConfig = EmbedConfig(longest=256)
     """How the corpus is embedded."""
 
@@ -265,6 +268,8 @@ class _Miner:
             is_high = scores > answer - (1 - config.guard) * abs(answer)
         is_early = np.arange(len(own)) < config.passed_over
         left = ~(is_early | is_gold | is_near | is_high)
+        if config.keep is not None:
+            left &= np.cumsum(left) <= config.keep
         self._counts += Counter(
             questions=1,
             first=int(is_gold[:1].sum()),
