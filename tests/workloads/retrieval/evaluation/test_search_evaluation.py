@@ -249,6 +249,20 @@ def test_a_run_is_evaluated_by_name(given, tmp_path, monkeypatch):
     assert len(list((run.path / "vectors").iterdir())) == 1
 
 
+def test_results_on_mr_tydi_stand_beside_published_ones(given, tmp_path, capsys):
+    for name in ("english", "other/english"):
+        write_set(tmp_path / name)
+    manifest = tmp_path / "english" / "manifest.json"
+    for text, is_it in (('{"title": "Mr. TyDi, english"}', True), ("[]", False), ("{", False)):
+        manifest.write_text(text)
+        for path in (tmp_path / "english", tmp_path / "other" / "english"):
+            config = SearchConfig(path=str(path), modes=("dense",), measures=("mrr@100",))
+            search_set(given / "model", config, tmp_path / "kept", tmp_path / "results")
+            said = capsys.readouterr()
+            is_said = "mrr@100, average over 1 sets: english" in said.out + said.err
+            assert is_said == (is_it and path.parent == tmp_path)
+
+
 def write_questions(file, records):
     file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     return file

@@ -30,6 +30,8 @@ from farreach_workloads.retrieval.evaluation.beir import CORPUS_FILE, QRELS_FOLD
 SPLITS = ("train", "dev", "test")
 TOPICS, COLLECTION = "topic.tsv", "collection/docs.jsonl"
 PREFIX = "mrtydi-v1.1-"
+# What their manifests begin with.
+MR_TYDI_TITLE, MKQA_TITLE = "Mr. TyDi", "MKQA"
 # Of MKQA's English answers, those that no passage can be looked for in.
 NO_ANSWERS = ("unanswerable", "binary", "long_answer")
 
@@ -73,7 +75,7 @@ def mkqa(source: Path, out: Path) -> list[Path]:
         if not asked:
             raise DataError(f"{source}: has no question with a short answer. Download it again.")
         contents = {f"{language}.jsonl": iter(lines) for language, lines in asked.items()}
-        _write(out, "MKQA with English answers", contents)
+        _write(out, f"{MKQA_TITLE} with English answers", contents)
     return [out]
 
 
@@ -116,7 +118,7 @@ def _one_of_mr_tydi(source: Path, out: Path) -> Path:
             contents[f"{QRELS_FOLDER}/{split}.tsv"] = _judgements(file)
     if len(contents) < 2 + 1:
         raise DataError(f"{source}: has no qrels.<split>.txt. Unpack the whole archive.")
-    _write(out, f"Mr. TyDi, {source.name.removeprefix(PREFIX)}", contents)
+    _write(out, f"{MR_TYDI_TITLE}, {source.name.removeprefix(PREFIX)}", contents)
     return out
 
 

@@ -201,6 +201,15 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_titled(folder: Path, beginning: str) -> bool:
+    """Whether a folder has a manifest whose title begins so; any other file is none."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and str(found.get("title", "")).startswith(beginning)
+
+
 def fill(folder: Path, corpus: Corpus, facts: Facts, parts: Mapping[str, Sequence[Query]]) -> None:
     """Write all files into a folder that nobody reads yet."""
     (folder / "qrels").mkdir()

@@ -30,6 +30,8 @@ from farreach.index.vectors import MANIFEST
 from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import indexes, models, words
+from farreach_workloads.retrieval.corpora.downloaded import MR_TYDI_TITLE
+from farreach_workloads.retrieval.corpora.layout import is_titled
 from farreach_workloads.retrieval.embed import embed
 from farreach_workloads.retrieval.encoder import whole_path
 from farreach_workloads.retrieval.evaluation import trec
@@ -42,7 +44,7 @@ from farreach_workloads.retrieval.evaluation.beir import (
     parts_of,
 )
 from farreach_workloads.retrieval.evaluation.measures import means, measured_run, wanted
-from farreach_workloads.retrieval.evaluation.published import BEIR, MR_TYDI, beside
+from farreach_workloads.retrieval.evaluation.published import BEIR, MR_TYDI, Table, beside
 from farreach_workloads.retrieval.evaluation.significance import Comparison, compared
 from farreach_workloads.retrieval.jobs import EmbedConfig, job_of
 from farreach_workloads.retrieval.models import Model
@@ -157,7 +159,8 @@ def search_set(
         folder = out / f"search-{name}-{given.split}{suffix}"
         results[name] = _evaluated(model, given, settings, keep, folder)
     metrics = macro_average({name: result.metrics for name, result in results.items()})
-    _say_published(top, results, metrics)
+    is_mr_tydi = all(is_titled(part, MR_TYDI_TITLE) for part in parts)
+    _say_published(MR_TYDI if is_mr_tydi else BEIR, top, results, metrics)
     return metrics | _compared(list(results.values()), settings.seed)
 
 
@@ -304,19 +307,20 @@ def _against(
     }
 
 
-def _say_published(top: Path, results: Mapping[str, Result], metrics: Metrics) -> None:
+def _say_published(
+    table: Table, top: Path, results: Mapping[str, Result], metrics: Metrics
+) -> None:
     """Set beside what is published on common sets what vectors alone have found, if they did."""
     parts = {name.removeprefix(f"{top.name}-"): one.metrics for name, one in results.items()}
-    for table in (BEIR, MR_TYDI):
-        for measure, published in table.values.items():
-            whole = {top.name: metrics} if top.name in published else {}
-            measured = {
-                name: one[f"dense/{measure}"]
-                for name, one in (parts | whole).items()
-                if name in published and f"dense/{measure}" in one
-            }
-            if measured:
-                say(beside(measured, measure, table))
+    for measure, published in table.values.items():
+        whole = {top.name: metrics} if top.name in published else {}
+        measured = {
+            name: one[f"dense/{measure}"]
+            for name, one in (parts | whole).items()
+            if name in published and f"dense/{measure}" in one
+        }
+        if measured:
+            say(beside(measured, measure, table))
 
 
 def _comparison(results: Sequence[Result], seed: int) -> Comparison | None:

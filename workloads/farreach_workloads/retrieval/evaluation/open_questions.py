@@ -26,7 +26,8 @@ from farreach.index.hits import Hits
 from farreach.provenance import installed_versions
 from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import indexes, models, stores
-from farreach_workloads.retrieval.corpora.layout import MANIFEST
+from farreach_workloads.retrieval.corpora.downloaded import MKQA_TITLE
+from farreach_workloads.retrieval.corpora.layout import is_titled
 from farreach_workloads.retrieval.evaluation.answers import Answered, answered, hit_rates
 from farreach_workloads.retrieval.evaluation.asked import ask
 from farreach_workloads.retrieval.evaluation.evaluate import EngineConfig, engine, of_mode, widest
@@ -128,17 +129,13 @@ def answer_rates(
 def _say_published(file: Path, metrics: Mapping[str, float]) -> None:
     """Set beside what is published on common questions what vectors alone have found."""
     stem = file.stem.lower()
-    is_mkqa = '"MKQA' in _text_of(file.parent / MANIFEST)
+    is_mkqa = is_titled(file.parent, MKQA_TITLE)
     known = OPEN_QUESTIONS.values["hit@100"]
     name = next((one for one in known if stem.startswith(one.removesuffix("qa"))), stem)
     for table in [MKQA] if is_mkqa else [OPEN_QUESTIONS]:
         for measure, published in table.values.items():
             if name in published and f"dense/{measure}" in metrics:
                 say(beside({name: metrics[f"dense/{measure}"]}, measure, table))
-
-
-def _text_of(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def read_questions(file: Path) -> list[Question]:
