@@ -6,19 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from farreach_workloads.retrieval import contrast
+from farreach_workloads.retrieval import contrast, key_queue
 from farreach_workloads.retrieval.contrast import (
     InBatch,
     InBatchConfig,
-    KeyQueue,
     Moco,
     MocoConfig,
     batch_loss,
     even_cuts,
-    queue_loss,
-    shared_queue_loss,
 )
 from farreach_workloads.retrieval.encoder import Bert, EncoderConfig
+from farreach_workloads.retrieval.key_queue import KeyQueue, queue_loss, shared_queue_loss
 
 SIZES = {"width": 16, "depth": 1, "heads": 2, "hidden": 32, "positions": 30}
 
@@ -58,7 +56,7 @@ def test_the_loss_against_a_queue_by_hand():
 def test_a_queue_of_lower_precision_is_taken_as_it_is_and_never_converted_as_a_whole(
     count, monkeypatch
 ):
-    monkeypatch.setattr(contrast, "CONVERTED", 5)
+    monkeypatch.setattr(key_queue, "CONVERTED", 5)
     generator = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
     queue = torch.randn(count, 4, generator=generator).bfloat16()
@@ -75,7 +73,7 @@ def test_a_queue_of_lower_precision_is_taken_as_it_is_and_never_converted_as_a_w
 @pytest.mark.parametrize("count", [0, 1, 5, 12, 23])
 def test_a_queue_in_shares_gives_the_loss_of_a_whole_one(count, monkeypatch):
     """Alone; `test_pretrain_runs` has several workers."""
-    monkeypatch.setattr(contrast, "CONVERTED", 5)
+    monkeypatch.setattr(key_queue, "CONVERTED", 5)
     generator = torch.Generator().manual_seed(1)
     queries, keys = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
     queue = torch.randn(count, 4, generator=generator, dtype=torch.float64)
@@ -323,8 +321,8 @@ def test_shares_of_a_queue_are_those_of_the_whole_for_any_number_of_workers(monk
         whole.add(keys, step)
     for workers in (2, 3):
         for rank in range(workers):
-            monkeypatch.setattr(contrast, "rank", lambda rank=rank: rank)
-            monkeypatch.setattr(contrast, "workers", lambda workers=workers: workers)
+            monkeypatch.setattr(key_queue, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(key_queue, "workers", lambda workers=workers: workers)
             share, other = queue(sharded=True), queue(sharded=True)
             for step, keys in enumerate(blocks):
                 share.add(keys, step)
