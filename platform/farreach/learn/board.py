@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from farreach.errors import ActorError
 
 if TYPE_CHECKING:
+    from farreach.actors.witness import Whereabouts
+    from farreach.failures import Fault
     from farreach.learn.task import Pixels
 
 NAMESPACE = "farreach"
@@ -246,6 +248,14 @@ class Remote:
     def evaluation_due(self, step: int, name: str) -> None:
         """See `Outlet`."""
         self._put("evaluation_due", step, name)
+
+    def helper(self, role: str, place: Whereabouts) -> None:
+        """See `Outlet`."""
+        self._put("helper", role, place)
+
+    def helper_died(self, role: str, fault: Fault, lost: str, then: str) -> None:
+        """See `Outlet`."""
+        self._put("helper_died", role, fault, lost, then)
 
     def _put(self, kind: str, *content: Any) -> None:
         self._link.send("put", kind, content)

@@ -61,6 +61,13 @@ def collected(x: Tensor) -> Tensor:
     return gathered_unequal(x.detach())[0]
 
 
+def spread(x: Tensor) -> Tensor:
+    """The first worker's tensor, put into one of the same shape that each has."""
+    if workers() > 1:
+        dist.broadcast(x, src=0)
+    return x
+
+
 def _counts(x: Tensor) -> list[int]:
     """Rows of each worker, by rank."""
     own = torch.tensor([len(x)], device=x.device)

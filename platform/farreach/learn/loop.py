@@ -27,7 +27,7 @@ from farreach.learn.order import Order, share
 from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
-from farreach.learn.task import Batch, Data, Task
+from farreach.learn.task import Batch, Data, Helped, Task
 
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -115,6 +115,16 @@ class Loop:
         self._begun = time.monotonic()
         if self._place.is_first:
             self._outlet.begin(self.step, self.total)
+        task = self._task
+        if not isinstance(task, Helped):
+            return self._train(model)
+        task.begin(self.step, self.total, self._place, self._outlet)
+        try:
+            return self._train(model)
+        finally:
+            task.end()
+
+    def _train(self, model: nn.Module) -> tuple[dict[str, float], bool]:
         sums, idle_s = _Sums(), time.monotonic()
         for parts in self._feed():
             fed_s = time.monotonic()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from farreach.learn.task import Pixels
+if TYPE_CHECKING:
+    from farreach.actors.witness import Whereabouts
+    from farreach.failures import Fault
+    from farreach.learn.task import Pixels
 
 
 class Outlet(Protocol):
@@ -27,6 +30,12 @@ class Outlet(Protocol):
 
     def evaluation_due(self, step: int, name: str) -> None:
         """The checkpoint is to be evaluated beside training."""
+
+    def helper(self, role: str, place: Whereabouts) -> None:
+        """A process that the first worker has begun is there, for the first time or again."""
+
+    def helper_died(self, role: str, fault: Fault, lost: str, then: str) -> None:
+        """Such a process has died; what is done again, and what happens next."""
 
     def stop_asked(self) -> bool:
         """Whether the run is to stop now, after a last checkpoint."""

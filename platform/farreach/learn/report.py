@@ -15,6 +15,7 @@ from farreach.watch import COMMON, Rule, Watch
 
 if TYPE_CHECKING:
     from farreach.actors.witness import Whereabouts
+    from farreach.failures import Fault
     from farreach.learn.task import Pixels
 
 
@@ -123,6 +124,14 @@ class Report:
     def joined(self, rank: int, place: Whereabouts) -> None:
         """A worker has begun, for the first time or again."""
         self._run.event("worker", rank=rank, pid=place.pid, node=place.host, node_id=place.node)
+
+    def helper(self, role: str, place: Whereabouts) -> None:
+        """A process that the first worker has begun is there, for the first time or again."""
+        self._run.event("actors", pids={role: place.pid}, nodes={role: place.host})
+
+    def helper_died(self, role: str, fault: Fault, lost: str, then: str) -> None:
+        """Nobody watches the processes of a run without workers, which has none."""
+        self.log(f"{role} has died: {fault.text}. Lost: {lost}; {then}")
 
     def lost(self) -> str:
         """What is done again if training goes on from the newest checkpoint."""

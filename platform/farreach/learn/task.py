@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
+
+if TYPE_CHECKING:
+    from farreach.learn.outlet import Outlet
 
 Batch = Mapping[str, Tensor]
 Pixels = NDArray[np.uint8]
@@ -112,3 +115,17 @@ class Task(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a `state`."""
+
+
+@runtime_checkable
+class Helped(Protocol):
+    """What a task has besides that lets others work for it while it is trained."""
+
+    def begin(self, step: int, total: int, place: Place, outlet: Outlet) -> None:
+        """Training begins after `step` of `total` updates; all workers call it together.
+
+        What the first one begins of processes it tells the outlet.
+        """
+
+    def end(self) -> None:
+        """Training is over, or has failed."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from farreach.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
+    from farreach.cluster.demand import Demand
     from farreach.learn.task import Task
 
 POLL_S = 0.3
@@ -55,6 +56,7 @@ def fit(
     run: RunDirectory,
     checkpoint: Checkpoint | None,
     make_task: MakeTask,
+    helpers: Sequence[Demand] = (),
 ) -> dict[str, float]:
     """Train the workload's task to the end; the final metrics.
 
@@ -63,6 +65,7 @@ def fit(
         run: its directory, which every worker must see, be it at a URI.
         checkpoint: to continue from.
         make_task: of a module that workers can import.
+        helpers: what the task's processes beside the workers ask Ray for.
 
     Raises:
         Stopped: the run was asked to stop; a last checkpoint is written.
@@ -101,7 +104,7 @@ def fit(
     settings = ["runtime.workers", "runtime.cpus", "runtime.gpus", "runtime.evaluators"]
     with (
         _imported_meanwhile("ray.train.torch"),
-        runtime.connection(demand(config), settings=settings),
+        runtime.connection([*demand(config), *helpers], settings=settings),
         StopRequest() as stop,
     ):
         _begin_coordinator()
@@ -309,6 +312,8 @@ class _Driver:
             "died": self._died,
             "leaving": self._leaving,
             "evaluation_due": self._side.evaluation_due,
+            "helper": self._helper,
+            "helper_died": self._helper_died,
         }
         for kind, content in messages:
             act = own[kind] if kind in own else getattr(self._report, kind)
@@ -323,6 +328,13 @@ class _Driver:
             self._guard.tell(report, lost=self._report.lost(), then=then)
         self._guard.watch({role: place})
         self._report.joined(rank, place)
+
+    def _helper(self, role: str, place: Whereabouts) -> None:
+        self._guard.watch({role: place})
+        self._report.helper(role, place)
+
+    def _helper_died(self, role: str, fault: Fault, lost: str, then: str) -> None:
+        self._guard.tell(self._guard.look_into(role, fault), lost=lost, then=then)
 
     def _leaving(self, nodes: list[str], deadline: float | None, ranks: list[int]) -> None:
         self._guard.leave(nodes, deadline, [f"worker-{rank}" for rank in ranks])

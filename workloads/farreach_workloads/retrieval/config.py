@@ -97,6 +97,14 @@ class ProbeConfig(Config):
     _whole = field_validator("path")(whole_path)
 
 
+class RetrievalWorkersConfig(WorkersConfig):
+    """Where the loop runs, and who encodes keys for it."""
+
+    key_encoders: int = Field(0, ge=0)
+    """Actors that encode the keys of later updates while workers train, each with as many CPUs and
+    GPUs as a worker; see `contrast.ahead`."""
+
+
 class RetrievalConfig(Config):
     """A run of pretraining."""
 
@@ -118,7 +126,7 @@ class RetrievalConfig(Config):
     optimizer: RetrievalOptimizerConfig = RetrievalOptimizerConfig()
     probe: ProbeConfig = ProbeConfig()
     training: RetrievalLoopConfig = RetrievalLoopConfig()
-    runtime: WorkersConfig = WorkersConfig()
+    runtime: RetrievalWorkersConfig = RetrievalWorkersConfig()
     chaos: ChaosConfig = ChaosConfig()
 
     @model_validator(mode="after")
@@ -146,9 +154,30 @@ class RetrievalConfig(Config):
                 f"for a batch of {self.training.batch}, and with contrast.sharded all workers "
                 "compute each together. Choose a batch that they divide"
             )
+        self._check_keys()
         if self.optimizer.kind == "asam" and self.contrast.kind == "moco":
             raise ValueError(
                 "optimizer.kind: asam passes twice over a batch, whose keys would join the queue "
                 "twice. Take adamw, or contrast.kind=in_batch"
             )
         return self
+
+    def _check_keys(self) -> None:
+        """Keys that are encoded ahead need who encodes them, and the other way round."""
+        ahead = self.contrast.ahead if self.contrast.kind == "moco" else 0
+        encoders, workers = self.runtime.key_encoders, self.runtime.workers
+        if encoders and not ahead:
+            raise ValueError(
+                "runtime.key_encoders: encode keys ahead of time, which contrast.ahead=0 and other "
+                "kinds of contrast don't want. Set contrast.ahead, or leave key_encoders out"
+            )
+        if encoders and not workers:
+            raise ValueError(
+                "runtime.key_encoders: are beside workers of Ray Train, and runtime.workers is 0, "
+                "which trains without Ray. Set runtime.workers to 1 or more"
+            )
+        if ahead and workers and not encoders:
+            raise ValueError(
+                "runtime.key_encoders: contrast.ahead has keys encoded beside the workers. Set it "
+                "to 1 or more"
+            )

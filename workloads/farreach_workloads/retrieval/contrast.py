@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from farreach.linear import linear
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.key_queue import KeyQueue, queue_loss, shared_queue_loss
 from farreach_workloads.retrieval.packed import exact
+
+if TYPE_CHECKING:
+    from farreach_workloads.retrieval.keys_ahead import KeysAhead
 
 MOST_SCORES = 1 << 22  # of a block of queries with all keys
 
@@ -52,6 +55,9 @@ class MocoConfig(Config):
     """Each worker keeps a share of the keys alone, and all together compute what every query scores
     with all of them: for queues of millions."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ahead: int = Field(0, ge=0, le=32)
+    """Above 0: keys of so many updates in a row are encoded with the moving average as it was when
+    the updates before them began, so that `runtime.key_encoders` can do it meanwhile."""
 
     @model_validator(mode="after")
     def _fits_shares(self) -> MocoConfig:
@@ -210,16 +216,14 @@ class Moco:
         generator = torch.Generator().manual_seed(seed)
         self.queue = KeyQueue(config.queue, encoder.width, dtype, generator, config.sharded)
         self._keys: list[Tensor] = []
+        self.ahead: KeysAhead | None = None
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the queries with their keys, against the queue as it is before the update."""
         config = self._config
         (queries,) = model([(batch["query"], batch["query_length"])])
         self.queue.to(queries.device)
-        with torch.no_grad():
-            self.follower.train(config.key_dropout)
-            keys = self.follower(batch["key"], batch["key_length"])
-        self._keys.append(keys)
+        keys = self._keys_of(batch, step)
         filled = self.queue.filled
         negatives = self.queue.usable if config.masked else self.queue.keys
         pairs = exact(queries), exact(keys)
@@ -237,21 +241,38 @@ class Moco:
             "learner/queue_age": ages.float().mean().to(loss.device)
             if filled
             else loss.new_zeros(()),
+            **({} if self.ahead is None else self.ahead.metrics(loss.device)),
         }
+
+    @torch.no_grad()
+    def _keys_of(self, batch: Batch, step: int) -> Tensor:
+        """Of this worker's pairs, of which those of a batch may come in parts."""
+        if self.ahead is not None:
+            return self.ahead.next(step, len(batch["key"]))
+        self.follower.train(self._config.key_dropout)
+        keys: Tensor = self.follower(batch["key"], batch["key_length"])
+        self._keys.append(keys)
+        return keys
 
     def after_update(self, step: int) -> None:
         """All workers' keys join the queue; the moving average follows.
 
         The paper moves it before it encodes keys, here it moves after the update: the same weights.
         """
-        keys = collected(torch.cat(self._keys))
-        self._keys.clear()
+        if self.ahead is None:
+            keys = collected(torch.cat(self._keys))
+            self._keys.clear()
+        else:
+            keys = self.ahead.everyones
         self.queue.add(keys, step)
         follow(self.follower, self.model.encoder, self._config.momentum)
+        if self.ahead is not None:
+            self.ahead.advance(step + 1)
 
     def state(self) -> dict[str, Any]:
-        """The queue's."""
-        return {"queue": self.queue.state()}
+        """The queue's; and by which weights keys are encoded, if they are ahead of time."""
+        ahead = {} if self.ahead is None else {"ahead": self.ahead.state()}
+        return {"queue": self.queue.state(), **ahead}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the queue's state over."""

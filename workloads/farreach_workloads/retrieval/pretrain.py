@@ -6,6 +6,7 @@ from pathlib import Path
 
 from farreach import config as configs
 from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.cluster.demand import Demand
 from farreach.data import text
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from farreach.learn.restored import evaluated, restored
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation, Format
-from farreach_workloads.retrieval import figures, mining, stores
+from farreach_workloads.retrieval import figures, keys_ahead, mining, stores
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
@@ -27,7 +28,11 @@ from farreach_workloads.retrieval.probe import Probe
 from farreach_workloads.retrieval.task import PretrainTask, probe_folder
 
 Config = RetrievalConfig
-demand = asked_of_ray
+
+
+def demand(config: RetrievalConfig) -> list[Demand]:
+    """Workers, and who encodes keys for them."""
+    return [*asked_of_ray(config), *keys_ahead.demand(config)]
 
 
 def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
@@ -89,7 +94,7 @@ def run(
 ) -> dict[str, float]:
     """Tokenise what is not yet, and train to the end; see `Workload`."""
     stores.prepare(config)
-    return fit(config, run, checkpoint, make_task)
+    return fit(config, run, checkpoint, make_task, keys_ahead.demand(config))
 
 
 def evaluate(

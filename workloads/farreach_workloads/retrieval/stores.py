@@ -23,6 +23,8 @@ from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.corpora import extract
+from farreach_workloads.retrieval.sampler import Chunks, PairData
+from farreach_workloads.retrieval.spans import Vocabulary
 
 # Bytes at both ends of a file, and between, that tell it from another of the same size.
 _LOOKED_AT = 1 << 16
@@ -108,6 +110,30 @@ def opened(config: RetrievalConfig, words: WordPieces) -> dict[str, TokenStore]:
             )
         stores[name] = TokenStore.open(folder)
     return stores
+
+
+def pairs(config: RetrievalConfig, words: WordPieces) -> PairData:
+    """The pairs that a run learns from, of the token stores that `prepare` has left.
+
+    Raises:
+        ConfigError, DataError: as `opened`, `Chunks` and `PairData` do.
+    """
+    chunks = Chunks(opened(config, words), config.mix, config.spans.chunk, config.seed)
+    samples = config.training.batch * config.training.epoch_updates
+    return PairData(chunks, config.spans, vocabulary_of(words), config.seed, samples)
+
+
+def vocabulary_of(words: WordPieces) -> Vocabulary:
+    """What spans need to know of word pieces."""
+    return Vocabulary(
+        cls=words.cls,
+        sep=words.sep,
+        pad=words.pad,
+        mask=words.mask,
+        first_word=words.first_word,
+        size=words.size,
+        fingerprint=words.fingerprint,
+    )
 
 
 def _store_folder(config: RetrievalConfig, source: Path, words: WordPieces) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,20 +12,22 @@ from torch import Tensor, nn
 
 from farreach import seeding
 from farreach.data.fetched import here
-from farreach.data.wordpieces import WordPieces
 from farreach.figures import rendered
 from farreach.learn.asam import Asam
 from farreach.learn.place import Place
 from farreach.learn.task import Batch, Pixels
 from farreach_workloads.retrieval import figures, stores
 from farreach_workloads.retrieval.config import RetrievalConfig
-from farreach_workloads.retrieval.contrast import make_method
+from farreach_workloads.retrieval.contrast import Moco, make_method
 from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.encoder import Bag, TextEncoder
 from farreach_workloads.retrieval.hub import make_encoder
+from farreach_workloads.retrieval.keys_ahead import KeysAhead
 from farreach_workloads.retrieval.probe import Probe
-from farreach_workloads.retrieval.sampler import Chunks, PairData, rarity
-from farreach_workloads.retrieval.spans import Vocabulary
+from farreach_workloads.retrieval.sampler import rarity
+
+if TYPE_CHECKING:
+    from farreach.learn.outlet import Outlet
 
 # Of collapse: standard deviation of vectors in units of their length, and effective directions.
 FEW_DIRECTIONS = 1.5
@@ -45,22 +47,14 @@ class PretrainTask:
         """
         self.config = config
         self.words = stores.words_of(config)
-        training = config.training
-        chunks = Chunks(
-            stores.opened(config, self.words), config.mix, config.spans.chunk, config.seed
-        )
-        self.data = PairData(
-            chunks,
-            config.spans,
-            vocabulary_of(self.words),
-            config.seed,
-            samples_per_epoch=training.batch * training.epoch_updates,
-        )
+        self.data = stores.pairs(config, self.words)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.child_seed(config.seed, "weights"))
             encoder = make_encoder(config.encoder, self.words)
         if isinstance(encoder, Bag) and not (config.encoder.path or config.encoder.embeddings):
-            encoder.weigh(torch.from_numpy(rarity(chunks.stores, config.spans.chunk)))
+            encoder.weigh(
+                torch.from_numpy(rarity(stores.opened(config, self.words), config.spans.chunk))
+            )
         self.method = make_method(
             encoder, config.contrast, seeding.child_seed(config.seed, "queue")
         )
@@ -69,6 +63,7 @@ class PretrainTask:
         cache = Path(config.data.cache)
         self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest, cache)
         self._metrics: dict[str, float] = {}
+        self._ahead: Mapping[str, Any] | None = None
 
     @property
     def encoder(self) -> TextEncoder:
@@ -86,6 +81,18 @@ class PretrainTask:
         loss, metrics = self.method.loss(model, batch, step)
         tokens = (batch["query_length"].sum() + batch["key_length"].sum()) / len(batch["query"])
         return loss, metrics | {"data/tokens_per_pair": tokens.float()}
+
+    def begin(self, step: int, total: int, place: Place, outlet: Outlet) -> None:
+        """Have keys encoded ahead of time, if they are to be; see `Helped`."""
+        contrast = self.config.contrast
+        if isinstance(self.method, Moco) and contrast.kind == "moco" and contrast.ahead:
+            state, follower = self._ahead, self.method.follower
+            self.method.ahead = KeysAhead(self.config, follower, place, outlet, step, total, state)
+
+    def end(self) -> None:
+        """Whoever has encoded keys may go."""
+        if isinstance(self.method, Moco) and self.method.ahead is not None:
+            self.method.ahead.stop()
 
     def before_update(self, step: int) -> None:
         """Nothing precedes it."""
@@ -110,15 +117,18 @@ class PretrainTask:
         return {"evaluation/scores": rendered(figures.similarities(self.probe))}
 
     def remarks(self) -> Sequence[str]:
-        """Signs of collapse, and what helps against it."""
+        """Signs of collapse, and waiting for keys; and what helps against either."""
+        remarks = []
         rank = self._metrics.get("evaluation/effective_rank", float("inf"))
-        if rank >= FEW_DIRECTIONS:
-            return []
-        return [
-            f"collapse: vectors use {rank:.1f} directions of {self.encoder.width} "
-            "(evaluation/effective_rank). Lower training.lr, lengthen training.warmup_epochs, or "
-            "raise contrast.temperature."
-        ]
+        if rank < FEW_DIRECTIONS:
+            remarks.append(
+                f"collapse: vectors use {rank:.1f} directions of {self.encoder.width} "
+                "(evaluation/effective_rank). Lower training.lr, lengthen training.warmup_epochs, "
+                "or raise contrast.temperature."
+            )
+        ahead = self.method.ahead if isinstance(self.method, Moco) else None
+        waits = None if ahead is None else ahead.remark()
+        return [*remarks, waits] if waits else remarks
 
     def state(self) -> dict[str, Any]:
         """The method's."""
@@ -127,6 +137,7 @@ class PretrainTask:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the method's state over."""
         self.method.restore(state)
+        self._ahead = state.get("ahead")
 
 
 def probe_folder(config: RetrievalConfig) -> Path:
@@ -137,19 +148,6 @@ def probe_folder(config: RetrievalConfig) -> Path:
     if isinstance(path, str) and (here(path) / "queries.jsonl").is_file():
         return here(path)
     return extract.folder(Path(config.data.cache))
-
-
-def vocabulary_of(words: WordPieces) -> Vocabulary:
-    """What spans need to know of word pieces."""
-    return Vocabulary(
-        cls=words.cls,
-        sep=words.sep,
-        pad=words.pad,
-        mask=words.mask,
-        first_word=words.first_word,
-        size=words.size,
-        fingerprint=words.fingerprint,
-    )
 
 
 def make_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
