@@ -86,7 +86,8 @@ class PretrainTask:
         """Have keys encoded ahead of time, if they are to be; see `Helped`."""
         contrast = self.config.contrast
         if isinstance(self.method, Moco) and contrast.kind == "moco" and contrast.ahead:
-            state, follower = self._ahead, self.method.follower
+            state, self._ahead = self._ahead, None
+            follower = self.method.follower
             self.method.ahead = KeysAhead(self.config, follower, place, outlet, step, total, state)
 
     def end(self) -> None:
