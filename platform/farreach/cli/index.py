@@ -23,6 +23,7 @@ EMBED_MODULE = "farreach_workloads.retrieval.embed"
 INDEXES_MODULE = "farreach_workloads.retrieval.indexes"
 RERANK_MODULE = "farreach_workloads.retrieval.rerank"
 SEARCHER_MODULE = "farreach_workloads.retrieval.searcher"
+LIVE_MODULE = "farreach_workloads.retrieval.live"
 PAGE_MODULE = "farreach_workloads.retrieval.page"
 TUNING_MODULE = "farreach_workloads.retrieval.tuning"
 SETS_MODULE = "farreach_workloads.retrieval.corpora.sets"
@@ -231,9 +232,11 @@ def search(options: argparse.Namespace) -> None:
 
 
 def _search(searcher: Any, options: argparse.Namespace) -> None:
-    k = options.k or min(SHOWN, searcher.documents)
+    live = imported(LIVE_MODULE).Live(searcher)
     queries = _asked() if options.query is None else [options.query]
     for query in queries:
+        searcher = live.now()
+        k = options.k or min(SHOWN, searcher.documents)
         found = searcher.search([query], k, mode=options.mode, where=options.where)[0]
         if options.json:
             hits = [hit.as_row() for hit in found]

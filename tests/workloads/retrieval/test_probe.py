@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,6 +78,40 @@ def test_it_searches_the_documents_of_the_set_with_its_questions(tmp_path, words
               zip(best, answers, strict=True)]  # fmt: skip
     assert metrics["evaluation/mrr@10"] == pytest.approx(sum(1 / (1 + i) for i in firsts) / 3)
     assert metrics["evaluation/documents"] == 5
+
+
+def test_a_question_that_is_a_document_is_no_answer_to_itself(tmp_path, words, encoder):
+    """As in ArguAna and Quora: the best answer comes first once the question itself is left out."""
+    folder = write_set(tmp_path / "set", {"q1": ASKED["q1"], **TEXTS})
+    probe = Probe(folder, ProbeConfig(), words, 64, tmp_path / "cache")
+    place = probe.titles.index(ASKED["q1"])
+    documents = torch.eye(6)
+    queries = torch.zeros(3, 6)
+    queries[0, place] = 9.0  # nothing is more like it than itself
+    for row, answers in enumerate(RELEVANT.values()):
+        for rank, name in enumerate(answers):
+            queries[row, probe.titles.index(TEXTS[name])] = 5.0 - rank
+    for again in (probe, Probe(folder, ProbeConfig(), words, 64, tmp_path / "cache")):
+        metrics = again.measured(queries, documents)
+        assert metrics["evaluation/ndcg@10"] == pytest.approx(1.0)
+        assert metrics["evaluation/mrr@10"] == 1.0
+    right, others = probe.pairs()
+    assert (len(right), len(others)) == (4, 3 * 6 - 4 - 1)
+    assert 9.0 not in others
+    probe.only(1)
+    assert probe.measured(queries[:1], documents)["evaluation/mrr@10"] == 1.0
+
+
+def test_documents_that_are_not_searched_are_not_kept(tmp_path, words):
+    """Of 3,000 documents 40 are: memory does not grow with the text."""
+    texts = {f"d{number:04d}": f"{TEXTS['cat']} number {number}" for number in range(3000)}
+    folder = write_set(tmp_path / "set", TEXTS | texts)
+    probe = Probe(folder, ProbeConfig(documents=40), words, 64, tmp_path / "cache")
+    assert probe.documents == 40
+    assert probe.titles[:3] == [TEXTS[name] for name in ("cat", "dog", "ship")]
+    others = [*[TEXTS["train"], TEXTS["oak"]], *texts.values()]
+    expected = np.linspace(0, len(others) - 1, 37).astype(int)
+    assert probe.titles[3:] == [others[place] for place in expected]
 
 
 def test_the_next_process_need_not_read_the_set(tmp_path, words, encoder, unread):

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from page_index import made
 
 from farreach.errors import ConfigError, DataError
+from farreach_workloads.retrieval import indexes, live, words
 from farreach_workloads.retrieval.serving import Arguments, SearchService, application
 
 
@@ -56,13 +57,14 @@ def test_questions_of_many_clients_are_answered_as_each_alone(service, monkeypat
             return str(error)
 
     alone = [answer(question) for question in questions]
-    sizes, search = [], service._searcher.search
+    searcher = service._live.now()
+    sizes, search = [], searcher.search
 
     def seen(queries, k, **options):
         sizes.append(len(queries))
         return search(queries, k, **options)
 
-    monkeypatch.setattr(service._searcher, "search", seen)
+    monkeypatch.setattr(searcher, "search", seen)
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(answer, questions * 20))
     assert together == alone * 20
@@ -185,3 +187,57 @@ def test_ray_serve_serves_it(ray_local, folder):
             assert list(pool.map(best, ["sound", "folder"] * 20)) == ["sox", "mount"] * 20
     finally:
         serve.shutdown()
+
+
+def test_a_service_answers_from_the_index_as_it_is_now(tmp_path, monkeypatch):
+    """What is added, deleted and made compact meanwhile, and how words are weighed."""
+    monkeypatch.setattr(live, "LOOK_EVERY_S", 0)
+    folder = made(tmp_path).index.path
+    service = SearchService(str(folder))
+
+    def found(mode):
+        answer = service.answer({"query": "repair a bicycle", "k": 3, "mode": mode})
+        return answer["documents"], [hit["id"] for hit in answer["hits"]]
+
+    count, before = found("hybrid")
+    (tmp_path / "more.jsonl").write_text('{"_id": "bike", "text": "repair your bicycle"}\n')
+    indexes.add(folder, tmp_path / "more.jsonl")
+    for mode in ("hybrid", "lexical", "dense"):
+        assert found(mode)[0] == count + 1
+        assert found(mode)[1][0] == "bike"
+    indexes.delete(folder, ["bike"])
+    assert found("hybrid") == (count, before)
+    indexes.compact(folder)
+    assert found("hybrid") == (count, before)
+    kept = service._live.now()
+    indexes.keep_fusion(folder, indexes.FusionConfig(weight=0.1))
+    assert service._live.now().fusion.weight == 0.1
+    assert service._live.now() is not kept
+    assert service._live.now() is service._live.now()
+
+
+def test_while_words_are_counted_searches_go_on_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "LOOK_EVERY_S", 0)
+    folder = made(tmp_path).index.path
+    service = SearchService(str(folder))
+    (tmp_path / "more.jsonl").write_text('{"_id": "bike", "text": "repair your bicycle"}\n')
+    count, refresh = service.answer({"query": "bicycle"})["documents"], words.refresh
+
+    def between(index):
+        assert service.answer({"query": "bicycle"})["documents"] == count
+        refresh(index)
+
+    monkeypatch.setattr(words, "refresh", between)
+    indexes.add(folder, tmp_path / "more.jsonl")
+    assert service.answer({"query": "bicycle"})["documents"] == count + 1
+
+
+def test_an_index_that_breaks_is_told_of_and_searched_as_before(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live, "LOOK_EVERY_S", 0)
+    folder = made(tmp_path).index.path
+    service = SearchService(str(folder))
+    expected = service.answer({"query": "sound"})["hits"]
+    (folder / "manifest.json").write_text("{")
+    for _ in range(2):
+        assert service.answer({"query": "sound"})["hits"] == expected
+    assert capsys.readouterr().err.count("Searching goes on with what was read before") == 1

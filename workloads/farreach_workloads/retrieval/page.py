@@ -30,6 +30,7 @@ from urllib.parse import parse_qs, urlsplit
 from farreach.console import say
 from farreach.errors import ConfigError, FarreachError
 from farreach_workloads.retrieval import snippets
+from farreach_workloads.retrieval.live import Live
 from farreach_workloads.retrieval.searcher import Column, Found, Searcher
 
 HOST, LOCAL_NAMES = "127.0.0.1", ("127.0.0.1", "localhost", "::1")
@@ -199,9 +200,8 @@ class _Server(ThreadingHTTPServer):
     """Listens as soon as it is made; requests come in threads of their own, searches one by one."""
 
     def __init__(self, searcher: Searcher, port: int, host: str) -> None:
-        self.searcher, self.searching = searcher, threading.Lock()
-        self.page = _filled(searcher)
-        self.policy = _policy(self.page)
+        self.live, self.searching = Live(searcher), threading.Lock()
+        self.policy = _policy(_filled(searcher))
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -241,7 +241,9 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.FORBIDDEN, f"Host: is another machine. Use {self.server.address}."
             )
         elif path == "/":
-            self._send(HTTPStatus.OK, "text/html", self.server.page, self.server.policy)
+            self._send(
+                HTTPStatus.OK, "text/html", _filled(self.server.live.now()), self.server.policy
+            )
         elif path == "/search":
             self._search(query)
         else:
@@ -259,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             request = Request.parse(query)
             with self.server.searching:
-                found = json.dumps(answer(self.server.searcher, request))
+                found = json.dumps(answer(self.server.live.now(), request))
         except FarreachError as error:
             self.send_error(HTTPStatus.BAD_REQUEST, str(error))
         except Exception as error:

@@ -57,7 +57,8 @@ class Probe:
             DataError: the folder is no such set.
         """
         texts = _kept(folder, config, words, min(longest, config.longest), cache)
-        self.names, self.titles, self._rows = texts.names, texts.titles, texts.rows
+        self.names, self.titles = texts.names, texts.titles
+        self._rows, self._own = texts.rows, texts.own
         self._queries, self._documents = texts.queries, texts.documents
         self.documents = len(texts.documents)
         self.scores: Tensor | None = None
@@ -79,9 +80,12 @@ class Probe:
     def measured(self, queries: Tensor, documents: Tensor) -> dict[str, float]:
         """Quality of a search among all documents, and how vectors are spread."""
         self.scores = queries @ documents.t()
-        best = self.scores.topk(min(HITS, self.documents), dim=1).indices.numpy()
+        # One more than are looked at, for a question may be a document itself.
+        best = self.scores.topk(min(HITS + 1, self.documents), dim=1).indices.numpy()
         relevant = [self._rows[name] for name in self.names]
-        found = means(measured(best, relevant, {"ndcg": [10], "recall": [10, 100], "mrr": [10]}))
+        own = np.array([self._own.get(name, -1) for name in self.names], np.int64)
+        wanted = {"ndcg": [10], "recall": [10, HITS], "mrr": [10]}
+        found = means(measured(best, relevant, wanted, own))
         return {
             **{f"evaluation/{name}": value for name, value in found.items()},
             "evaluation/effective_rank": effective_rank(documents[:RANKED]),
@@ -92,10 +96,12 @@ class Probe:
     def pairs(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scores of questions with right documents, and with all others, of the last search."""
         assert self.scores is not None
-        right = torch.zeros_like(self.scores, dtype=torch.bool)
+        right, own = (torch.zeros_like(self.scores, dtype=torch.bool) for _ in range(2))
         for query, name in enumerate(self.names):
             right[query, list(self._rows[name])] = True
-        return self.scores[right].numpy(), self.scores[~right].numpy()
+            if name in self._own:
+                own[query, self._own[name]] = True
+        return self.scores[right & ~own].numpy(), self.scores[~right & ~own].numpy()
 
     def only(self, count: int) -> None:
         """Ask so many of the questions alone, spread evenly."""
@@ -111,6 +117,7 @@ class _Texts:
     Attributes:
         names: of questions.
         rows: question → row of a document → grade.
+        own: question → row of the document that it is itself, of those that are one.
         titles: of documents.
         queries: word pieces of questions.
         documents: word pieces of documents.
@@ -118,6 +125,7 @@ class _Texts:
 
     names: list[str]
     rows: dict[str, dict[int, int]]
+    own: dict[str, int]
     titles: list[str]
     queries: list[Ids]
     documents: list[Ids]
@@ -125,7 +133,7 @@ class _Texts:
     def save(self, file: Path) -> None:
         """Write it, whole or not at all."""
         rows = [list(self.rows[name].items()) for name in self.names]
-        lines = json.dumps([self.names, rows, self.titles])
+        lines = json.dumps([self.names, rows, self.own, self.titles])
         arrays: dict[str, Any] = {"lines": np.frombuffer(lines.encode(), np.uint8)}
         for name, texts in (("queries", self.queries), ("documents", self.documents)):
             arrays[name] = np.concatenate(texts)
@@ -139,13 +147,13 @@ class _Texts:
     def load(cls, file: Path) -> _Texts:
         """What was written; raises OSError, ValueError, KeyError or BadZipFile if it is not."""
         with file.open("rb") as opened, np.load(opened) as arrays:
-            names, rows, titles = json.loads(arrays["lines"].tobytes())
+            names, rows, own, titles = json.loads(arrays["lines"].tobytes())
             queries, documents = (
                 np.split(arrays[name], arrays[f"{name}_ends"][:-1])
                 for name in ("queries", "documents")
             )
-        by_name = {name: dict(map(tuple, own)) for name, own in zip(names, rows, strict=True)}
-        return cls(names, by_name, titles, queries, documents)
+        by_name = {name: dict(map(tuple, row)) for name, row in zip(names, rows, strict=True)}
+        return cls(names, by_name, own, titles, queries, documents)
 
 
 def _kept(
@@ -167,24 +175,34 @@ def _kept(
 
 
 def _read(folder: Path, config: ProbeConfig, words: WordPieces, longest: int) -> _Texts:
+    """One pass over the documents, of which only those that are searched are kept."""
     found = open_beir(folder, config.split)
     chosen = _spread(len(found.queries), config.queries)
     names = [list(found.queries)[row] for row in chosen]
     relevant = {name: found.relevant[name] for name in names}
     answers = {document for grades in relevant.values() for document in grades}
-    texts = {document.id: document.whole for document in found.documents()}
-    others = [name for name in texts if name not in answers]
     room = max(0, config.documents - len(answers))
-    pool = [*sorted(answers & texts.keys()), *[others[i] for i in _spread(len(others), room)]]
-    row_of = {name: row for row, name in enumerate(pool)}
-    rows = {
-        name: {row_of[d]: grade for d, grade in relevant[name].items() if d in row_of}
-        for name in names
-    }
-    titles = [texts[name][:TITLE].replace("\n", " ").replace("\t", " ") for name in pool]
-    queries = tokenised([found.queries[name] for name in names], words, longest)
-    documents = tokenised([texts[name] for name in pool], words, longest)
-    return _Texts(names, rows, titles, queries, documents)
+    wanted = set(_spread(found.count - len(answers), room))
+    right, others = dict[str, str](), dict[str, str]()
+    number = 0
+    for document in found.documents():
+        if document.id in answers:
+            right[document.id] = document.whole
+            continue
+        if number in wanted:
+            others[document.id] = document.whole
+        number += 1
+    texts = dict(sorted(right.items())) | others
+    row_of = {name: row for row, name in enumerate(texts)}
+    rows = {name: {row_of[d]: grade for d, grade in relevant[name].items()} for name in names}
+    return _Texts(
+        names,
+        rows,
+        own={name: row_of[name] for name in names if name in row_of},
+        titles=[whole[:TITLE].replace("\n", " ").replace("\t", " ") for whole in texts.values()],
+        queries=tokenised([found.queries[name] for name in names], words, longest),
+        documents=tokenised(list(texts.values()), words, longest),
+    )
 
 
 def _spread(count: int, most: int) -> list[int]:

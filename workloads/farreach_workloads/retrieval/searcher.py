@@ -141,6 +141,22 @@ class Searcher:
         lexical, texts, fusion = words.opened(index), texts_config(folder), fusion_of(folder)
         return cls(index, lexical, encoder.to(device), vocabulary, texts, fusion)
 
+    def renewed(self) -> Searcher:
+        """Of the index as it is now, with the encoder of this one as long as that is its model.
+
+        Raises:
+            DataError: see `open`.
+        """
+        folder, device = self.index.path, self._encoder.words.weight.device
+        index = Index.open(folder)
+        if index.model == self.index.model:
+            facts = words.opened(index), self._encoder, self._words
+            other = Searcher(index, *facts, texts_config(folder), fusion_of(folder))
+        else:
+            other = Searcher.open(folder, device=str(device))
+        other.judge = self.judge
+        return other
+
     @contextmanager
     def spread(self, *, num_cpus: float = 1.0) -> Iterator[Searcher]:
         """The same with each shard in a Ray actor of its own, on whichever machine.

@@ -7,8 +7,9 @@ serve run farreach_workloads.retrieval.serving:application index=index/debian
 curl -d '{"query": "how do I mount a disk", "k": 5}' http://127.0.0.1:8000/
 ```
 
-Questions that come while a search runs are searched for together once it has ended. It needs the
-extra `serve`, and knows no users: whoever reaches its port may ask.
+Questions that come while a search runs are searched for together once it has ended, and an index
+that is changed meanwhile is searched as it is then. It needs the extra `serve`, and knows no users:
+whoever reaches its port may ask.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farreach.errors import ConfigError, FarreachError
 from farreach_workloads.retrieval.batching import Batched
+from farreach_workloads.retrieval.live import Live
 from farreach_workloads.retrieval.searcher import Found, Mode, Searcher
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ class SearchService:
         Raises:
             DataError: there is no index, or it is damaged.
         """
-        self._searcher = Searcher.open(Path(index), device=device)
+        self._live = Live(Searcher.open(Path(index), device=device))
         self._search = Batched(self._found, MOST_QUERIES)
         # They only wait for one another; asyncio's own are too few to make a batch of.
         self._threads = ThreadPoolExecutor(MOST_ONGOING, thread_name_prefix="question")
@@ -108,17 +110,18 @@ class SearchService:
         asked = _question(question)
         queries = [asked.query] if isinstance(asked.query, str) else asked.query
         began = time.perf_counter()
-        k = min(asked.k, self._searcher.documents)
-        found = self._search(_Kind(k, asked.mode, asked.where), queries)
+        found = self._search(_Kind(asked.k, asked.mode, asked.where), queries)
         hits = [[hit.as_row() for hit in of_one] for of_one in found]
         return {
-            "documents": self._searcher.documents,
+            "documents": self._live.now().documents,
             "seconds": time.perf_counter() - began,
             "hits": hits[0] if isinstance(asked.query, str) else hits,
         }
 
     def _found(self, kind: _Kind, queries: Sequence[str]) -> list[list[Found]]:
-        return self._searcher.search(queries, kind.k, mode=kind.mode, where=kind.where)
+        searcher = self._live.now()
+        k = min(kind.k, searcher.documents)
+        return searcher.search(queries, k, mode=kind.mode, where=kind.where)
 
     async def __call__(self, request: Request) -> Response:
         """Answer a POST of a question; an `error` with status 400 says what is wrong with it."""

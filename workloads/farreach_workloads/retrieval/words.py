@@ -67,6 +67,12 @@ def settings(index: Index) -> tuple[float, float] | None:
     return found.k1, found.b
 
 
+def are_behind(index: Index) -> bool:
+    """Whether words were counted, and not yet of all documents that the index has now."""
+    facts = _facts(index.path)
+    return facts is not None and [part.name for part in index.state.parts] != facts[1]
+
+
 def opened(index: Index) -> Bm25 | None:
     """The words of an index; None if they were never counted, or before it was made compact.
 
