@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import numpy as np
@@ -94,7 +95,9 @@ def test_weights_are_found_under_the_names_that_trainings_give_them(words, prefi
     words.save(folder)
     state = {f"{prefix}{name}": value.clone() for name, value in theirs.state_dict().items()}
     if prefix == "encoder_q.":
-        torch.save({"model": state | {"queue": torch.zeros(24, 8)}}, folder / "checkpoint.pth")
+        model = state | {"queue": torch.zeros(24, 8)}
+        opt = argparse.Namespace(retriever_model_id="bert-base-uncased", queue_size=8)
+        torch.save({"step": 9, "model": model, "opt": opt}, folder / "checkpoint.pth")
     else:
         save_file(state, folder / "model.safetensors")
     encoder, _ = open_encoder(folder)

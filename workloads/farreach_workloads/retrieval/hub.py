@@ -6,6 +6,7 @@ written opens in transformers and in sentence-transformers (mean pooling, scores
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -330,7 +331,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         path = folder / name
         if path.is_file():
             try:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+                # Contriever's own checkpoints hold the arguments of its command beside the weights.
+                with torch.serialization.safe_globals([argparse.Namespace]):
+                    loaded = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:
                 raise DataError(
                     f"{path}: cannot be read as weights alone ({error}). Convert it to "

@@ -118,7 +118,7 @@ def mine(
         DataError: a row or a document is malformed.
     """
     vectors = corpus_vectors(encoder, words, _corpus_of(source), config.embedding, cache)
-    device = "cuda" if config.embedding.gpus > 0 else "cpu"
+    device = models.device_here(config.embedding.gpus)
     lexical = _lexical(vectors, cache) if config.by == "words" else None
     miner = _Miner(encoder.to(device).eval(), words, vectors, lexical, config, device)
     rows = [row for row in rows_of(*source.rows) if row.positives]

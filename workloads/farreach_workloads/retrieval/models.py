@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -120,6 +121,14 @@ def ids_of(
     """
     longest = longest_of(config, positions)
     return [framed(ids, words, longest) for ids in pieces_of(texts, words, config)]
+
+
+def device_here(gpus: float) -> str:
+    """Where this process computes beside others with so many GPUs each: on one of its own, if any.
+
+    The machine that leads a cluster often has none.
+    """
+    return "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
 
 
 def longest_of(config: TextsConfig, positions: int) -> int:

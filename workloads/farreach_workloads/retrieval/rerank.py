@@ -106,7 +106,7 @@ def rerank(
     longest = min(config.data.longest, model.bert.longest)
     cache, folder = Path(config.data.cache), candidates_folder(config, settings)
     candidates = Candidates(folder, settings, words, longest, cache)
-    device = torch.device("cuda" if config.runtime.gpus > 0 else "cpu")
+    device = torch.device(models.device_here(config.runtime.gpus))
     scores = candidates.scores(model.to(device), Place(device=device))
     metrics = candidates.measured(scores)
     given = candidates.given

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from farreach.console import say
 from farreach.data import text, tokens, wordpieces
+from farreach.data.digests import digest
 from farreach.data.fetched import here
 from farreach.data.token_building import MANIFEST_FILE
 from farreach.data.tokens import TokenStore
@@ -26,8 +27,6 @@ from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.sampler import Chunks, PairData
 from farreach_workloads.retrieval.spans import Vocabulary
 
-# Bytes at both ends of a file, and between, that tell it from another of the same size.
-_LOOKED_AT = 1 << 16
 # Characters that word pieces are trained on.
 _TRAINED_ON = 200_000_000
 
@@ -51,16 +50,11 @@ def sources(config: RetrievalConfig) -> dict[str, Path]:
 
 
 def fingerprint(source: Path) -> str:
-    """Of the files of a text: names, sizes, and samples of their content."""
+    """Of the files of a text: their names and all that is in them."""
     whole = hashlib.sha256()
     files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
     for path in files:
-        size = path.stat().st_size
-        whole.update(f"{path.relative_to(source)} {size} ".encode())
-        with path.open("rb") as file:
-            for place in (0, max(0, size // 2), max(0, size - _LOOKED_AT)):
-                file.seek(place)
-                whole.update(file.read(_LOOKED_AT))
+        whole.update(f"{path.relative_to(source)} {digest(path)} ".encode())
     return whole.hexdigest()
 
 

@@ -144,12 +144,24 @@ def test_a_folder_without_a_set_is_told(tmp_path):
         parts_of(tmp_path)
 
 
+def test_a_folder_of_several_sets_counts_as_one(tmp_path):
+    """As CQADupStack among the others of BEIR."""
+    for name in ("scifact", "cqadupstack/unix", "cqadupstack/android", "cqadupstack/unix/old"):
+        put(tmp_path / name)
+    (tmp_path / "other" / "empty").mkdir(parents=True)
+    parts = parts_of(tmp_path)
+    assert parts == {
+        "cqadupstack": [tmp_path / "cqadupstack" / name for name in ("android", "unix")],
+        "scifact": [tmp_path / "scifact"],
+    }
+
+
 def test_the_parts_of_a_set_count_equally(tmp_path):
     for name in ("b", "a"):
         put(tmp_path / name)
     (tmp_path / "other").mkdir()
-    assert parts_of(tmp_path) == [tmp_path / "a", tmp_path / "b"]
-    assert parts_of(tmp_path / "a") == [tmp_path / "a"]
+    assert parts_of(tmp_path) == {"a": [tmp_path / "a"], "b": [tmp_path / "b"]}
+    assert parts_of(tmp_path / "a") == {"a": [tmp_path / "a"]}
     results = {"a": {"ndcg@10": 0.5, "mrr@10": 1.0}, "b": {"mrr@10": 0.5, "ndcg@10": 0.1}}
     assert macro_average(results) == pytest.approx({"ndcg@10": 0.3, "mrr@10": 0.75})
     with pytest.raises(DataError, match="over 2 parts with 2 sets of measures"):

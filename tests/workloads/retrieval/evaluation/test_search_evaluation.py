@@ -153,6 +153,53 @@ def test_published_results_are_set_beside(given, tmp_path, capsys):
     assert "BM25" not in capsys.readouterr().out
 
 
+def test_parts_of_a_set_count_together_as_one_of_several(given, tmp_path, capsys):
+    """Two sub-forums of CQADupStack, of which one is easy, weigh as much as another set alone."""
+    top = tmp_path / "sets"
+    for name in ("scifact", "cqadupstack/android", "cqadupstack/unix"):
+        write_set(top / name)
+    easy = top / "cqadupstack" / "unix" / "qrels" / "test.tsv"
+    easy.write_text("query-id\tcorpus-id\tscore\nq1\tdog1\t1\n")
+    settings = SearchConfig(path=str(top), modes=("lexical", "dense"))
+    metrics = search_set(given / "model", settings, tmp_path / "kept", tmp_path / "results")
+    shown = capsys.readouterr().out
+    assert "averages are over 2 sets: cqadupstack, scifact" in shown
+    folders = {folder.name for folder in (tmp_path / "results").iterdir()}
+    assert folders == {
+        "search-sets-scifact-test",
+        "search-sets-cqadupstack-android-test",
+        "search-sets-cqadupstack-unix-test",
+    }
+    own = {
+        name: json.loads((tmp_path / "results" / name / "about.json").read_text())["metrics"]
+        for name in folders
+    }
+    plain, android, unix = (
+        own[f"search-sets-{name}-test"]["dense/ndcg@10"]
+        for name in ("scifact", "cqadupstack-android", "cqadupstack-unix")
+    )
+    assert unix != android == plain
+    both = (android + unix) / 2
+    assert metrics["dense/ndcg@10"] == pytest.approx((plain + both) / 2)
+    assert re.search(rf"^cqadupstack +{100 * both:.1f} +29\.9 +28\.4 +34\.5$", shown, re.MULTILINE)
+
+
+def test_the_recall_of_trec_covid_is_the_capped_one_beside_the_published(given, tmp_path, capsys):
+    """Of 150 right documents 100 are the first 100: recall 2/3, capped 1."""
+    folder = write_set(tmp_path / "trec-covid")
+    lines = [{"_id": f"d{n}", "title": "", "text": f"the dog number {n}"} for n in range(150)]
+    (folder / "corpus.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    rows = [f"q1\td{number}\t1" for number in range(150)]
+    table = folder / "qrels" / "test.tsv"
+    table.write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]))
+    settings = SearchConfig(path=str(folder), modes=("dense",))
+    metrics = search_set(given / "model", settings, tmp_path / "kept", tmp_path / "results")
+    assert metrics["dense/recall@100"] == pytest.approx(2 / 3)
+    assert "dense/capped_recall@100" not in metrics
+    shown = capsys.readouterr().out
+    assert re.search(r"^trec-covid +100\.0 +49\.8 +17\.2 +40\.7$", shown, re.MULTILINE)
+
+
 def test_an_encoder_without_a_run_is_evaluated(given, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["search", f"path={given / 'animals'}", "measures=[recall@5]"]

@@ -116,17 +116,26 @@ def open_beir(path: Path, split: str | None = None) -> BeirSet:
     return BeirSet(path, split, own_texts, relevant, count, hashes, strange, missing)
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The sets in a folder: itself, or its sub-folders that are sets.
+def parts_of(path: Path) -> dict[str, list[Path]]:
+    """The sets in a folder by name: itself, or its sub-folders.
+
+    A sub-folder of several sets, such as CQADupStack, counts as one, whose result is the mean of
+    theirs.
 
     Raises:
         DataError: there is none.
     """
     if (path / CORPUS_FILE).is_file():
-        return [path]
-    parts = sorted(file.parent for file in path.glob(f"*/{CORPUS_FILE}"))
+        return {path.name: [path]}
+    parts: dict[str, list[Path]] = {}
+    for file in sorted([*path.glob(f"*/{CORPUS_FILE}"), *path.glob(f"*/*/{CORPUS_FILE}")]):
+        name = file.relative_to(path).parts[0]
+        if parts.get(name) != [path / name]:  # else it is a set itself, whatever it holds besides
+            parts.setdefault(name, []).append(file.parent)
     if not parts:
-        raise DataError(f"{path}: holds no {CORPUS_FILE}, nor do its folders. Give a set's folder.")
+        raise DataError(
+            f"{path}: holds no {CORPUS_FILE}, nor do its folders or theirs. Give a set's folder."
+        )
     return parts
 
 

@@ -43,7 +43,7 @@ from farreach_workloads.retrieval.evaluation.beir import (
     open_beir,
     parts_of,
 )
-from farreach_workloads.retrieval.evaluation.measures import means, measured_run, wanted
+from farreach_workloads.retrieval.evaluation.measures import Wanted, means, measured_run, wanted
 from farreach_workloads.retrieval.evaluation.published import BEIR, MR_TYDI, Table, beside
 from farreach_workloads.retrieval.evaluation.significance import Comparison, compared
 from farreach_workloads.retrieval.jobs import EmbedConfig, job_of
@@ -146,22 +146,33 @@ def search_set(
         raise ConfigError("modes: there are none. Give dense, lexical, hybrid or several.")
     model = models.open_model(model) if isinstance(model, Path) else model
     top = here(settings.path)
-    results: dict[str, Result] = {}
     parts = parts_of(top)
-    if settings.against is not None and len(parts) > 1:
+    sets = [one for part in parts.values() for one in part]
+    if settings.against is not None and len(sets) > 1:
         raise ConfigError(
-            f"against: is the run of one set, and {top} holds {len(parts)}. Evaluate them one by "
+            f"against: is the run of one set, and {top} holds {len(sets)}. Evaluate them one by "
             "one, or leave it out."
         )
-    for part in parts:
-        name = top.name if part == top else f"{top.name}-{part.name}"
-        given = open_beir(part, settings.split)
-        folder = out / f"search-{name}-{given.split}{suffix}"
-        results[name] = _evaluated(model, given, settings, keep, folder)
-    metrics = macro_average({name: result.metrics for name, result in results.items()})
-    is_mr_tydi = all(is_titled(part, MR_TYDI_TITLE) for part in parts)
-    _say_published(MR_TYDI if is_mr_tydi else BEIR, top, results, metrics)
-    return metrics | _compared(list(results.values()), settings.seed)
+    results: list[Result] = []
+    averages: dict[str, Metrics] = {}
+    published: dict[str, Metrics] = {}
+    for name, part in parts.items():
+        own = []
+        for one in part:
+            given = open_beir(one, settings.split)
+            title = "-".join(dict.fromkeys([top.name, name, one.name]))
+            folder = out / f"search-{title}-{given.split}{suffix}"
+            own.append(_evaluated(model, given, settings, keep, folder))
+        averages[name] = macro_average({str(row): one.metrics for row, one in enumerate(own)})
+        published[name] = _comparable(name, averages[name], own)
+        results += own
+    metrics = macro_average(averages)
+    if len(parts) > 1:
+        say(f"averages are over {len(parts)} sets: {', '.join(parts)}")
+        published[top.name] = metrics
+    is_mr_tydi = all(is_titled(one, MR_TYDI_TITLE) for one in sets)
+    _say_published(MR_TYDI if is_mr_tydi else BEIR, published)
+    return metrics | _compared(results, settings.seed)
 
 
 def engine(model: Model, source: Path, settings: EngineConfig, keep: Path) -> Searcher:
@@ -182,8 +193,7 @@ def engine(model: Model, source: Path, settings: EngineConfig, keep: Path) -> Se
             place,
             indexes.BuildConfig(**kind, lexical=lexical, workers=settings.workers),
         )
-    device = "cuda" if settings.gpus > 0 else "cpu"
-    return Searcher.open(place, device=device)
+    return Searcher.open(place, device=models.device_here(settings.gpus))
 
 
 def _evaluated(
@@ -192,12 +202,13 @@ def _evaluated(
     other = None if settings.against is None else trec.read_run(here(settings.against))
     searcher = engine(model, given.path, settings, keep)
     asked = Asked.of(given, searcher.index)
-    measures = wanted(settings.measures)
+    measures = _measures_of(given, settings)
     depth = max(DEPTH, *(k for cuts in measures.values() for k in cuts))
     sides = asked.ask(searcher, depth, widest(settings.modes))
     if "hybrid" in settings.modes:
         _weigh(searcher, given, settings)
     out.mkdir(parents=True, exist_ok=True)
+    asked_for = {COMPARED, *settings.measures}
     values: dict[Mode, dict[str, Floats]] = {}
     for mode in settings.modes:
         hits = searcher.joined(of_mode(sides, mode), depth)
@@ -210,6 +221,7 @@ def _evaluated(
         f"{mode}/{name}": value
         for mode, own in values.items()
         for name, value in means(own).items()
+        if name in asked_for
     }
     metrics |= {"search/queries": float(len(asked.names)), "search/documents": float(given.count)}
     if "hybrid" in settings.modes:
@@ -307,16 +319,30 @@ def _against(
     }
 
 
-def _say_published(
-    table: Table, top: Path, results: Mapping[str, Result], metrics: Metrics
-) -> None:
+def _measures_of(given: BeirSet, settings: SearchConfig) -> Wanted:
+    """What is measured of a set: what is asked for, and what is published instead of that."""
+    published = [BEIR.as_measured(given.path.name, name) for name in settings.measures]
+    return wanted([*settings.measures, *published])
+
+
+def _comparable(name: str, metrics: Metrics, results: Sequence[Result]) -> Metrics:
+    """What was measured of a set, by the names under which the like is published of it."""
+    found = dict(metrics)
+    for key in metrics:
+        mode, _, measure = key.partition("/")
+        other = BEIR.as_measured(name, measure)
+        if other != measure:
+            own = [means(one.values[mode])[other] for one in results if mode in one.values]
+            found[key] = sum(own) / len(own)
+    return found
+
+
+def _say_published(table: Table, results: Mapping[str, Metrics]) -> None:
     """Set beside what is published on common sets what vectors alone have found, if they did."""
-    parts = {name.removeprefix(f"{top.name}-"): one.metrics for name, one in results.items()}
     for measure, published in table.values.items():
-        whole = {top.name: metrics} if top.name in published else {}
         measured = {
             name: one[f"dense/{measure}"]
-            for name, one in (parts | whole).items()
+            for name, one in results.items()
             if name in published and f"dense/{measure}" in one
         }
         if measured:
