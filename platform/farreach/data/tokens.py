@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ from numpy.typing import NDArray
 from farreach.data.token_building import MANIFEST_FILE, build_files, read_manifest
 from farreach.data.token_parts import fault_of, part_file, token_type
 from farreach.data.wordpieces import WordPieces
-from farreach.errors import DataError
+from farreach.disk import atomic_write
+from farreach.errors import DataError, FarreachError
+
+VERIFIED_FILE = ".verified"
+_READ_BYTES = 1 << 22
 
 Numbers = NDArray[np.int64]
 
@@ -36,6 +41,7 @@ class TokenStore:
         path: the folder.
         tokens: how many there are.
         documents: with at least one token.
+        skipped: documents that are blank or have no token.
         dtype: of the tokens.
         size: of the vocabulary.
         vocabulary: fingerprint of the `WordPieces` that it was built with.
@@ -46,6 +52,8 @@ class TokenStore:
         """Map the files; users call `open`."""
         self.path = path.absolute()
         self.tokens, self.documents = int(manifest["tokens"]), int(manifest["documents"])
+        self.skipped = int(manifest["skipped"])
+        self._hashes = [str(part["sha256"]) for part in manifest["parts"]]
         self.size, self.vocabulary = int(manifest["size"]), str(manifest["vocabulary"])
         self.dtype = token_type(self.size)
         content = hashlib.sha256(self.vocabulary.encode())
@@ -86,6 +94,38 @@ class TokenStore:
             if fault is not None:
                 raise DataError(f"{fault} Copy the store again, or remove and build it again.")
         return cls(path, manifest)
+
+    def verify(self) -> None:
+        """Read all of it and compare it with what was written, unless it was since it was copied.
+
+        What was found is kept beside the parts, and counts for files of the same sizes and times.
+
+        Raises:
+            DataError: a part is damaged.
+        """
+        files = [
+            [part_file(self.path, number, suffix) for suffix in (".bin", ".doc")]
+            for number in range(len(self._hashes))
+        ]
+        stats = [(file, file.stat()) for pair in files for file in pair]
+        facts = "".join(f"{f.name} {facts.st_size} {facts.st_mtime_ns}\n" for f, facts in stats)
+        note = self.path / VERIFIED_FILE
+        with suppress(OSError, UnicodeDecodeError):
+            if note.read_text() == facts:
+                return
+        for (binary, begins), expected in zip(files, self._hashes, strict=True):
+            content = hashlib.sha256()
+            with binary.open("rb") as opened:
+                while block := opened.read(_READ_BYTES):
+                    content.update(block)
+            content.update(np.load(begins).data)
+            if content.hexdigest() != expected:
+                raise DataError(
+                    f"{binary}: is damaged: it or {begins.name} is not what was written. Copy the "
+                    "store again, or remove and build it again."
+                )
+        with suppress(OSError, FarreachError):  # a disk that is only read
+            atomic_write(note, facts)
 
     def windows(self, starts: Numbers, length: int) -> NDArray[Any]:
         """Runs of tokens, across documents and parts: (n,) → (n, length) of the store's type.

@@ -344,6 +344,25 @@ def test_damage_is_named(store, tmp_path, spoil, message):
         TokenStore.open(tmp_path / "store")
 
 
+@pytest.mark.parametrize("suffix", [".bin", ".doc"])
+def test_bytes_that_have_changed_are_found_once_it_is_copied(store, tmp_path, suffix, monkeypatch):
+    """Sizes and shapes are right: only the content tells."""
+    copy = tmp_path / "copy"
+    shutil.copytree(store.path, copy, ignore=shutil.ignore_patterns(".verified"))
+    TokenStore.open(copy).verify()
+    opened = TokenStore.open(copy)
+    with monkeypatch.context() as unread:
+        unread.setattr(np, "load", None)
+        opened.verify()
+    file = copy / f"part-00002{suffix}"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"part-00002\.bin: is damaged: it or part-00002\.doc"):
+            TokenStore.open(copy).verify()
+
+
 def test_a_damaged_part_of_an_unfinished_build_is_made_again(corpus, words, store, tmp_path):
     out = tmp_path / "store"
     parts = [[piece] for piece in pieces(corpus.resolve(), 2500)]

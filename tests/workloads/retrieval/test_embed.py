@@ -354,6 +354,38 @@ def test_equal_ids_are_named(model, tmp_path):
         embed(model, source, tmp_path / "out", EmbedConfig())
 
 
+def test_what_is_wrong_with_a_source_shows_before_anything_is_embedded(
+    model, tmp_path, small_pieces, monkeypatch
+):
+    """Its last line is malformed, or has an id of before; mended, the same folder is made."""
+    source, out = write_corpus(tmp_path / "corpus.jsonl", 200), tmp_path / "out"
+    lines = source.read_text().splitlines(keepends=True)
+    with monkeypatch.context() as watched:
+        watched.setattr(embedding_job, "_embed_missing", None)
+        for last, match in (
+            ('{"_id": "d3", "text": "mail"}\n', r"corpus\.jsonl: 1 ids belong to .*: 'd3'"),
+            ('{"_id": "d200"}\n', "has no key 'text'"),
+            ('{"_id": \n', "JSON"),
+        ):
+            source.write_text("".join([*lines, last]))
+            with pytest.raises(DataError, match=match):
+                embed(model, source, out, EmbedConfig())
+    source.write_text("".join(lines))
+    assert embed(model, source, out, EmbedConfig()).count == 200
+
+
+def test_blank_documents_are_counted(model, tmp_path, small_pieces, capsys):
+    source = write_corpus(tmp_path / "corpus.jsonl", 50)
+    blank = "".join(f'{{"_id": "b{n}", "text": " "}}\n' for n in range(1200))
+    source.write_text(source.read_text() + blank)
+    assert embed(model, source, tmp_path / "out", EmbedConfig()).count == 50
+    assert "1,200 blank documents are passed over" in capsys.readouterr().err
+    source.write_text(blank)
+    with pytest.raises(DataError, match="holds blank documents alone"):
+        embed(model, source, tmp_path / "other", EmbedConfig())
+    assert not (tmp_path / "other" / "embedding.json").exists()
+
+
 def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(DataError, match=r"is neither a run nor a folder with config\.json"):
         open_model(tmp_path)

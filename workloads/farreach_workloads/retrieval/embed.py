@@ -43,10 +43,11 @@ from farreach.progress import Progress
 from farreach_workloads.retrieval import hub, models
 from farreach_workloads.retrieval.embedding import bundles, embedded
 from farreach_workloads.retrieval.encoder import TextEncoder
-from farreach_workloads.retrieval.jobs import MODEL, begin, job_of
+from farreach_workloads.retrieval.jobs import JOB, MODEL, begin, job_of
 from farreach_workloads.retrieval.jobs import EmbedConfig as EmbedConfig
 from farreach_workloads.retrieval.models import Model
 from farreach_workloads.retrieval.passages import Passages
+from farreach_workloads.retrieval.source_check import check_source
 
 UNPACKED = "unpacked"
 # Documents that are sorted by length at a time, of those that are cut into passages fewer, and
@@ -96,6 +97,8 @@ def embed(model: str | Path | Model, source: Path, out: Path, config: EmbedConfi
     job = job_of((encoder, words), source, config)
     pieces = text.pieces(source, config.piece_mb << 20)
     with only_writer(out):
+        if not (out / JOB).exists():
+            check_source(source, pieces)  # before anything is computed that would be lost
         begin(out, job, source)
         if (out / stored.MANIFEST).is_file():
             return Vectors.open(out)

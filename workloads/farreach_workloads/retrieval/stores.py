@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from farreach.console import say
+from farreach.console import say, warn
 from farreach.data import text, tokens, wordpieces
 from farreach.data.digests import digest
 from farreach.data.fetched import here
@@ -81,7 +81,7 @@ def prepare(config: RetrievalConfig) -> dict[str, TokenStore]:
         folder = _store_folder(config, source, words)
         if not (folder / MANIFEST_FILE).is_file():
             say(f"tokens    {name}: {source} → {folder}")
-        stores[name] = tokens.build(
+        stores[name] = store = tokens.build(
             source,
             folder,
             words,
@@ -89,6 +89,9 @@ def prepare(config: RetrievalConfig) -> dict[str, TokenStore]:
             normalise=config.data.normalised,
             renew=True,
         )
+        if store.skipped:
+            warn(f"warning: {source}: {store.skipped:,} blank documents are passed over")
+        store.verify()
     return stores
 
 
