@@ -78,6 +78,7 @@ class Loop:
         self._trained_s, self._begun = 0.0, time.monotonic()
         self._evaluated: dict[str, float] = {}
         self._evaluated_step = self._saved_step = -1
+        self._best, self._since_best = -math.inf, 0
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint that a loop of any number of workers has written.
@@ -106,6 +107,8 @@ class Loop:
         self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
         self._evaluated = dict(checkpoint.info.get("evaluated", state["evaluated"]))
         self._evaluated_step = int(state["evaluated_step"])
+        self._best = float(state.get("best", -math.inf))
+        self._since_best = int(state.get("since_best", 0))
         self._saved_step = self.step
 
     def run(self) -> tuple[dict[str, float], bool]:
@@ -147,6 +150,7 @@ class Loop:
                     self._have_evaluated()
                 else:
                     self._evaluate(model)
+                    over = over or self._has_settled()
             if over or self._is_due(self._config.checkpoint_every_epochs):
                 self._save()
             if over:
@@ -291,6 +295,9 @@ class Loop:
             seconds = {"evaluation/seconds": time.monotonic() - begun}
             pictures = self._task.pictures()
         self._evaluated_step = self.step
+        score = self._evaluated.get(self._task.score, -math.inf)
+        self._since_best = 0 if score > self._best else self._since_best + 1
+        self._best = max(self._best, score)
         model.train()
         if self._place.is_first:
             self._outlet.scalars(self.step, self._evaluated | seconds, self._done())
@@ -298,6 +305,19 @@ class Loop:
                 self._outlet.picture(self.step, name, picture)
             for text in self._task.remarks():
                 self._outlet.remark(self.step, text)
+
+    def _has_settled(self) -> bool:
+        """Whether scores have not risen for as long as it was to wait for that."""
+        patience = self._config.patience
+        if patience is None or self._since_best < patience:
+            return False
+        if self._place.is_first:
+            self._outlet.remark(
+                self.step,
+                f"training ends early: {self._since_best} evaluations brought no better "
+                f"{self._task.score} than {self._best:.4g} (training.patience)",
+            )
+        return True
 
     def _have_evaluated(self) -> None:
         """Leave a checkpoint to an evaluator, and say at once what training itself has noticed."""
@@ -329,6 +349,8 @@ class Loop:
             "trained_s": self._trained_s,
             "evaluated": self._evaluated,
             "evaluated_step": self._evaluated_step,
+            "best": self._best,
+            "since_best": self._since_best,
         }
         info = {"updates": self.step, "epoch": self.step / self.per_epoch}
         # Weights that have not been evaluated have no score: that of older ones is not theirs.

@@ -85,6 +85,11 @@ def fit(
             "chaos: there is nobody to kill in a run of one process. Set runtime.workers to 1 or "
             "more, or leave chaos out."
         )
+    if config.training.patience is not None and config.runtime.evaluators:
+        raise ConfigError(
+            "training.patience: training cannot end by scores that come later. Set "
+            "runtime.evaluators=0, or leave patience out."
+        )
     keep = config.training.keep_checkpoints
     store = run.shared_store(keep) if workers else CheckpointStore(run.checkpoints, keep)
     store.release_all()

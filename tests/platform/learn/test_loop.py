@@ -131,6 +131,44 @@ def test_checkpoints_and_evaluations_come_as_often_as_asked(tmp_path):
     assert newest.score == pytest.approx(notes.lines[-1][1]["evaluation/top1"])
 
 
+class Scored(Regression):
+    """Evaluates to scores that are given, one after the other."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = list(scores)
+
+    def evaluate(self, place):
+        return {"evaluation/top1": self.scores[len(self.updates) // 5 - 1]}
+
+
+RISE = [1.0, 3.0, 2.0, 4.0, 4.0, 3.9, 5.0, 6.0]
+
+
+@pytest.mark.parametrize(("patience", "ends"), [(None, 8), (1, 3), (2, 6), (3, 8)])
+def test_training_ends_when_scores_rise_no_more(tmp_path, patience, ends):
+    """A score that is as good is no better; the best checkpoint is there, whatever came after."""
+    notes, task = Notes(), Scored(RISE)
+    _, stopped = loop_of(tmp_path, task, notes, epochs=8, patience=patience).run()
+    assert not stopped
+    assert len(task.updates) == 5 * ends
+    assert notes.checkpoints[-1] == 5 * ends
+    told = [text for _, text in notes.remarks if "ends early" in text]
+    assert len(told) == (patience in (1, 2))
+
+
+def test_a_stopped_run_goes_on_waiting_for_better_scores(tmp_path):
+    """Stopped after the first of two that brought nothing."""
+    first = Scored(RISE)
+    loop = loop_of(tmp_path, first, Notes(stop_at=27), epochs=8, patience=2)
+    assert loop.run()[1]
+    second = Scored(RISE)
+    loop = loop_of(tmp_path, second, epochs=8, patience=2)
+    loop.restore(CheckpointStore(tmp_path).newest())
+    loop.run()
+    assert len(second.updates) == 30
+
+
 def test_a_checkpoint_has_the_score_of_its_own_weights_or_none(tmp_path):
     notes = Notes()
     loop_of(tmp_path, Regression(), notes, checkpoint_every_epochs=0.6).run()

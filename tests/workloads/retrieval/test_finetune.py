@@ -21,6 +21,7 @@ from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped
 from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig
+from farreach_workloads.retrieval.finetune_config import PRESETS, differences
 from farreach_workloads.retrieval.finetune_task import Dev, labelled_loss
 from farreach_workloads.retrieval.hub import open_encoder, save_encoder
 from farreach_workloads.retrieval.labelled import LabelledData, NegativesConfig, Row
@@ -261,3 +262,40 @@ def test_a_preset_says_where_a_run_differs(given):
     notes = launch.check(DEBUG, [*given, "preset=msmarco"])
     assert "differs from msmarco: updates: 20,000 -> 3" in notes
     assert 'differs from msmarco: optimizer.kind: "asam" -> "adamw"' in notes
+    assert not any("phases" in note for note in notes)
+    notes = launch.check(DEBUG, [*given, "preset=msmarco", "second=null"])
+    assert "differs from msmarco: phases: two -> one" in notes
+    assert "differs from msmarco: data.normalised: true -> false" in notes
+    notes = launch.check(DEBUG, [*given, "preset=multilingual", "training.warmup_epochs=0"])
+    assert "differs from multilingual: updates of warm-up: 1,000 -> 0" in notes
+
+
+def test_presets_are_the_runs_of_the_paper():
+    """Sections A.2, A.3 and B.2, and table 3; that all text is normalised is the code's doing."""
+    one, updates, _ = PRESETS["msmarco"]
+    assert (updates, one.training.batch, one.training.lr) == (20_000, 1024, 1e-5)
+    assert (one.optimizer.kind, one.second is not None) == ("asam", True)
+    assert (one.data.negatives, one.data.hard_ratio, one.loss.temperature) == (1, 0.1, 0.05)
+    assert (one.data.longest, one.encoder.dropout) == (256, 0.1)
+    other, updates, warmup = PRESETS["multilingual"]
+    assert (updates, warmup, other.training.batch, other.training.lr) == (20_000, 1000, 1024, 1e-5)
+    assert (other.optimizer.kind, other.second, other.data.negatives) == ("adamw", None, 0)
+    few, updates, _ = PRESETS["few_shot"]
+    assert (updates, few.training.batch, few.training.epochs) == (None, 256, 500)
+    assert (few.data.negatives, few.data.held_out) == (0, 0.1)
+    for preset in PRESETS.values():
+        config = preset.config
+        assert config.data.normalised
+        assert (config.optimizer.weight_decay, config.training.schedule) == (0.01, "warmup_linear")
+        assert (config.optimizer.betas, config.optimizer.epsilon) == ((0.9, 0.98), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["msmarco", "multilingual"])
+def test_shipped_configurations_differ_in_nothing_but_the_number_of_updates(name, tmp_path):
+    """Of 502,939 questions, as MS MARCO has, so many epochs are about 20,000 updates."""
+    config = configs.load(configs.find(f"retrieval/finetune_{name}")).config
+    updates = round(config.training.epochs * 502_939 / config.training.batch)
+    assert updates == pytest.approx(20_000, rel=1e-3)
+    warmup = round(config.training.warmup_epochs * 502_939 / config.training.batch)
+    assert warmup == pytest.approx(0 if name == "msmarco" else 1000, rel=2e-3)
+    assert differences(config, 20_000) == []
