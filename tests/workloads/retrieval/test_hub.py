@@ -16,9 +16,13 @@ from transformers import (
 
 from farreach.data.wordpieces import trained
 from farreach.errors import ConfigError, DataError
+from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.embedding import embedded, tokenised
 from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig
 from farreach_workloads.retrieval.hub import make_encoder, open_encoder, save_encoder
+from farreach_workloads.retrieval.models import TextsConfig, fingerprint, ids_of
+from farreach_workloads.retrieval.spans import SpansConfig
+from farreach_workloads.retrieval.task import encoder_for
 
 TEXTS = ["a small editor of text", "plays music files", "the library that draws, quickly", "x"]
 SIZES = {"width": 24, "depth": 2, "heads": 3, "hidden": 48, "positions": 30}
@@ -75,6 +79,35 @@ def test_what_is_written_opens_as_it_was(words, tmp_path):
         np.testing.assert_array_equal(embedded(again, texts), embedded(encoder, texts))
     with pytest.raises(ConfigError, match="is there already"):
         save_encoder(encoder, words, tmp_path / "bag")
+
+
+def test_positions_that_were_not_trained_stay_unused(words, tmp_path):
+    """Wherever texts are embedded, by us and by others; more training may reach further."""
+    torch.manual_seed(0)
+    encoder = Bert(words.size, EncoderConfig(**SIZES)).eval()
+    whole = fingerprint(encoder, words)
+    encoder.train_up_to(9)
+    save_encoder(encoder, words, tmp_path / "model")
+    again, _ = open_encoder(tmp_path / "model")
+    assert (again.longest, again.positions) == (9, 30)
+    assert fingerprint(again, words) == fingerprint(encoder, words) != whole
+    theirs = json.loads((tmp_path / "model" / "sentence_bert_config.json").read_text())
+    assert theirs["max_seq_length"] == 9
+    assert (
+        json.loads((tmp_path / "model" / "config.json").read_text())["max_position_embeddings"]
+        == 30
+    )
+    begun = make_encoder(EncoderConfig(path=str(tmp_path / "model")), words)
+    assert begun.longest == 9
+    long = "editor of text " * 10
+    (cut,) = ids_of([long], words, TextsConfig(), again.longest)
+    assert len(cut) == 9
+    for chunk, longest in ((12, 14), (4, 9), (200, 30)):
+        config = RetrievalConfig(
+            encoder=EncoderConfig(path=str(tmp_path / "model")),
+            spans=SpansConfig(kind="ict", chunk=chunk),
+        )
+        assert encoder_for(config, words).longest == longest
 
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "encoder_q.", "encoder."])

@@ -173,6 +173,9 @@ def test_a_run_is_evaluated_drawn_and_exported(undisturbed, tmp_path):
     newest = CheckpointStore(undisturbed / "checkpoints").newest()
     own, _ = pretrain.encoder_of(undisturbed, newest.path)
     assert own.width == 16
+    # Its spans have 128 tokens and two more, and of its 140 positions the others are never trained.
+    assert (own.longest, own.positions) == (130, 140)
+    assert (encoder.longest, encoder.positions) == (130, 140)
 
 
 def test_bad_text_is_named_before_anything_starts(cache, tmp_path):

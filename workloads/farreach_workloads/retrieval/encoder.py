@@ -65,7 +65,7 @@ class TextEncoder(nn.Module, ABC):
 
     Attributes:
         width: of a vector.
-        longest: tokens of the longest text, specials included.
+        longest: tokens of the longest text that it was trained for, specials included.
         pooling: how tokens become one vector.
         normalised: whether vectors have length 1.
     """
@@ -145,6 +145,18 @@ class Bert(TextEncoder):
     def words(self) -> nn.Embedding:
         """Vectors of the word pieces."""
         return self.word
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest text that it has positions for."""
+        return self.position.num_embeddings - self.first_position
+
+    def train_up_to(self, longest: int) -> None:
+        """Have longer texts cut there, since none of them trains it.
+
+        Vectors of later positions stay as they were drawn, where nobody has trained them before.
+        """
+        self.longest = min(longest, self.positions)
 
     def tokens(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Any]:
         """The last layer's tokens, one text below the other, and where they are."""

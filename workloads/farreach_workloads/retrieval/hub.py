@@ -129,6 +129,7 @@ def _made(folder: Path, config: dict[str, Any], words: WordPieces) -> TextEncode
             first_position=first,
             epsilon=config.get("layer_norm_eps", 1e-12),
         )
+        encoder.train_up_to(ours.get("longest", encoder.positions))
     load_weights(encoder, folder)
     return encoder
 
@@ -144,8 +145,9 @@ def make_encoder(config: EncoderConfig, words: WordPieces) -> TextEncoder:
     """
     if config.path is not None:
         folder = here(config.path)
-        found = _config_of(folder) | {FARREACH: {"normalised": config.normalised}}
-        encoder = _made(folder, found, words)
+        found = _config_of(folder)
+        ours = {**found.get(FARREACH, {}), "normalised": config.normalised}
+        encoder = _made(folder, found | {FARREACH: ours}, words)
         if len(encoder.words.weight) < words.size:
             raise ConfigError(
                 f"encoder.path: {folder} has vectors of {len(encoder.words.weight):,} word pieces, "
@@ -214,7 +216,9 @@ def save_encoder(encoder: TextEncoder, words: WordPieces, folder: Path) -> None:
 
 def _description(encoder: TextEncoder) -> dict[str, Any]:
     """config.json."""
-    ours = {"pooling": encoder.pooling, "normalised": encoder.normalised}
+    ours: dict[str, Any] = {"pooling": encoder.pooling, "normalised": encoder.normalised}
+    if isinstance(encoder, Bert) and encoder.longest < encoder.positions:
+        ours["longest"] = encoder.longest
     vocabulary, width = encoder.words.weight.shape
     if not isinstance(encoder, Bert):
         return {

@@ -27,7 +27,7 @@ from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import LATEST, RunDirectory
 from farreach_workloads.retrieval import hub
 from farreach_workloads.retrieval.embedding import Ids, framed
-from farreach_workloads.retrieval.encoder import TextEncoder
+from farreach_workloads.retrieval.encoder import Bert, TextEncoder
 
 # In evaluation mode.
 Model = tuple[TextEncoder, WordPieces]
@@ -84,8 +84,10 @@ def model_of(run: RunDirectory, checkpoint: Path) -> Model:
 
 
 def fingerprint(encoder: TextEncoder, words: WordPieces) -> str:
-    """Another one if any weight, the vocabulary or how tokens are pooled differs; hex."""
+    """Another one if any weight, the vocabulary, or how texts are cut or pooled differs; hex."""
     kind = [words.fingerprint, type(encoder).__name__, encoder.pooling, encoder.normalised]
+    if isinstance(encoder, Bert) and encoder.longest < encoder.positions:
+        kind.append(encoder.longest)
     return weights_hash(encoder, kind)
 
 

@@ -22,10 +22,10 @@ from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
 from farreach_workloads.retrieval.evaluation import open_questions
-from farreach_workloads.retrieval.hub import make_encoder, save_encoder
+from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.presets import differences
 from farreach_workloads.retrieval.probe import Probe
-from farreach_workloads.retrieval.task import PretrainTask, probe_folder
+from farreach_workloads.retrieval.task import PretrainTask, encoder_for, probe_folder
 
 Config = RetrievalConfig
 
@@ -40,7 +40,7 @@ def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, RetrievalConfig)
     words = stores.words_of(config)
-    encoder = make_encoder(config.encoder, words)
+    encoder = encoder_for(config, words)
     state = CheckpointStore.load(checkpoint).part("learner")["model"]
     Pair(encoder).load_state_dict(as_tensors(state))
     return encoder.eval(), words
@@ -65,7 +65,7 @@ def check(config: RetrievalConfig) -> list[str]:
             "of BEIR, or leave it out to search the shipped extract."
         )
     words = stores.words_of(config)
-    encoder = make_encoder(config.encoder, words)
+    encoder = encoder_for(config, words)
     Probe(probe_folder(config), config.probe, words, encoder.longest, Path(config.data.cache))
     count = sum(p.numel() for p in encoder.parameters()) / 1e6
     outside = count - encoder.words.weight.numel() / 1e6
@@ -73,11 +73,10 @@ def check(config: RetrievalConfig) -> list[str]:
         f"an encoder of {count:.1f}M parameters, {outside:.1f}M outside of its {words.size:,} word "
         "pieces"
     )
-    longest = config.spans.longest
-    if isinstance(encoder, Bert) and config.encoder.path is None and encoder.longest > longest:
+    if isinstance(encoder, Bert) and encoder.longest < encoder.positions:
         notes.append(
-            f"positions {longest + 1} to {encoder.longest} are never trained, as no text is longer "
-            f"than {longest} tokens: embed and evaluate with longest={longest}"
+            f"positions {encoder.longest + 1} to {encoder.positions} are never trained, as no text "
+            f"is longer than {encoder.longest} tokens: whoever embeds longer ones cuts them there"
         )
     if isinstance(encoder, Bag):
         notes.append("a bag of word pieces knows nothing of their order")

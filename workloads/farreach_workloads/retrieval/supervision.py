@@ -21,7 +21,7 @@ from farreach.learn.order import Rows
 from farreach_workloads.retrieval import stores
 from farreach_workloads.retrieval.config import RetrievalConfig, TextConfig
 from farreach_workloads.retrieval.corpora import extract
-from farreach_workloads.retrieval.encoder import EncoderConfig, TextEncoder, whole_path
+from farreach_workloads.retrieval.encoder import Bert, EncoderConfig, TextEncoder, whole_path
 from farreach_workloads.retrieval.evaluation.beir import QRELS_FOLDER
 from farreach_workloads.retrieval.hub import make_encoder, reset_dropout
 from farreach_workloads.retrieval.labelled import NegativesConfig, is_beir, rows_of
@@ -174,4 +174,6 @@ def begun(
             torch.manual_seed(seeding.child_seed(seed, "weights"))
             encoder = make_encoder(given, words)
     reset_dropout(encoder, given.dropout)
+    if isinstance(encoder, Bert):
+        encoder.train_up_to(max(data.longest, 0 if start is None else encoder.longest))
     return encoder.train(), words

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from farreach import seeding
 from farreach.data.fetched import here
+from farreach.data.wordpieces import WordPieces
 from farreach.figures import rendered
 from farreach.learn.asam import Asam
 from farreach.learn.place import Place
@@ -20,7 +21,7 @@ from farreach_workloads.retrieval import figures, stores
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.contrast import Moco, make_method
 from farreach_workloads.retrieval.corpora import extract
-from farreach_workloads.retrieval.encoder import Bag, TextEncoder
+from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.hub import make_encoder
 from farreach_workloads.retrieval.keys_ahead import KeysAhead
 from farreach_workloads.retrieval.probe import Probe
@@ -50,7 +51,7 @@ class PretrainTask:
         self.data = stores.pairs(config, self.words)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.child_seed(config.seed, "weights"))
-            encoder = make_encoder(config.encoder, self.words)
+            encoder = encoder_for(config, self.words)
         if isinstance(encoder, Bag) and not (config.encoder.path or config.encoder.embeddings):
             encoder.weigh(
                 torch.from_numpy(rarity(stores.opened(config, self.words), config.spans.chunk))
@@ -149,6 +150,15 @@ def probe_folder(config: RetrievalConfig) -> Path:
     if isinstance(path, str) and (here(path) / "queries.jsonl").is_file():
         return here(path)
     return extract.folder(Path(config.data.cache))
+
+
+def encoder_for(config: RetrievalConfig, words: WordPieces) -> TextEncoder:
+    """The encoder that a run begins with; raises as `make_encoder`."""
+    encoder = make_encoder(config.encoder, words)
+    if isinstance(encoder, Bert):
+        trained = 0 if config.encoder.path is None else encoder.longest
+        encoder.train_up_to(max(trained, config.spans.longest))
+    return encoder
 
 
 def make_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
