@@ -303,6 +303,27 @@ def test_two_parts_of_one_text_are_no_negatives_of_each_other():
     assert twins.item() != apart.item()
 
 
+def test_texts_that_are_the_same_are_no_negatives_of_each_other():
+    """Two keys word for word, and two queries, of different documents and padded differently."""
+    method = InBatch(encoder(), InBatchConfig(temperature=1.0))
+    batch = batch_of(5, 0)
+    for side, one, other in (("key", 0, 3), ("query", 1, 4)):
+        ids, lengths = batch[side], batch[f"{side}_length"]
+        ids[other], lengths[other] = ids[one], lengths[one]
+        batch[side] = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, 0)
+        batch[side][other, lengths[other] :] = 7  # whatever stands behind a text does not count
+    loss, _ = method.loss(method.model, batch, 0)
+    q = method.model.encoder(batch["query"], batch["query_length"])
+    k = method.model.encoder(batch["key"], batch["key_length"])
+    logits = q @ k.t()
+    for one, other in ((0, 3), (1, 4)):
+        logits[one, other] = logits[other, one] = float("-inf")
+    expected = F.cross_entropy(logits, torch.arange(5)).item()
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    marks = contrast._marks(batch_of(200, 3) | {"source": torch.zeros(200, dtype=torch.int64)})
+    assert len(set(marks[:, 1].tolist())) == len(set(marks[:, 2].tolist())) == 200
+
+
 def test_what_a_queue_in_shares_cannot_do_is_refused():
     for other in ({"label_smoothing": 0.1}, {"masked": False}):
         with pytest.raises(ValueError, match="sharded: shares of a queue have no label_smoothing"):

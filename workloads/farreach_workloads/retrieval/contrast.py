@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from farreach import seeding
 from farreach.config import Config
 from farreach.learn.collectives import (
     collected,
@@ -290,15 +291,23 @@ class InBatch:
         self.model = Pair(encoder)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the queries with all workers' keys; other parts of the same text are no negatives."""
+        """Of the queries with all workers' keys.
+
+        No negatives are other parts of the same document, texts that are the key word for word, and
+        keys of queries that are the same: large parts of many corpora are there several times.
+        """
         config = self._config
         texts = [(batch["query"], batch["query_length"]), (batch["key"], batch["key_length"])]
         queries, keys = model(texts, config.chunk)
         with torch.autocast(queries.device.type, enabled=False):
             everyones, counts = gathered_unequal(exact(keys))
-            sources = collected(batch["source"])
+            marks = _marks(batch)
             own = torch.arange(len(queries), device=keys.device) + sum(counts[: rank()])
-            excluded = batch["source"][:, None] == sources[None]
+            excluded = torch.zeros(
+                len(queries), len(everyones), dtype=torch.bool, device=own.device
+            )
+            for mine, theirs in zip(marks.t(), collected(marks).t(), strict=True):
+                excluded |= mine[:, None] == theirs[None]
             excluded[torch.arange(len(own), device=keys.device), own] = False
             loss, accuracy = batch_loss(
                 exact(queries),
@@ -318,6 +327,22 @@ class InBatch:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """None."""
+
+
+def _marks(batch: Batch) -> Tensor:
+    """What pairs may have in common: document, query and key, as numbers, (n, 3) int64."""
+    texts = [_mark(batch[side], batch[f"{side}_length"]) for side in ("query", "key")]
+    return torch.stack([batch["source"], *texts], 1)
+
+
+def _mark(ids: Tensor, lengths: Tensor) -> Tensor:
+    """A number of each text, other texts have others: (n, l), (n,) → (n,) int64.
+
+    A sum of products with random numbers, modulo 2^64 (Carter and Wegman, 1979).
+    """
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    factors = torch.from_numpy(seeding.mixed(np.arange(ids.shape[1], dtype=np.uint64)).view("i8"))
+    return ((ids + 1) * factors.to(ids.device) * (columns < lengths[:, None])).sum(1)
 
 
 @torch.no_grad()
