@@ -15,7 +15,10 @@ from typing import Any
 
 from farreach import __version__
 
-PACKAGES = ("ray", "torch", "numpy", "gymnasium", "mujoco")
+PACKAGES = (
+    *("ray", "torch", "numpy", "gymnasium", "mujoco", "timm", "pyarrow", "safetensors"),
+    *("faiss-cpu", "faiss-gpu", "bm25s", "tokenizers"),
+)
 # Holds the `git_state` of code that was sent to where its repository is not, as JSON.
 GIT_VARIABLE = "FARREACH_GIT"
 

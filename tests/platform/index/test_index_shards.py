@@ -7,9 +7,11 @@ import ray
 
 from farreach.actors.services import ActorService
 from farreach.errors import ActorError, ClusterError
+from farreach.index import shards
 from farreach.index.kinds import IndexConfig
 from farreach.index.shards import RemoteShards
 from farreach.index.store import Index
+from farreach.index.vectors import Vectors
 
 pytestmark = pytest.mark.ray
 
@@ -42,6 +44,21 @@ def test_shards_that_tasks_built_are_those_that_one_process_builds(ray_local, cl
     there = make(vectors, "ivf_flat", workers=2)
     same(there.search(queries, 10), make(vectors, "ivf_flat").search(queries, 10))
     assert len(there.state.shards) == 2
+
+
+def test_vectors_to_train_on_come_from_all_parts(embedded, clustered):
+    """Of vectors in the order of their first number, as of a corpus that is sorted."""
+    vectors = clustered(8000)
+    vectors = vectors[np.argsort(vectors[:, 0])]
+    held = Vectors.open(embedded("sorted", vectors, parts=7))
+    config = IndexConfig(kind="ivf_fastscan", lists=4, samples_per_list=50)
+    sample = shards._sample(held, config)
+    assert sample.shape == (800, 32)
+    rows = np.searchsorted(vectors[:, 0], sample[:, 0])
+    np.testing.assert_array_equal(vectors[rows], sample)
+    # Of 800 of 8,000 drawn uniformly a tenth lies in each tenth, give or take 3.5 deviations.
+    counts = np.histogram(rows, bins=10, range=(0, 8000))[0]
+    assert (np.abs(counts - 80) < 3.5 * np.sqrt(800 * 0.1 * 0.9)).all()
 
 
 def test_actors_find_what_this_process_finds_to_the_bit(ray_local, embedded, clustered, make):

@@ -63,6 +63,36 @@ def test_an_index_opened_again_finds_the_same(built, clustered, kind):
     same(Index.open(index.path).search(queries, 10), index.search(queries, 10))
 
 
+def test_codes_of_pieces_are_searched_and_changed_as_other_kinds_are(
+    built, embedded, clustered, truth, tmp_path
+):
+    """ivf_pq, whose codes need 9,984 vectors to be trained; all candidates are scored again."""
+    vectors, queries = clustered(11_000, width=16), clustered(8, width=16, seed=1)
+    index = built("a", vectors, "ivf_pq", shards=2, rerank=400, lists=4, probes=4)
+
+    def check(index, vectors, left=None, where=None):
+        for one in (index, Index.open(index.path)):
+            hits = one.search(queries, 10, where=where)
+            np.testing.assert_array_equal(hits.rows, truth(vectors, queries, 10, left)[1])
+
+    check(index, vectors)
+    third = np.arange(len(vectors)) % 3 == 1
+    check(index, vectors, third, "third = '1'")
+    gone = np.unique(index.search(queries, 3).rows)
+    index.delete([f"d{row}" for row in gone])
+    alive = ~np.isin(np.arange(len(vectors)), gone)
+    check(index, vectors, alive)
+    more = clustered(300, width=16, seed=2)
+    index.add(embedded("more", more, prefix="n", meta=language))
+    both, found = np.concatenate([vectors, more]), np.concatenate([alive, np.ones(300, bool)])
+    check(index, both, found)
+    index.compact()
+    check(index, both[found])
+    other = built("b", clustered(10_000, width=16, seed=3), "ivf_pq", prefix="x", rerank=400)
+    merged = Index.merge([index.path, other.path], tmp_path / "merged")
+    check(merged, np.concatenate([both[found], clustered(10_000, width=16, seed=3)]))
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf_flat", "sq8"])
 def test_four_shards_find_the_same_as_one_to_the_bit(built, clustered, kind):
     vectors, queries = clustered(2000), clustered(30, seed=1)

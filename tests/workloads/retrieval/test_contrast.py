@@ -212,6 +212,39 @@ def test_the_follower_learns_nothing_by_gradients_and_drops_only_if_told():
         assert all(p.grad is None for p in method.follower.parameters())
 
 
+@pytest.mark.parametrize("kind", ["moco", "in_batch"])
+def test_scores_are_in_single_precision_whatever_the_encoder_computes_in(kind):
+    """Inner products of unnormalised vectors reach hundreds, where bfloat16 knows whole numbers."""
+    plain = encoder().float()
+    made = {
+        "moco": lambda: Moco(copy.deepcopy(plain), MocoConfig(queue=8, key_dropout=False), 0),
+        "in_batch": lambda: InBatch(copy.deepcopy(plain), InBatchConfig()),
+    }
+    found = []
+    for is_short in (True, False):
+        method = made[kind]()
+        with torch.autocast("cpu", torch.bfloat16, is_short):
+            for step in range(2):
+                loss, _ = method.loss(method.model, batch_of(6, step), step)
+                if step == 0:
+                    method.after_update(step)
+        assert loss.dtype == torch.float32
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in method.model.parameters()])
+        found.append((loss.detach(), gradient))
+    (short, one), (exact, other) = found
+    torch.testing.assert_close(short, exact, rtol=0.1, atol=0.1)
+    assert F.cosine_similarity(one, other, dim=0) > 0.95
+
+
+def test_the_queue_is_no_part_of_what_workers_copy_to_one_another():
+    """DDP sends all buffers of a module before every pass: 403 MB of a paper-sized queue."""
+    method = Moco(encoder(), MocoConfig(queue=1000), 0)
+    for network in (method.model, *method.companions):
+        assert not list(network.buffers())
+        assert 1000 not in [len(value) for value in network.state_dict().values()]
+
+
 def test_places_without_keys_do_not_count():
     """The first update has no negatives; in the second the first one's keys are all of them."""
     method = Moco(encoder(), MocoConfig(queue=50, temperature=1.0), seed=0)

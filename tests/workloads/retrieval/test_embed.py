@@ -386,6 +386,17 @@ def test_blank_documents_are_counted(model, tmp_path, small_pieces, capsys):
     assert not (tmp_path / "other" / "embedding.json").exists()
 
 
+def test_vectors_in_bfloat16_are_near_those_in_single_precision(model, tmp_path):
+    source = write_corpus(tmp_path / "corpus.jsonl", 40)
+    exact = embed(model, source, tmp_path / "exact", EmbedConfig(stored="float32"))
+    short = embed(model, source, tmp_path / "short", EmbedConfig(stored="float32", bfloat16=True))
+    rows = np.arange(40)
+    one, other = exact.at(rows), short.at(rows)
+    assert not np.array_equal(one, other)
+    cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosines.min() > 0.999
+
+
 def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(DataError, match=r"is neither a run nor a folder with config\.json"):
         open_model(tmp_path)

@@ -36,13 +36,14 @@ from farreach_workloads.retrieval.finetune_task import (
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.labelled import is_beir
 from farreach_workloads.retrieval.models import open_model
-from farreach_workloads.retrieval.probe import Probe
+from farreach_workloads.retrieval.probe import Probe, note_data
 from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.supervision import (
     begun,
     parted,
     prepared,
     source_of,
+    texts_of,
 )
 
 Config = FinetuneConfig
@@ -117,6 +118,7 @@ def run(
         found = _mined(config)
     _, words = begun(starting(config), config.encoder, config.data, config.seed)
     prepared(config.data, words, hard_file(config))
+    _note_data(config, run)
     return found | fit(config, run, checkpoint, make_task)
 
 
@@ -153,7 +155,13 @@ def evaluate(
     config: FinetuneConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Ask what training asks; `episodes`: so many of the questions alone."""
+    _note_data(config, run)
     return evaluated(FinetuneTask(config), checkpoint, episodes)
+
+
+def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:
+    texts = texts_of(source_of(config.data))
+    note_data(run, texts, probe_folder(config), config.probe.split)
 
 
 def plot(config: FinetuneConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:

@@ -24,7 +24,7 @@ from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
 from farreach_workloads.retrieval.evaluation import open_questions
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.presets import differences
-from farreach_workloads.retrieval.probe import Probe
+from farreach_workloads.retrieval.probe import Probe, note_data
 from farreach_workloads.retrieval.task import PretrainTask, encoder_for, probe_folder
 
 Config = RetrievalConfig
@@ -93,6 +93,7 @@ def run(
 ) -> dict[str, float]:
     """Tokenise what is not yet, and train to the end; see `Workload`."""
     stores.prepare(config)
+    _note_data(config, run)
     return fit(config, run, checkpoint, make_task, keys_ahead.demand(config))
 
 
@@ -100,7 +101,12 @@ def evaluate(
     config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Search what training searches; `episodes`: with so many of the questions alone."""
+    _note_data(config, run)
     return evaluated(PretrainTask(config), checkpoint, episodes)
+
+
+def _note_data(config: RetrievalConfig, run: RunDirectory) -> None:
+    note_data(run, stores.sources(config), probe_folder(config), config.probe.split)
 
 
 def plot(config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:

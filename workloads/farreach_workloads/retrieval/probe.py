@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from farreach.data.digests import digest
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import atomic_write
 from farreach.learn.health import effective_rank
 from farreach.learn.place import Place
+from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import stores
 from farreach_workloads.retrieval.config import ProbeConfig
 from farreach_workloads.retrieval.embedding import Ids, embedded, tokenised
@@ -154,6 +157,24 @@ class _Texts:
             )
         by_name = {name: dict(map(tuple, row)) for name, row in zip(names, rows, strict=True)}
         return cls(names, by_name, own, titles, queries, documents)
+
+
+def note_data(run: RunDirectory, texts: Mapping[str, Path], searched: Path, split: str) -> None:
+    """Note down as an event what a run learns from and is measured on, since sets change.
+
+    Args:
+        run: gets the event.
+        texts: files or folders by name.
+        searched: folder in the layout of BEIR.
+        split: of its judgements.
+    """
+    files = [file for file in files_of(searched, split) if file.is_file()]
+    run.event(
+        "data",
+        texts={name: stores.fingerprint(path) for name, path in texts.items()},
+        searched=str(searched),
+        files={file.relative_to(searched).as_posix(): digest(file) for file in files},
+    )
 
 
 def _kept(

@@ -36,6 +36,7 @@ from farreach_workloads.retrieval.cross_encoder import (
 )
 from farreach_workloads.retrieval.embedding import BUDGET
 from farreach_workloads.retrieval.evaluation import trec
+from farreach_workloads.retrieval.probe import note_data
 from farreach_workloads.retrieval.rerank_task import (
     RerankConfig,
     RerankTask,
@@ -44,7 +45,7 @@ from farreach_workloads.retrieval.rerank_task import (
     open_reranker,
     reranker_of,
 )
-from farreach_workloads.retrieval.supervision import parted, prepared
+from farreach_workloads.retrieval.supervision import parted, prepared, source_of, texts_of
 
 Config = RerankConfig
 demand = asked_of_ray
@@ -162,6 +163,7 @@ def run(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint | None) 
     """Search for what is re-ranked while training, and train to the end; see `Workload`."""
     if config.runtime.workers:
         RerankTask(config)  # leaves in the cache what the workers look for
+    _note_data(config, run)
     return fit(config, run, checkpoint, make_task)
 
 
@@ -169,7 +171,13 @@ def evaluate(
     config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Re-rank what training re-ranks; `episodes`: for so many of the questions alone."""
+    _note_data(config, run)
     return evaluated(RerankTask(config), checkpoint, episodes)
+
+
+def _note_data(config: RerankConfig, run: RunDirectory) -> None:
+    texts = texts_of(source_of(config.data))
+    note_data(run, texts, candidates_folder(config, config.probe), config.probe.split)
 
 
 def plot(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:

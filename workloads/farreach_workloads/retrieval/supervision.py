@@ -80,6 +80,12 @@ class Source:
     corpus: Path | None
 
 
+def texts_of(source: Source) -> dict[str, Path]:
+    """The files and folders of a source, each with a name."""
+    found = {"rows": source.rows[0], "dev": source.dev and source.dev[0], "corpus": source.corpus}
+    return {name: path for name, path in found.items() if path}
+
+
 def source_of(config: LabelledConfig) -> Source:
     """Where a config says they come from; raises ConfigError for what is not there.
 

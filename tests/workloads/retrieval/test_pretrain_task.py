@@ -1,0 +1,114 @@
+"""What a run of pretraining tells of its data, and settings that are easily lost."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from farreach import afterwards, launch
+from farreach import config as configs
+from farreach.checkpoint import CheckpointStore
+from farreach.learn.loop import Loop
+from farreach.learn.place import Place
+from farreach_workloads.retrieval import pretrain, stores
+from farreach_workloads.retrieval.corpora import extract
+from farreach_workloads.retrieval.evaluation.beir import open_beir
+
+MINI = "retrieval/debian_mini_debug"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def words_of(cache, *more):
+    settings = ["data.vocabulary=1500", "probe.documents=120", "probe.queries=20"]
+    return [f"data.cache={cache}", *settings, *more]
+
+
+def task_of(cache, *more):
+    config = configs.load(configs.find(MINI), words_of(cache, *more)).config
+    stores.prepare(config)
+    torch.manual_seed(0)
+    return config, pretrain.make_task(config)
+
+
+def test_norms_and_biases_shrink_as_all_weights_do(cache):
+    """As in the released code: AdamW has one group, with a decay of 0.01."""
+    _, task = task_of(cache)
+    optimizer = task.optimizer()
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.01
+    learnt = {id(p) for p in task.model.parameters()}
+    assert {id(p) for p in group["params"]} == learnt
+    norms = [p for name, p in task.model.named_parameters() if "norm" in name or "bias" in name]
+    assert norms
+    before = [p.detach().clone() for p in norms]
+    for p in task.model.parameters():
+        p.grad = torch.zeros_like(p)
+    group["lr"] = 0.5
+    optimizer.step()
+    for old, new in zip(before, norms, strict=True):
+        torch.testing.assert_close(new.detach(), old * (1 - 0.5 * 0.01))
+
+
+class Seen:
+    """Notes down what is dropped of a tensor of ones in every loss."""
+
+    def __init__(self, task):
+        self.task, self.dropped = task, []
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
+
+    def loss(self, model, batch, step, rank):
+        self.dropped.append(torch.dropout(torch.ones(256), 0.5, train=True))
+        return self.task.loss(model, batch, step, rank)
+
+
+def test_each_worker_drops_other_numbers_in_every_update(cache, tmp_path):
+    """Only torch's generator of the first is seeded alike in many a code base."""
+    masks = []
+    for rank in (0, 1):
+        config, task = task_of(cache)
+        seen = Seen(task)
+        place = Place()
+        loop = Loop(
+            seen, config.training, config.runtime, 0, place, None, CheckpointStore(tmp_path)
+        )
+        loop._place = Place(rank, 2)
+        for step, parts in zip(range(2), loop._feed(), strict=False):
+            loop.step = step
+            loop._pass(task.model, parts)
+        masks += seen.dropped
+    assert len(masks) == 4
+    for one in range(4):
+        for other in range(one):
+            assert 64 < int((masks[one] != masks[other]).sum()) < 192
+
+
+def test_a_run_says_what_it_has_learnt_from_and_was_measured_on(cache, tmp_path):
+    run = launch.train(MINI, words_of(cache), run_dir=tmp_path / "run")
+    (event,) = [event for event in run.events() if event["event"] == "data"]
+    folder = extract.folder(cache)
+    assert event["texts"] == {"extract": stores.fingerprint(folder)}
+    assert event["files"] == open_beir(folder, "dev").hashes
+    assert event["searched"] == str(folder)
+    afterwards.evaluate(run.path)
+    assert len([event for event in run.events() if event["event"] == "data"]) == 2
+    versions = json.loads((tmp_path / "run" / "result.json").read_text())["versions"]
+    assert {"faiss-cpu", "tokenizers", "safetensors", "pyarrow", "bm25s"} <= versions.keys()
+
+
+def test_bfloat16_learns_what_single_precision_does(cache, tmp_path):
+    found = []
+    for precision in ("float32", "bfloat16"):
+        words = words_of(cache, f"training.precision={precision}", "encoder.dropout=0")
+        run = launch.train(MINI, words, run_dir=tmp_path / precision)
+        state = CheckpointStore(run.checkpoints).newest().part("learner")
+        assert all(value.dtype == np.float32 for value in state["model"].values())
+        found.append(np.concatenate([np.ravel(v) for v in state["model"].values()]))
+    assert not np.array_equal(*found)
+    np.testing.assert_allclose(found[1], found[0], atol=2e-2)
