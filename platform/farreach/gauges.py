@@ -26,6 +26,7 @@ ABOUT = {
     "throughput/env_steps_per_s": "Environment steps per second of all rollouts.",
     "throughput/updates_per_s": "Gradient steps per second.",
     "throughput/samples_per_s": "Samples per second of all workers.",
+    "throughput/tokens_per_s": "Tokens of text per second of all workers.",
     "throughput/learner_busy_share": "Share of time in which the learner computes.",
     "throughput/learner_waiting_share": "Share of time in which the learner has nothing to do.",
     "throughput/rollouts_held_share": "Share of the rollouts that wait for the learner.",

@@ -224,7 +224,12 @@ def test_every_metric_that_is_described_is_written_somewhere():
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "gauges.py"
     )
-    made = {"training/step", "throughput/env_steps_per_s", "training/env_steps"}  # from parts
+    made = {
+        "training/step",
+        "training/env_steps",
+        "throughput/env_steps_per_s",
+        "throughput/tokens_per_s",
+    }  # from parts
     missing = [name for name in {*ABOUT, *COUNTED} - made if f'"{name}"' not in code]
     assert missing == []
 

@@ -270,7 +270,7 @@ COMMANDS: tuple[Command, ...] = (
         index.compact,
         "build an index anew from what was added to it and left in it",
         "  farreach index compact index/debian",
-        index.index_argument,
+        index.compact_arguments,
     ),
     Command(
         "index show",

@@ -125,10 +125,16 @@ def merge(options: argparse.Namespace) -> None:
     say_table(module.facts(options.out))
 
 
+def compact_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `index compact`."""
+    index_argument(parser)
+    _add_settings(parser, "workers=2")
+
+
 def compact(options: argparse.Namespace) -> None:
     """Build an index anew."""
     module = imported(INDEXES_MODULE)
-    module.compact(options.index)
+    module.compact(options.index, options.settings)
     say_table(module.facts(options.index))
 
 

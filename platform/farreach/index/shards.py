@@ -149,7 +149,11 @@ class RemoteShards:
 
     def _start(self, number: int) -> ActorService:
         return ActorService(
-            f"search {number}", Shards, self._arguments[number], num_cpus=self._num_cpus
+            f"search {number}",
+            Shards,
+            self._arguments[number],
+            num_cpus=self._num_cpus,
+            strategy="SPREAD",  # each shard fills a machine's memory
         )
 
     def _wait(self, service: ActorService) -> None:
@@ -202,9 +206,6 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
         )
     key = _key(vectors, config)
     trained = f"trained-{key}.faiss"
-    if not (folder / trained).exists():
-        empty = kinds.trained(config, _sample(vectors, config), vectors.points)
-        kinds.save(empty, folder / trained)
     shards = [
         Shard(begin, end, f"shard-{key}-{number:05d}-of-{len(ranges):05d}.faiss", trained)
         for number, (begin, end) in enumerate(ranges)
@@ -214,6 +215,10 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
     with contextlib.ExitStack() as stack:
         if not inline:
             stack.enter_context(runtime.connection(1.0, settings=["workers"]))
+        if not (folder / trained).exists():
+            arguments = [(folder / trained, vectors, config)]
+            with contextlib.closing(done_in_any_order(train, arguments, inline=inline)) as done_one:
+                list(done_one)
         progress = stack.enter_context(Progress("index", len(shards), "shards"))
         tasks = done_in_any_order(
             build_shard, [(folder, vectors, shard) for shard in todo], inline=inline
@@ -222,6 +227,11 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
         for number, _ in enumerate(stack.enter_context(contextlib.closing(tasks)), 1):
             progress.update(done + number)
     return tuple(shards)
+
+
+def train(file: Path, vectors: Vectors, config: IndexConfig) -> None:
+    """Divide the space into lists and codes, by a sample of all vectors; raises as `build`."""
+    kinds.save(kinds.trained(config, _sample(vectors, config), vectors.points), file)
 
 
 def build_shard(folder: Path, vectors: Vectors, shard: Shard) -> None:

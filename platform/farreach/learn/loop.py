@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 NOTHING, STOP, LOOK, LEAVE = 0, 1, 2, 3
 # Seconds between two reports of the metrics of updates.
 REPORT_EVERY_S = 2.0
+# Metrics of a task that end so, such as tokens, are shown as a rate too.
+PER_SAMPLE = "_per_sample"
 
 
 class LearnError(FarreachError):
@@ -423,6 +425,10 @@ class _Sums:
         updates = len(self._values["learner/loss"])
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         means["throughput/samples_per_s"] = updates * batch / elapsed
+        for name in [name for name in means if name.endswith(PER_SAMPLE)]:
+            of_what = name.rpartition("/")[2].removesuffix(PER_SAMPLE)
+            rate = means[name] * means["throughput/samples_per_s"]
+            means[f"throughput/{of_what}_per_s"] = rate
         # Of updates alone: evaluations and checkpoints are no waiting.
         means["throughput/data_wait_share"] = self._wait_s / (self._wait_s + self._busy_s)
         means["throughput/updates_per_s"] = updates / elapsed

@@ -73,6 +73,12 @@ def test_a_board_that_is_lost_costs_nothing(ray_local, tmp_path, meanwhile):
     assert "evaluation/top1" in json.loads(run.result_path.read_text())
 
 
+def test_scores_that_come_later_cannot_end_a_run(tmp_path):
+    file = config_file(tmp_path, training=TRAINING | {"patience": 3}, runtime=BESIDE)
+    with pytest.raises(ConfigError, match=r"training\.patience: training cannot end by scores"):
+        launch.train(file, run_dir=tmp_path / "run")
+
+
 def test_a_run_without_workers_has_nobody_to_kill(tmp_path):
     file = config_file(tmp_path, training=TRAINING, chaos={"kill_every_s": 5.0})
     with pytest.raises(ConfigError, match="nobody to kill in a run of one process"):

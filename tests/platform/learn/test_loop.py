@@ -47,7 +47,11 @@ def test_training_fits_and_says_so(tmp_path):
         "throughput/samples_per_s",
         "throughput/data_wait_share",
         "evaluation/seconds",
+        "throughput/words_per_s",
     } <= shown
+    for _, line, _ in notes.lines:
+        if "throughput/words_per_s" in line:  # seven of each sample
+            assert line["throughput/words_per_s"] == 7 * line["throughput/samples_per_s"]
     assert task.updates == list(range(200))
 
 

@@ -17,6 +17,7 @@ from farreach import config as configs
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import ConfigError, DataError, FarreachError
 from farreach.learn.place import Place
+from farreach.metrics import read_metrics
 from farreach_workloads.retrieval import pretrain, stores
 from farreach_workloads.retrieval.hub import open_encoder
 
@@ -156,6 +157,23 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(undisturbed, cache, tmp_path):
     launch.resume(run)
     assert_equal(state_of(run), state_of(undisturbed))
     assert state_of(run)["step"] == 8
+
+
+def test_a_queue_that_is_not_saved_begins_anew(cache, tmp_path):
+    """Stopped after 4 of 8 updates of 12 pairs: 4 more fill 48 of the 100 places."""
+    contrast = {"kind": "moco", "queue": 100, "saved": False}
+    config = tmp_path / "pairs.yaml"
+    config.write_text(config_text(cache, contrast=contrast))
+    with pytest.raises(ConfigError, match=r"saved: a queue that is not saved .* masked=true"):
+        launch.check(str(config), ["contrast.masked=false"])
+    launch.train(str(config), ["training.epochs=4"], run_dir=tmp_path / "run")
+    assert "queue" not in state_of(tmp_path / "run")["task"]
+    launch.resume(tmp_path / "run", ["training.epochs=8"])
+    state = state_of(tmp_path / "run")
+    assert state["step"] == 8
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    filled = [line["learner/queue_filled"] for line in lines if "learner/queue_filled" in line]
+    assert max(filled) < 0.48
 
 
 def test_a_run_is_evaluated_drawn_and_exported(undisturbed, tmp_path):

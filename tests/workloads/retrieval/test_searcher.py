@@ -137,7 +137,7 @@ def test_documents_come_and_go_in_every_mode(index, mode, tmp_path):
         indexes.add(index, newer)
     indexes.add(index, newer, ["replace=true"])
     assert Searcher.open(index).search(["chess king"], 1, mode=mode)[0][0].id == top[1].id
-    indexes.compact(index)
+    indexes.compact(index, ["workers=0"])
     searcher = Searcher.open(index)
     assert searcher.documents == 40
     assert len(searcher.index.deleted) == 0

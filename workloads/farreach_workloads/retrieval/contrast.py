@@ -56,12 +56,20 @@ class MocoConfig(Config):
     """Each worker keeps a share of the keys alone, and all together compute what every query scores
     with all of them: for queues of millions."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    saved: bool = True
+    """Whether checkpoints hold the keys: 400 MB of a paper-sized queue. Otherwise a run that is
+    resumed begins with none, and is not to the bit what it would have been."""
     ahead: int = Field(0, ge=0, le=32)
     """Above 0: keys of so many updates in a row are encoded with the moving average as it was when
     the updates before them began, so that `runtime.key_encoders` can do it meanwhile."""
 
     @model_validator(mode="after")
     def _fits_shares(self) -> MocoConfig:
+        if not (self.saved or self.masked):
+            raise ValueError(
+                "saved: a queue that is not saved begins anew with places that no key has come to, "
+                "which must not count. Set masked=true"
+            )
         if self.sharded and (self.label_smoothing or not self.masked):
             raise ValueError(
                 "sharded: shares of a queue have no label_smoothing, and places that no key has "
@@ -273,11 +281,12 @@ class Moco:
     def state(self) -> dict[str, Any]:
         """The queue's; and by which weights keys are encoded, if they are ahead of time."""
         ahead = {} if self.ahead is None else {"ahead": self.ahead.state()}
-        return {"queue": self.queue.state(), **ahead}
+        return ({"queue": self.queue.state()} if self._config.saved else {}) | ahead
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the queue's state over."""
-        self.queue.restore(state["queue"])
+        if "queue" in state:
+            self.queue.restore(state["queue"])
 
 
 class InBatch:

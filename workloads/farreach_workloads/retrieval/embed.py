@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from farreach import runtime
 from farreach.actors.pool import pulled
 from farreach.cluster.demand import Demand
+from farreach.console import say
 from farreach.data import text
 from farreach.data.text import Document, Piece
 from farreach.data.wordpieces import one_thread
@@ -164,6 +165,11 @@ def _embed_missing(pieces: Sequence[Piece], out: Path, config: EmbedConfig) -> N
     with contextlib.ExitStack() as stack:
         if config.workers:
             workers = min(config.workers, len(numbers))
+            if workers < config.workers:
+                say(
+                    f"note      {workers} of {config.workers} workers have something to do: there "
+                    f"is no more text than {len(numbers)} pieces. Lower piece_mb for more"
+                )
             needed = [Demand("worker", workers, {"CPU": config.cpus, "GPU": config.gpus})]
             stack.enter_context(runtime.connection(needed, settings=["workers", "cpus", "gpus"]))
         progress = stack.enter_context(Progress("embed", sum(sizes), "MB"))

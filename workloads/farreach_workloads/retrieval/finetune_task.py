@@ -86,11 +86,13 @@ class FinetuneTask:
                 batch["answers"],
                 self.config.loss.temperature,
             )
+        tokens = batch["query_length"].sum() + batch["key_length"].sum()
         negatives = (len(keys) - len(queries)) / len(queries)
         return loss, {
             **metrics,
             **spreads(queries, keys),
             "data/negatives": torch.tensor(negatives, device=loss.device),
+            "data/tokens_per_sample": tokens.float() / len(queries),
         }
 
     def before_update(self, step: int) -> None:

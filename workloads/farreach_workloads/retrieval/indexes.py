@@ -61,6 +61,13 @@ class AddConfig(WorkConfig):
     """Documents whose ids are there take their place; else that is an error."""
 
 
+class CompactConfig(Config):
+    """Of an index that is built anew."""
+
+    workers: int = Field(0, ge=0)
+    """Ray tasks side by side, each builds a shard; 0: this process does it."""
+
+
 class FusionConfig(Config):
     """How two rankings become one; what fusion.json holds."""
 
@@ -152,14 +159,20 @@ def merge(folders: Sequence[Path], out: Path) -> Index:
     return index
 
 
-def compact(folder: Path, workers: int = 0) -> None:
+def compact(folder: Path, settings: Sequence[str] = ()) -> None:
     """Build an index anew from all documents that can be found.
 
+    Args:
+        folder: of the index.
+        settings: of `CompactConfig`, as `key=value`.
+
     Raises:
+        ConfigError: there is no such setting.
         DataError: none is left, or another process is at it.
     """
+    config = configs.from_words(settings, CompactConfig)
     index = Index.open(folder)
-    index.compact(workers)
+    index.compact(config.workers)
     words.refresh(index)
 
 

@@ -202,6 +202,7 @@ class RerankTask:
         return loss, {
             "learner/accuracy": accuracy,
             "data/negatives": batch["size"].float().mean() - 1,
+            "data/tokens_per_sample": batch["length"].sum().float() / len(batch["size"]),
         }
 
     def before_update(self, step: int) -> None:

@@ -81,7 +81,7 @@ class PretrainTask:
         """The method's; and how many tokens a pair has."""
         loss, metrics = self.method.loss(model, batch, step)
         tokens = (batch["query_length"].sum() + batch["key_length"].sum()) / len(batch["query"])
-        return loss, metrics | {"data/tokens_per_pair": tokens.float()}
+        return loss, metrics | {"data/tokens_per_sample": tokens.float()}
 
     def begin(self, step: int, total: int, place: Place, outlet: Outlet) -> None:
         """Have keys encoded ahead of time, if they are to be; see `Helped`."""

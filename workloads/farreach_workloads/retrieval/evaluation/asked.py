@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from farreach.console import warn
 from farreach.errors import DataError
 from farreach.index.fusion import Kind, weight_curve
 from farreach.index.hits import NO_ROW, Hits, best
@@ -55,10 +56,14 @@ class Asked:
                 f"{index.path}: has none of the documents that {given.path} finds relevant. Give "
                 "the queries of what is indexed."
             )
+        missing = len(judged) - len(row_of)
+        if missing:
+            lack = f"lacks {missing:,} of the {len(judged):,} judged documents"
+            warn(f"warning: {index.path}: {lack}")
         names = list(given.queries)
         rows = _rows(index, names)
         own = np.array([rows.get(name, NO_ROW) for name in names], np.int64)
-        return cls(names, list(given.queries.values()), relevant, own, len(judged) - len(row_of))
+        return cls(names, list(given.queries.values()), relevant, own, missing)
 
     def without_own(self, hits: Hits, k: int) -> Hits:
         """The best k without the queries themselves."""
