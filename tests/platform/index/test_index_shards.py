@@ -1,5 +1,9 @@
+import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +78,25 @@ def test_actors_find_what_this_process_finds_to_the_bit(ray_local, embedded, clu
         found = remote.search(queries, 1)
         assert remote.ids(found.rows[0]) == index.ids(found.rows[0])
         assert remote.documents(found.rows[0]) == index.documents(found.rows[0])
+
+
+@pytest.mark.slow
+def test_shards_are_on_several_machines_of_which_one_may_be_lost(clustered, make, tmp_path):
+    index = make(clustered(900), "ivf_flat")
+    np.save(tmp_path / "queries.npy", clustered(9, seed=1))
+    script = Path(__file__).with_name("spread_search.py")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, script, index.path, tmp_path / "queries.npy"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"nodes": [2, 2], "same": [True, True]}
+    assert "no longer answers" in done.stderr
+    assert "another takes its place" in done.stderr
 
 
 def test_an_actor_that_dies_is_started_again_but_not_forever(

@@ -114,6 +114,24 @@ def test_documents_that_are_not_searched_are_not_kept(tmp_path, words):
     assert probe.titles[3:] == [others[place] for place in expected]
 
 
+class Apart(Place):
+    """One of several workers, whose sum is taken later."""
+
+    def sum(self, values):
+        return values
+
+
+def test_more_workers_than_questions_find_the_same_together(tmp_path, words, encoder):
+    """Some have no question at all, or no document."""
+    probe = Probe(write_set(tmp_path / "set"), ProbeConfig(), words, 64, tmp_path / "cache")
+    with torch.no_grad():
+        whole = probe.vectors(encoder, Place())
+        shares = [probe.vectors(encoder, Apart(rank, 7)) for rank in range(7)]
+    for part, expected in enumerate(whole):
+        torch.testing.assert_close(sum(share[part] for share in shares), expected)
+    assert any(not share[0].any() for share in shares)
+
+
 def test_the_next_process_need_not_read_the_set(tmp_path, words, encoder, unread):
     folder = write_set(tmp_path / "set")
     arguments = (folder, ProbeConfig(), words, 64, tmp_path / "cache")
