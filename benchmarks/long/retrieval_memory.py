@@ -4,8 +4,8 @@
 private memory of the process (what it shares through mapped files is the system's to take back)
 with 50 million tokens over that with 5 million: the shipped extract again and again. In
 `memory_bag` and `memory_moco` a bag of word pieces and a small transformer with a queue are trained
-for 20 updates without Ray. `memory_tokens` turns the text into tokens, `memory_embed` into vectors. All rows take a quarter of
-an hour.
+for 20 updates without Ray; `memory_tokens` turns the text into tokens, `memory_embed` into vectors.
+All rows take a quarter of an hour.
 """
 
 from __future__ import annotations

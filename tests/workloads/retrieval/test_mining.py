@@ -9,10 +9,12 @@ import torch
 
 from farreach import afterwards, launch
 from farreach.errors import ConfigError, DataError
+from farreach_workloads.retrieval import miner, mining
 from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
 from farreach_workloads.retrieval.jobs import EmbedConfig
 from farreach_workloads.retrieval.labelled import rows_of
-from farreach_workloads.retrieval.mining import MiningConfig, in_common, mine, mined_file
+from farreach_workloads.retrieval.miner import in_common
+from farreach_workloads.retrieval.mining import MiningConfig, mine, mined_file
 from farreach_workloads.retrieval.supervision import LabelledConfig, source_of
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -129,6 +131,49 @@ def test_an_interruption_leaves_no_file(tmp_path, found):
     with pytest.raises(DataError, match=r"rows\.jsonl, line 3"):
         found()
     assert not [entry for entry in tmp_path.iterdir() if "mined" in entry.name]
+
+
+def mined_from(tmp_path, cache, name, **settings):
+    """Mines for the hundred questions of a set; the file."""
+    vocabulary = words(tmp_path / "words")
+    folder = tmp_path / "set"
+    config = LabelledConfig(path=str(folder if folder.exists() else beir(folder)))
+    embedding = EmbedConfig(stored="float32", **settings)
+    config_ = MiningConfig(embedding=embedding, depth=12, guard=None)
+    out, source = tmp_path / name, source_of(config)
+    told = mine(one_hot(vocabulary.size), vocabulary, source, config_, out, tmp_path / cache)
+    return out.read_bytes(), told
+
+
+@pytest.mark.ray
+def test_actors_find_what_this_process_does(tmp_path, ray_local, monkeypatch):
+    monkeypatch.setattr(mining, "ASKED", 9)
+    alone, told = mined_from(tmp_path, "cache", "alone.jsonl")
+    assert told["mining/questions"] == 100
+    together = mined_from(tmp_path, "other", "together.jsonl", workers=2)
+    assert together == (alone, told)
+    assert not list((tmp_path / "other").glob("mined-*-parts"))
+    monkeypatch.setattr(mining, "ASKED", 1000)
+    assert mined_from(tmp_path, "third", "whole.jsonl") == (alone, told)
+
+
+def test_what_was_found_before_an_interruption_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(mining, "ASKED", 9)
+    expected = mined_from(tmp_path, "cache", "whole.jsonl")
+    records, searched = miner.Miner.records, []
+
+    def counted(self, rows):
+        searched.append(len(rows))
+        if len(searched) == 5:
+            raise KeyboardInterrupt
+        return records(self, rows)
+
+    monkeypatch.setattr(miner.Miner, "records", counted)
+    with pytest.raises(KeyboardInterrupt):
+        mined_from(tmp_path, "other", "broken.jsonl")
+    assert not (tmp_path / "broken.jsonl").exists()
+    assert mined_from(tmp_path, "other", "broken.jsonl") == expected
+    assert len(searched) == 5 + 8  # of twelve blocks four were done
 
 
 def test_another_model_text_or_setting_gives_another_file(tmp_path):

@@ -8,46 +8,42 @@ arXiv:2407.15831, for the limit that goes by the score of the answer.
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
+import contextlib
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from farreach import runtime
+from farreach.actors.pool import pulled
 from farreach.checkpoint import Checkpoint
+from farreach.cluster.demand import Demand
 from farreach.config import Config
 from farreach.console import say
-from farreach.data.text import Document
 from farreach.data.wordpieces import WordPieces
-from farreach.disk import sync
 from farreach.errors import ConfigError
-from farreach.index.hits import Hits
+from farreach.index.files import written_aside
 from farreach.index.lexical import Bm25
-from farreach.index.points import search_documents
 from farreach.index.vectors import Vectors
 from farreach.progress import Progress
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation
 from farreach_workloads.retrieval import models, stores
 from farreach_workloads.retrieval.embed import embed
-from farreach_workloads.retrieval.embedding import Ids, embedded
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.jobs import OF_RANKING, EmbedConfig, job_of
 from farreach_workloads.retrieval.labelled import Row, rows_of
-from farreach_workloads.retrieval.labelled_store import key_of as text_key
+from farreach_workloads.retrieval.miner import Miner, Search, counts_of, is_done, part_file
 from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.supervision import LabelledConfig, Source, source_of
 
 # Questions that are searched at a time, whose hits are in memory.
-_ASKED = 4096
+ASKED = 1024
 # Documents that are read at a time.
 _READ = 4096
 
@@ -99,7 +95,9 @@ def mine(
 ) -> dict[str, float]:
     """Write the rows of a source again, each with its hard negatives, the hardest first.
 
-    The corpus is embedded once for every encoder; what is there already is used.
+    The corpus is embedded once for every encoder; what is there already is used. Questions are
+    searched for in blocks, by `embedding.workers` actors if there are any; what an interrupted call
+    has found is kept in the cache.
 
     Args:
         encoder: of questions and documents.
@@ -116,32 +114,68 @@ def mine(
     Raises:
         ConfigError: there is no corpus.
         DataError: a row or a document is malformed.
+        ActorError, ClusterError: as `embed` does.
     """
+    file = mined_file(encoder, words, source, config, cache)
     vectors = corpus_vectors(encoder, words, _corpus_of(source), config.embedding, cache)
-    device = models.device_here(config.embedding.gpus)
     lexical = _lexical(vectors, cache) if config.by == "words" else None
-    miner = _Miner(encoder.to(device).eval(), words, vectors, lexical, config, device)
     rows = [row for row in rows_of(*source.rows) if row.positives]
+    blocks = [rows[begin : begin + ASKED] for begin in range(0, len(rows), ASKED)]
+    parts = cache / f"{file.stem}-parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    _mine_missing(blocks, parts, Search(vectors.path, lexical, config, parts))
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with (
-            open(handle, "w", encoding="utf-8") as file,
-            Progress("mine", len(rows), "questions") as progress,
-        ):
-            for begin in range(0, len(rows), _ASKED):
-                some = rows[begin : begin + _ASKED]
-                for record in miner.records(some):
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                progress.update(begin + len(some))
-        sync(Path(temporary))
-        os.replace(temporary, out)
-        sync(out.parent)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+    counts = Counter[str]()
+    with written_aside(out) as aside, aside.open("wb") as whole:
+        for number in range(len(blocks)):
+            counts.update(counts_of(parts, number))
+            with part_file(parts, number).open("rb") as part:
+                shutil.copyfileobj(part, whole)
+    shutil.rmtree(parts, ignore_errors=True)
     say(f"mined     {out}")
-    return miner.summary()
+    return _summary(counts)
+
+
+def _mine_missing(blocks: Sequence[Sequence[Row]], parts: Path, search: Search) -> None:
+    """Have the blocks that have no part yet searched for, by actors if there are to be any."""
+    settings = search.config.embedding
+    todo = [number for number in range(len(blocks)) if not is_done(parts, number)]
+    if not todo:
+        return
+    done = sum(map(len, blocks)) - sum(len(blocks[number]) for number in todo)
+    with contextlib.ExitStack() as stack:
+        if settings.workers:
+            workers = min(settings.workers, len(todo))
+            needed = [Demand("worker", workers, {"CPU": settings.cpus, "GPU": settings.gpus})]
+            names = [f"embedding.{name}" for name in ("workers", "cpus", "gpus")]
+            stack.enter_context(runtime.connection(needed, settings=names))
+        progress = stack.enter_context(Progress("mine", sum(map(len, blocks)), "questions"))
+        messages = pulled(
+            Miner,
+            (search,),
+            [(number, blocks[number]) for number in todo],
+            workers=settings.workers,
+            num_cpus=settings.cpus,
+            num_gpus=settings.gpus,
+            max_failures=settings.max_failures,
+        )
+        for index, told in stack.enter_context(contextlib.closing(messages)):
+            if told is None:
+                done += len(blocks[todo[index]])
+                progress.update(done)
+
+
+def _summary(counts: Counter[str]) -> dict[str, float]:
+    questions = max(1, counts["questions"])
+    return {
+        "mining/questions": float(counts["questions"]),
+        "mining/negatives": counts["negatives"] / questions,
+        "mining/questions_without": float(counts["without"]),
+        "mining/left_out_as_answers": counts["golds"] / questions,
+        "mining/left_out_as_near_an_answer": counts["near"] / questions,
+        "mining/left_out_by_score": counts["high"] / questions,
+        "mining/answered_at_once": counts["first"] / questions,
+    }
 
 
 def _corpus_of(source: Source) -> Path:
@@ -158,7 +192,7 @@ def corpus_vectors(
     return embed((encoder, words), corpus, cache / f"vectors-{key}", config)
 
 
-def _lexical(vectors: Vectors, cache: Path) -> Bm25:
+def _lexical(vectors: Vectors, cache: Path) -> Path:
     """The words of embedded documents, by the same rows, in a folder beside their vectors."""
     out = cache / f"bm25-{vectors.path.name}"
     if not out.is_dir():
@@ -168,150 +202,7 @@ def _lexical(vectors: Vectors, cache: Path) -> Bm25:
             for begin in range(0, vectors.count, _READ)
         )
         Bm25.build(chain.from_iterable(blocks), out)
-    return Bm25.open(out)
-
-
-class _Miner:
-    """Searches for questions, and counts what becomes of the hits."""
-
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        words: WordPieces,
-        vectors: Vectors,
-        lexical: Bm25 | None,
-        config: MiningConfig,
-        device: str,
-    ) -> None:
-        self._encoder, self._words, self._vectors = encoder, words, vectors
-        self._lexical = lexical
-        self._config, self._device = config, device
-        self._counts: Counter[str] = Counter()
-
-    def records(self, rows: Sequence[Row]) -> Iterator[dict[str, object]]:
-        """Rows as they are written."""
-        golds = [[one.whole for one in row.positives] for row in rows]
-        queries = self._encoded([row.question for row in rows])
-        answers = np.split(
-            self._encoded([one for texts in golds for one in texts]),
-            np.cumsum([len(texts) for texts in golds])[:-1],
-        )
-        hits, guarded = self._searched([row.question for row in rows], queries)
-        numbers = np.unique(hits.rows[hits.rows >= 0])
-        found = dict(zip(numbers.tolist(), self._vectors.documents(numbers), strict=True))
-        pieces = self._pieces(found)
-        keys = {number: text_key(document.whole) for number, document in found.items()}
-        for at, row in enumerate(rows):
-            best = float((answers[at] @ queries[at]).max())
-            scores, own = hits.of(at)
-            left = self._left(guarded.of(at)[0], own, best, golds[at], pieces, keys)
-            yield {
-                "question": row.question,
-                "positive_ctxs": [_context(one) for one in row.positives],
-                "negative_ctxs": [_context(one) for one in row.negatives],
-                "hard_negative_ctxs": [
-                    {**_context(found[number]), "score": round(score, 6)}
-                    for number, score in zip(own[left].tolist(), scores[left].tolist(), strict=True)
-                ],
-            }
-
-    def _searched(
-        self, questions: Sequence[str], queries: NDArray[np.float32]
-    ) -> tuple[Hits, Hits]:
-        """The first hits, and the same with the encoder's scores."""
-        if self._lexical is None:
-            hits = search_documents(self._vectors, queries, self._config.depth)
-            return hits, hits
-        hits = self._lexical.search(questions, self._config.depth)
-        scores, begins = hits.scores.copy(), self._vectors.begins
-        for number, query in enumerate(queries):
-            rows = hits.of(number)[1]
-            counts = begins[rows + 1] - begins[rows]  # of a document's points the best one counts
-            firsts = np.cumsum(counts) - counts
-            points = np.arange(counts.sum()) + np.repeat(begins[rows] - firsts, counts)
-            if len(rows):
-                found = self._vectors.at(points) @ query
-                scores[number, : len(rows)] = np.maximum.reduceat(found, firsts)
-        return hits, Hits(scores, hits.rows)
-
-    def _encoded(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        config = self._config.embedding
-        ids = models.ids_of(texts, self._words, config, self._encoder.longest)
-        return embedded(self._encoder, ids, device=self._device, budget=config.budget)
-
-    def _pieces(self, found: dict[int, Document]) -> dict[int, Ids]:
-        """The different word pieces of documents."""
-        if self._config.overlap is None:
-            return {}
-        ids = self._words.encode([document.whole for document in found.values()])
-        return {number: np.unique(one) for number, one in zip(found, ids, strict=True)}
-
-    def _left(
-        self,
-        scores: NDArray[np.float32],
-        own: NDArray[np.int64],
-        answer: float,
-        golds: Sequence[str],
-        pieces: dict[int, Ids],
-        keys: dict[int, int],
-    ) -> NDArray[np.bool_]:
-        """Which hits of a question do not answer it, as far as can be told, (hits,)."""
-        config, none = self._config, np.zeros(len(own), np.bool_)
-        right = {text_key(one) for one in golds}
-        is_gold = np.array([keys[number] in right for number in own.tolist()], np.bool_)
-        is_near, is_high = none.copy(), none
-        if config.overlap is not None:
-            others = [pieces[number] for number in own.tolist()]
-            for gold in self._words.encode(golds):
-                is_near |= in_common(np.unique(gold), others, self._words.size) >= config.overlap
-        if config.guard is not None:
-            is_high = scores > answer - (1 - config.guard) * abs(answer)
-        is_early = np.arange(len(own)) < config.passed_over
-        left = ~(is_early | is_gold | is_near | is_high)
-        if config.keep is not None:
-            left &= np.cumsum(left) <= config.keep
-        self._counts += Counter(
-            questions=1,
-            first=int(is_gold[:1].sum()),
-            negatives=int(left.sum()),
-            without=int(not left.any()),
-            golds=int(is_gold.sum()),
-            near=int((is_near & ~is_gold).sum()),
-            high=int((is_high & ~is_near & ~is_gold).sum()),
-        )
-        return left
-
-    def summary(self) -> dict[str, float]:
-        """See `mine`."""
-        counts, questions = self._counts, max(1, self._counts["questions"])
-        return {
-            "mining/questions": float(counts["questions"]),
-            "mining/negatives": counts["negatives"] / questions,
-            "mining/questions_without": float(counts["without"]),
-            "mining/left_out_as_answers": counts["golds"] / questions,
-            "mining/left_out_as_near_an_answer": counts["near"] / questions,
-            "mining/left_out_by_score": counts["high"] / questions,
-            "mining/answered_at_once": counts["first"] / questions,
-        }
-
-
-def in_common(gold: Ids, others: Sequence[Ids], size: int) -> NDArray[np.float64]:
-    """Share of the word pieces that a text has in common with others, of the one with fewer: (n,).
-
-    Args:
-        gold: the different pieces of the text, (any,).
-        others: those of n others.
-        size: of the vocabulary.
-    """
-    table = np.zeros(size, np.bool_)
-    table[gold] = True
-    common = np.array([np.count_nonzero(table[one]) for one in others], np.float64)
-    least = np.array([max(1, min(len(one), len(gold))) for one in others], np.float64)
-    return common / least
-
-
-def _context(document: Document) -> dict[str, object]:
-    return {"id": document.id, "title": document.title, "text": document.text}
+    return out
 
 
 class MineConfig(MiningConfig):
