@@ -1,6 +1,7 @@
 """What a run of pretraining tells of its data, and settings that are easily lost."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from farreach import afterwards, launch
 from farreach import config as configs
 from farreach.checkpoint import CheckpointStore
+from farreach.errors import DataError
 from farreach.learn.loop import Loop
 from farreach.learn.place import Place
 from farreach_workloads.retrieval import pretrain, stores
@@ -100,6 +102,25 @@ def test_a_run_says_what_it_has_learnt_from_and_was_measured_on(cache, tmp_path)
     assert len([event for event in run.events() if event["event"] == "data"]) == 2
     versions = json.loads((tmp_path / "run" / "result.json").read_text())["versions"]
     assert {"faiss-cpu", "tokenizers", "safetensors", "pyarrow", "bm25s"} <= versions.keys()
+
+
+def test_further_sets_are_searched_in_training(cache, tmp_path):
+    """Of one the split that is asked for, of the other the one on which results are published."""
+    folder = extract.folder(cache)
+    for name, split in (("same", "dev"), ("tested", "test")):
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        for file in ("corpus.jsonl", "queries.jsonl"):
+            shutil.copy(folder / file, tmp_path / name / file)
+        shutil.copy(folder / "qrels" / "dev.tsv", tmp_path / name / "qrels" / f"{split}.tsv")
+    others = f"probe.others={{same: {tmp_path / 'same'}, tested: {tmp_path / 'tested'}}}"
+    run = launch.train(MINI, words_of(cache, others), run_dir=tmp_path / "run")
+    result = json.loads(run.result_path.read_text())
+    for name in ("same", "tested"):
+        for measure in ("ndcg@10", "recall@100", "documents", "questions"):
+            assert result[f"{name}/{measure}"] == result[f"evaluation/{measure}"]
+    assert afterwards.evaluate(run.path, episodes=5)["tested/questions"] == 5
+    with pytest.raises(DataError, match=r"nowhere/qrels/test\.tsv"):
+        launch.check(MINI, words_of(cache, f"probe.others={{x: {tmp_path / 'nowhere'}}}"))
 
 
 def test_bfloat16_learns_what_single_precision_does(cache, tmp_path):

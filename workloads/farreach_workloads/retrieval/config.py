@@ -87,6 +87,9 @@ class ProbeConfig(Config):
     """Folder in the layout of BEIR. None: that of the shipped extract, or of the text if it is such
     a folder."""
     split: str = "dev"
+    others: dict[str, str] = Field({})
+    """Further folders in the layout of BEIR, by names under which their measures are shown; of each
+    the same split, or where it has none that on which results are published."""
     documents: int = Field(4000, ge=1)
     """Documents that are searched, at most; those that answer a question are among them."""
     queries: int = Field(500, ge=1)
@@ -95,6 +98,11 @@ class ProbeConfig(Config):
     """Tokens of a text, at most."""
 
     _whole = field_validator("path")(whole_path)
+
+    @field_validator("others")
+    @classmethod
+    def _whole_others(cls, others: dict[str, str]) -> dict[str, str]:
+        return {name: absolute(path) for name, path in others.items()}
 
 
 class RetrievalWorkersConfig(WorkersConfig):

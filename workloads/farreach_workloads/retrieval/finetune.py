@@ -36,7 +36,7 @@ from farreach_workloads.retrieval.finetune_task import (
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.labelled import is_beir
 from farreach_workloads.retrieval.models import open_model
-from farreach_workloads.retrieval.probe import Probe, note_data
+from farreach_workloads.retrieval.probe import Others, Probe, note_data
 from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.supervision import (
     begun,
@@ -77,7 +77,9 @@ def check(config: FinetuneConfig) -> list[str]:
             "of BEIR, or leave it out."
         )
     encoder, words = begun(config.start, config.encoder, config.data, config.seed)
-    Probe(probe_folder(config), config.probe, words, encoder.longest, Path(config.data.cache))
+    cache = Path(config.data.cache)
+    Probe(probe_folder(config), config.probe, words, encoder.longest, cache)
+    Others(config.probe, words, encoder.longest, cache)
     store = prepared(config.data, words)
     rows, held_out = parted(store, config.data, config.seed)
     if len(rows) < config.training.batch:
@@ -161,7 +163,7 @@ def evaluate(
 
 def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:
     texts = texts_of(source_of(config.data))
-    note_data(run, texts, probe_folder(config), config.probe.split)
+    note_data(run, texts, probe_folder(config), config.probe.split, config.probe.others)
 
 
 def plot(config: FinetuneConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:

@@ -27,7 +27,7 @@ from farreach_workloads.retrieval.labelled import LabelledData, is_beir
 from farreach_workloads.retrieval.mining import mined_file
 from farreach_workloads.retrieval.models import open_model
 from farreach_workloads.retrieval.packed import exact
-from farreach_workloads.retrieval.probe import Probe
+from farreach_workloads.retrieval.probe import Others, Probe
 from farreach_workloads.retrieval.supervision import begun, parted, prepared, source_of
 from farreach_workloads.retrieval.task import make_optimizer, spread
 
@@ -58,6 +58,7 @@ class FinetuneTask:
         self.encoder: TextEncoder = encoder
         cache = Path(config.data.cache)
         self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest, cache)
+        self.others = Others(config.probe, self.words, encoder.longest, cache)
 
     @property
     def score(self) -> str:
@@ -107,12 +108,14 @@ class FinetuneTask:
             encoder = self.encoder.eval()
             found = self.dev.measured(encoder, place)
             vectors = self.probe.vectors(encoder, place)
-        return found | self.probe.measured(*vectors)
+            others = self.others.measured(encoder, place)
+        return found | self.probe.measured(*vectors) | others
 
     def only(self, count: int) -> None:
         """Evaluate on `count` of the questions alone."""
         self.dev.only(count)
         self.probe.only(count)
+        self.others.only(count)
 
     def pictures(self) -> dict[str, Pixels]:
         """Scores of right and of other documents."""

@@ -24,7 +24,7 @@ from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
 from farreach_workloads.retrieval.evaluation import open_questions
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.presets import differences
-from farreach_workloads.retrieval.probe import Probe, note_data
+from farreach_workloads.retrieval.probe import Others, Probe, note_data
 from farreach_workloads.retrieval.task import PretrainTask, encoder_for, probe_folder
 
 Config = RetrievalConfig
@@ -66,7 +66,9 @@ def check(config: RetrievalConfig) -> list[str]:
         )
     words = stores.words_of(config)
     encoder = encoder_for(config, words)
-    Probe(probe_folder(config), config.probe, words, encoder.longest, Path(config.data.cache))
+    cache = Path(config.data.cache)
+    Probe(probe_folder(config), config.probe, words, encoder.longest, cache)
+    Others(config.probe, words, encoder.longest, cache)
     count = sum(p.numel() for p in encoder.parameters()) / 1e6
     outside = count - encoder.words.weight.numel() / 1e6
     notes.append(
@@ -106,7 +108,8 @@ def evaluate(
 
 
 def _note_data(config: RetrievalConfig, run: RunDirectory) -> None:
-    note_data(run, stores.sources(config), probe_folder(config), config.probe.split)
+    probe = config.probe
+    note_data(run, stores.sources(config), probe_folder(config), probe.split, probe.others)
 
 
 def plot(config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:

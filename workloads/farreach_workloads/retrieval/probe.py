@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from farreach.data.digests import digest
+from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import atomic_write
 from farreach.learn.health import effective_rank
@@ -26,7 +27,12 @@ from farreach_workloads.retrieval import stores
 from farreach_workloads.retrieval.config import ProbeConfig
 from farreach_workloads.retrieval.embedding import Ids, embedded, tokenised
 from farreach_workloads.retrieval.encoder import TextEncoder
-from farreach_workloads.retrieval.evaluation.beir import files_of, open_beir
+from farreach_workloads.retrieval.evaluation.beir import (
+    QRELS_FOLDER,
+    files_of,
+    open_beir,
+    published_split,
+)
 from farreach_workloads.retrieval.evaluation.measures import means, measured
 
 # Documents whose vectors' effective rank is measured, and hits that are looked at.
@@ -159,7 +165,40 @@ class _Texts:
         return cls(names, by_name, own, titles, queries, documents)
 
 
-def note_data(run: RunDirectory, texts: Mapping[str, Path], searched: Path, split: str) -> None:
+class Others:
+    """Further sets that are searched while training; see `ProbeConfig.others`."""
+
+    def __init__(self, config: ProbeConfig, words: WordPieces, longest: int, cache: Path) -> None:
+        """As `Probe` does, for each of them."""
+        self._probes: dict[str, Probe] = {}
+        for name, path in config.others.items():
+            folder = here(path)
+            is_there = (folder / QRELS_FOLDER / f"{config.split}.tsv").is_file()
+            split = config.split if is_there else published_split(folder)
+            own = config.model_copy(update={"split": split})
+            self._probes[name] = Probe(folder, own, words, longest, cache)
+
+    def measured(self, encoder: TextEncoder, place: Place) -> dict[str, float]:
+        """Quality of a search in each, as `name/measure`; all workers call it together."""
+        found: dict[str, float] = {}
+        for name, probe in self._probes.items():
+            for key, value in probe.measured(*probe.vectors(encoder, place)).items():
+                found[f"{name}/{key.rpartition('/')[2]}"] = value
+        return found
+
+    def only(self, count: int) -> None:
+        """Ask so many of the questions of each."""
+        for probe in self._probes.values():
+            probe.only(count)
+
+
+def note_data(
+    run: RunDirectory,
+    texts: Mapping[str, Path],
+    searched: Path,
+    split: str,
+    others: Mapping[str, str] | None = None,
+) -> None:
     """Note down as an event what a run learns from and is measured on, since sets change.
 
     Args:
@@ -167,6 +206,7 @@ def note_data(run: RunDirectory, texts: Mapping[str, Path], searched: Path, spli
         texts: files or folders by name.
         searched: folder in the layout of BEIR.
         split: of its judgements.
+        others: further folders that are searched, by name.
     """
     files = [file for file in files_of(searched, split) if file.is_file()]
     run.event(
@@ -174,6 +214,7 @@ def note_data(run: RunDirectory, texts: Mapping[str, Path], searched: Path, spli
         texts={name: stores.fingerprint(path) for name, path in texts.items()},
         searched=str(searched),
         files={file.relative_to(searched).as_posix(): digest(file) for file in files},
+        others={name: stores.fingerprint(here(path)) for name, path in (others or {}).items()},
     )
 
 

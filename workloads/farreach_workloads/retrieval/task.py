@@ -24,7 +24,7 @@ from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.hub import make_encoder
 from farreach_workloads.retrieval.keys_ahead import KeysAhead
-from farreach_workloads.retrieval.probe import Probe
+from farreach_workloads.retrieval.probe import Others, Probe
 from farreach_workloads.retrieval.sampler import rarity
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class PretrainTask:
         self.companions = self.method.companions
         cache = Path(config.data.cache)
         self.probe = Probe(probe_folder(config), config.probe, self.words, encoder.longest, cache)
+        self.others = Others(config.probe, self.words, encoder.longest, cache)
         self._metrics: dict[str, float] = {}
         self._ahead: Mapping[str, Any] | None = None
 
@@ -106,13 +107,16 @@ class PretrainTask:
     def evaluate(self, place: Place) -> dict[str, float]:
         """How well questions find their documents, and how vectors are spread."""
         with place.in_one_piece(self.model):
-            vectors = self.probe.vectors(self.encoder.eval(), place)
-        self._metrics = self.probe.measured(*vectors)
+            encoder = self.encoder.eval()
+            vectors = self.probe.vectors(encoder, place)
+            others = self.others.measured(encoder, place)
+        self._metrics = self.probe.measured(*vectors) | others
         return self._metrics
 
     def only(self, count: int) -> None:
         """Evaluate on `count` of the questions alone."""
         self.probe.only(count)
+        self.others.only(count)
 
     def pictures(self) -> dict[str, Pixels]:
         """Scores of right and of other documents."""

@@ -67,6 +67,11 @@ class BeirSet:
         return text.documents(self.path / CORPUS_FILE)
 
 
+def published_split(path: Path) -> str:
+    """The split of a set on which results are published."""
+    return SPLITS.get(path.name, TEST)
+
+
 def files_of(path: Path, split: str) -> list[Path]:
     """The documents, queries and judgements of a split."""
     return [path / CORPUS_FILE, path / QUERIES_FILE, path / QRELS_FOLDER / f"{split}.tsv"]
@@ -84,7 +89,7 @@ def open_beir(path: Path, split: str | None = None) -> BeirSet:
     Raises:
         DataError: a file is missing or a line of another form, or no judgement above 0 is left.
     """
-    split = split or SPLITS.get(path.name, TEST)
+    split = split or published_split(path)
     files = files_of(path, split)
     corpus, queries, qrels = digests = [hashlib.sha256() for _ in files]
     judged: dict[str, dict[str, int]] = {}
