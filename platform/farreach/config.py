@@ -9,6 +9,7 @@ import difflib
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -91,7 +92,7 @@ def load(
 
     Args:
         path: a YAML file; its optional keys `base` and `workload` name another file, relative to
-            this one, and the module whose `Config` describes the rest.
+            this one or shipped, and the module whose `Config` describes the rest.
         overrides: such as `agent.lr=1e-3`; the value is YAML, and later ones win.
         model: takes the place of the workload's `Config`.
 
@@ -238,6 +239,9 @@ def _read_with_base(path: Path) -> tuple[Tree, Sources]:
         message = f"should name a YAML file (got {value_text(base)})"
         raise ConfigError(located(source, ("base",), message))
     other = Path(os.path.normpath(path.parent / base))
+    if not other.is_file():
+        with suppress(ConfigError):  # what follows says what is there
+            other = find(base)
     if other.resolve() == path.resolve():
         raise ConfigError(located(source, ("base",), "names this file itself."))
     try:

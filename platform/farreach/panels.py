@@ -20,6 +20,8 @@ ACROSS = 3
 WIDTH, HEIGHT = 3.4, 2.5  # of a panel, in inches
 # The smaller of two lines has a scale of its own where it would be seen as flat.
 FLAT = 10.0
+# Highest number of a scale from zero, over the highest that is shown.
+ROOM = 1.08
 
 
 @dataclass(frozen=True)
@@ -110,5 +112,7 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, tuple[Any, Any]]) -> Non
         if part is not None:
             part.tick_params(labelsize=7)
             if panel.from_zero:
-                part.set_ylim(bottom=0)
+                # With the margin of what is shown, as lines that hardly vary have next to none.
+                tops = [float(np.max(line.get_ydata())) for line in part.get_lines()]
+                part.set_ylim(0, ROOM * max(tops) if max(tops) > 0 else None)
     axes.legend(handles=drawn, fontsize=7)

@@ -186,6 +186,13 @@ def test_a_malformed_override_is_quoted(write, override, message):
     assert "\n" not in error
 
 
+def test_a_base_may_be_one_that_is_shipped(write):
+    path = write("base: retrieval/debian\nname: mine\n", "mine.yaml")
+    config = load(path).config
+    assert config.name == "mine"
+    assert config.encoder.kind == "bag"
+
+
 def test_a_base_lies_below_the_file(write):
     write("seed: 1\nagent: {lr: 0.1, layers: [1, 2]}\n", "common/base.yaml")
     path = write("base: ../common/base.yaml\nagent: {layers: [3]}\n", "goals/x.yaml")

@@ -35,6 +35,12 @@ def test_each_group_that_was_logged_has_a_panel():
     assert panels(RECORDS, [LOSS]).axes[0].get_ylim()[0] > 0
 
 
+def test_a_line_that_hardly_varies_is_seen_below_the_frame():
+    records = [{"step": s, "training/updates": s, "learner/age": 40 + 0.01 * s} for s in range(9)]
+    low, high = panels(records, [QUEUE]).axes[0].get_ylim()
+    assert (low, high) == (0, pytest.approx(1.08 * 40.08))
+
+
 def test_a_small_line_beside_a_large_one_has_its_own_scale():
     figure = panels(RECORDS, [QUEUE])
     (age,), (share,) = (axes.get_lines() for axes in figure.axes)

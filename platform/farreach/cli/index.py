@@ -14,6 +14,7 @@ from typing import Any
 from farreach.cli.arguments import UsageError, positive
 from farreach.cli.lists import say_table
 from farreach.console import say, warn
+from farreach.errors import DataError
 from farreach.imports import imported
 from farreach.registry import near_match
 
@@ -239,16 +240,27 @@ def search(options: argparse.Namespace) -> None:
 
 def _search(searcher: Any, options: argparse.Namespace) -> None:
     live = imported(LIVE_MODULE).Live(searcher)
-    queries = _asked() if options.query is None else [options.query]
-    for query in queries:
-        searcher = live.now()
-        k = options.k or min(SHOWN, searcher.documents)
-        found = searcher.search([query], k, mode=options.mode, where=options.where)[0]
-        if options.json:
-            hits = [hit.as_row() for hit in found]
-            say(json.dumps({"query": query, "hits": hits}, ensure_ascii=False))
-        else:
-            _say_hits(found)
+    if options.query is not None:
+        _answer(live.now(), options.query, options)
+        return
+    is_typed = sys.stdin.isatty()
+    for query in _asked():
+        if not (is_typed or options.json):
+            say(f"\n{query}")
+        try:
+            _answer(live.now(), query, options)
+        except DataError as error:  # the next one may be better
+            warn(f"error: {error}")
+
+
+def _answer(searcher: Any, query: str, options: argparse.Namespace) -> None:
+    k = options.k or min(SHOWN, searcher.documents)
+    found = searcher.search([query], k, mode=options.mode, where=options.where)[0]
+    if options.json:
+        hits = [hit.as_row() for hit in found]
+        say(json.dumps({"query": query, "hits": hits}, ensure_ascii=False))
+    else:
+        _say_hits(found)
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -284,8 +296,13 @@ def prepare(options: argparse.Namespace) -> None:
             say(str(folder))
         return
     module = imported(SETS_MODULE)
+    if options.name in imported(DOWNLOADED_MODULE).DOWNLOADED:
+        raise UsageError(
+            f"{options.name}: is made of what others publish. Download it, and say where it is "
+            "with --from PATH."
+        )
     if options.name not in module.SETS:
-        known = list(module.SETS)
+        known = [*module.SETS, *imported(DOWNLOADED_MODULE).DOWNLOADED]
         raise UsageError(f"there is no corpus {options.name!r}. {near_match(options.name, known)}")
     for folder in module.prepare(options.name, options.out, options.cache):
         say(str(folder))
@@ -316,7 +333,12 @@ def _asked() -> Iterator[str]:
             line = input(prompt)
         except EOFError:
             return
-        if line.strip():
+        except UnicodeDecodeError as error:
+            warn(f"error: a line is not UTF-8: {error.reason}. It is passed over.")
+            continue
+        if any("\ud800" <= sign <= "\udfff" for sign in line):  # what stands for other bytes
+            warn("error: a line is not UTF-8. It is passed over.")
+        elif line.strip():
             yield line
 
 
@@ -328,6 +350,7 @@ def _say_hits(hits: Sequence[Any]) -> None:
         texts = (hit.title, hit.snippet)
         if shows_bold:
             texts = tuple(hit.marked(text, BOLD, PLAIN) for text in texts)
-        named = f"{texts[0]}  ({hit.id})" if hit.title else hit.id
+        name = texts[0] or hit.name
+        named = name if name == hit.id else f"{name}  ({hit.id})"
         say(f"{hit.rank:>3}  {hit.score:.4f}  {named}")
         say(f"     {texts[1]}")

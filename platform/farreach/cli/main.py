@@ -62,6 +62,12 @@ def main(argv: list[str] | None = None) -> int:
             "has them; a submitted job runs the `python` that the cluster's PATH finds first."
         )
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        warn(f"error: {error.filename}: {reason}. Correct the path, or who may read and write it.")
+        return 1
     except Exception as error:
         from farreach.stopping import Stopped
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ STOP_WAIT_S = 120
 SOURCE_ROOTS = ("platform", "workloads")
 EXCLUDES = (".git", ".venv", "runs/", "docs/pictures/")
 
+_BLOCK_BYTES = 1 << 20
 _LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 Skipped = Callable[[Path], bool]
@@ -79,31 +82,47 @@ def check_size(folder: Path, excludes: list[str]) -> int:
 
     Raises:
         ClusterError: there is no such folder, or its files are more than Ray takes; names the
-            largest entries. It is raised as soon as that is clear.
+            largest entries.
     """
-    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.ray_constants import (
+        DASHBOARD_CLIENT_MAX_SIZE,
+        get_runtime_env_default_excludes,
+    )
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, _get_excludes
 
     quieten()
     if not folder.is_dir():
         raise ClusterError(f"--working-dir {folder}: there is no such folder.")
+    most = min(GCS_STORAGE_MAX_SIZE, DASHBOARD_CLIENT_MAX_SIZE)  # the job server takes less
     skipped = [_get_excludes(folder, [*get_runtime_env_default_excludes(), *excludes])]
-    total, entries = 0, dict[str, int]()
-    for file in _files(folder, skipped):
-        size = file.stat().st_size
-        entry = file.relative_to(folder).parts[0]
-        entries[entry] = entries.get(entry, 0) + size
-        total += size
-        if total > GCS_STORAGE_MAX_SIZE:
-            largest = sorted(entries, key=lambda name: -entries[name])[:3]
-            raise ClusterError(
-                f"the working directory {folder} is too large to be sent: Ray takes "
-                f"{GCS_STORAGE_MAX_SIZE / 2**20:.0f} MiB, and the most is in "
-                f"{', '.join(f'{name} ({entries[name] / 2**20:.0f} MiB)' for name in largest)}. "
-                "Name what the job does not need in a .rayignore file there (as in .gitignore), "
-                "and keep data on storage that the cluster reads."
-            )
+    sizes = {file: file.stat().st_size for file in _files(folder, skipped)}
+    total = sum(sizes.values())
+    if total > most and _packs_to_more(sizes, most):
+        entries = Counter[str]()
+        for file, size in sizes.items():
+            entries[file.relative_to(folder).parts[0]] += size
+        largest = (f"{name} ({size / 2**20:.0f} MiB)" for name, size in entries.most_common(3))
+        raise ClusterError(
+            f"the working directory {folder} is too large to be sent: Ray takes "
+            f"{most / 2**20:.0f} MiB, packed, and the most is in {', '.join(largest)}. "
+            "Name what the job does not need in a .rayignore file there (as in .gitignore), "
+            "and keep data on storage that the cluster reads."
+        )
     return total
+
+
+def _packs_to_more(sizes: Mapping[Path, int], most: int) -> bool:
+    """Whether files take more bytes than that when they are packed; large ones come first."""
+    packed = 0
+    for file in sorted(sizes, key=lambda each: -sizes[each]):
+        packer = zlib.compressobj(1)
+        with file.open("rb") as opened:
+            while packed <= most and (block := opened.read(_BLOCK_BYTES)):
+                packed += len(packer.compress(block))
+        packed += len(packer.flush())
+        if packed > most:
+            return True
+    return False
 
 
 def quieten() -> None:

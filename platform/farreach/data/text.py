@@ -14,6 +14,7 @@ in Parquet `<file>:<row>`, where the file is relative to the source.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ from farreach.errors import DataError
 
 CORPUS_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
 PIECE_BYTES = 16 << 20
+# Of lists and what has names of its own nothing is kept.
+_PLAIN = (str, int, float)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Document:
         id: as the source has it, else made from its place there.
         title: "" if it has none.
         text: without the title; blank only if there is a title.
-        meta: what else the source says of it in strings.
+        meta: what else the source says of it: texts, and numbers and truth values as texts.
     """
 
     id: str
@@ -149,8 +152,13 @@ def _document(piece: Piece, place: int, record: Record) -> Document:
     else:
         name = _string(piece, place, number, record[number])
     taken = (number, TITLE_KEY, text)
-    meta = {k: v for k, v in record.items() if isinstance(v, str) and k not in taken}
+    meta = {k: _as_text(v) for k, v in record.items() if isinstance(v, _PLAIN) and k not in taken}
     return Document(name, used[0], used[1], meta)
+
+
+def _as_text(value: str | float) -> str:
+    """As JSON writes it, but for the quotes of a text."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _string(piece: Piece, place: int, key: str, value: object) -> str:

@@ -232,7 +232,7 @@ def _rows(file: Path, batch: Any, first: int) -> list[Record]:
 
 
 def _columns(file: Path, schema: Any) -> list[str]:
-    """The columns of strings, and of ids, which may be numbers."""
+    """The columns of strings, numbers and truth values; those of texts must be of strings."""
     strings = {column.name for column in schema if _is_string(column.type)}
     for name in (*TEXT_KEYS, TITLE_KEY):
         if name in schema.names and name not in strings:
@@ -244,7 +244,12 @@ def _columns(file: Path, schema: Any) -> list[str]:
             f"{file}: has no column 'text'; it has {', '.join(schema.names)}. Rename the one with "
             "the text."
         )
-    return [name for name in schema.names if name in strings or name in ID_KEYS]
+    return [column.name for column in schema if column.name in strings or _is_plain(column.type)]
+
+
+def _is_plain(kind: Any) -> bool:
+    types = pa.types
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
 def _is_string(kind: Any) -> bool:

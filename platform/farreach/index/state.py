@@ -120,6 +120,11 @@ def read(folder: Path) -> State:
         ) from None
     except ValueError as error:
         raise DataError(f"{file}: is damaged: {error}. Build the index again.") from error
+    if isinstance(raw, dict) and "vectors" in raw:
+        raise DataError(
+            f"{folder}: holds embedded documents and no index of them yet. Build one with "
+            f"`farreach index build {folder} INDEX`."
+        )
     if not isinstance(raw, dict) or raw.get("index") != SCHEMA:
         raise DataError(f"{file}: describes no index that this version reads. Build it again.")
     try:

@@ -152,7 +152,7 @@ class Index(Reader):
                 there = [ids[place] for place in places.tolist()]
                 raise DataError(
                     f"{self.path}: {len(there)} of the ids to add are there already: {some(there)}."
-                    " Leave them out, or replace them."
+                    " Leave them out, or replace them (replace=true)."
                 )
             parts = (*before.parts, *_adopted(source, self.path))
             deleted = np.concatenate([self.deleted, rows])

@@ -230,6 +230,9 @@ def test_a_corpus_that_is_not_known_is_named(capsys):
         (["embed", "nowhere", "index", "out"], 1, "is neither a run nor a folder"),
         (["embed", "index/model", "gone.txt", "out"], 1, "gone.txt: there is nothing"),
         (["embed", "index/model", "index", "out", "long=3"], 2, "long: unknown key"),
+        (["search", "vectors", "x"], 1, "vectors: holds embedded documents and no index of them"),
+        (["index", "build", "vectors", "vectors/manifest.json"], 1, "not a directory. Correct"),
+        (["data", "prepare", "mr_tydi", "out"], 2, "say where it is with --from PATH"),
     ],
 )
 def test_wrong_input_is_one_message(index, arguments, code, message, capsys):
@@ -238,6 +241,58 @@ def test_wrong_input_is_one_message(index, arguments, code, message, capsys):
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
+
+
+def test_what_the_system_refuses_is_one_message(index, capsys, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", f"{folder}/manifest.json")
+
+    monkeypatch.setattr("farreach_workloads.retrieval.indexes.facts", refuse)
+    assert main(["index", "show", index]) == 1
+    shown = capsys.readouterr().err
+    assert shown == (
+        "error: index/manifest.json: permission denied. Correct the path, or who may read and "
+        "write it.\n"
+    )
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_made(index, made, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["embed", "index/model", str(made / "four.jsonl"), "out", "gpus=1"]) == 2
+    assert "gpus: 1, but PyTorch sees no GPU here" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_line_that_is_no_text_does_not_end_the_others(index):
+    """Piped in; each query stands above what is found for it."""
+    command = [sys.executable, "-m", "farreach", "search", index, "--k", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"}
+    given = b"reads mail\n\xff\xfe bad\nsmall files\n"
+    done = subprocess.run(command, input=given, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0
+    shown = done.stdout.decode()
+    assert re.findall(r"^\w.*$|\(\w+\)", shown, re.MULTILINE) == [
+        *("reads mail", "(mutt)", "small files", "(nano)")
+    ]
+    assert b"a line is not UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_hit_without_a_title_is_called_as_its_metadata_call_it(
+    made, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    lines = [{"_id": "8f1a", "text": "plays chess", "package": "gnuchess", "stars": 4}]
+    lines.append({"_id": "77b2", "text": "reads mail"})
+    Path("own.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert main(["embed", str(made / "model"), "own.jsonl", "vectors"]) == 0
+    assert main(["index", "build", "vectors", "index"]) == 0
+    capsys.readouterr()
+    assert main(["search", "index", "chess mail"]) == 0
+    shown = capsys.readouterr().out
+    assert "gnuchess  (8f1a)" in shown
+    assert re.search(r"\d  77b2$", shown, re.MULTILINE)
+    assert [hit["id"] for hit in found(capsys, "chess", "--where", "stars > 3")] == ["8f1a"]
 
 
 def test_the_page_listens_until_it_is_interrupted(index):

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ def test_what_is_ignored_or_left_out_has_no_size(folder):
 
 
 def test_too_much_is_refused_with_the_largest_entries(folder, monkeypatch):
-    monkeypatch.setattr("ray._private.runtime_env.packaging.GCS_STORAGE_MAX_SIZE", 2000)
+    """The job server takes less than the cluster's store, and counts what is packed."""
+    monkeypatch.setattr("ray._private.ray_constants.DASHBOARD_CLIENT_MAX_SIZE", 2000)
+    assert check_size(folder, []) == 10 + 3000 + 5 + 8
+    (folder / "data/big").write_bytes(os.urandom(3000))
     with pytest.raises(ClusterError, match=r"too large to be sent.*the most is in data \(0 MiB\)"):
         check_size(folder, [])
     with pytest.raises(ClusterError, match=r"nowhere: there is no such folder\."):

@@ -45,16 +45,17 @@ def test_a_title_alone_is_a_document(tmp_path):
     assert [d.whole for d in found] == ["T ", "b"]
 
 
-def test_json_has_either_names_and_further_strings(tmp_path):
+def test_json_has_either_names_and_further_facts(tmp_path):
     lines = [
-        {"_id": "x", "id": "other", "title": "T", "text": "a", "url": "u", "n": 3, "m": {}},
+        {"_id": "x", "id": "other", "title": "T", "text": "a", "url": "u", "n": 3, "m": {}}
+        | {"ok": True, "f": 0.5, "l": [1]},
         {"id": 7, "contents": "b"},
         {"text": "c", "title": None, "_id": None},
     ]
     file = written(tmp_path / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     begin = sum(len(json.dumps(line)) + 1 for line in lines[:2])
     assert list(documents(file)) == [
-        Document("x", "T", "a", {"id": "other", "url": "u"}),
+        Document("x", "T", "a", {"id": "other", "url": "u", "n": "3", "ok": "true", "f": "0.5"}),
         Document("7", "", "b", {}),
         Document(f"a.jsonl:{begin}", "", "c", {}),
     ]
@@ -96,7 +97,7 @@ def test_parquet_is_cut_between_row_groups(tmp_path):
     kinds = pa.array(["even", "odd"] * 5 + [None]).dictionary_encode()
     file = parquet(tmp_path / "a.parquet", text=texts, number=range(11), kind=kinds)
     found = list(documents(file))
-    assert found[4] == Document("a.parquet:4", "", "text 4", {"kind": "even"})
+    assert found[4] == Document("a.parquet:4", "", "text 4", {"number": "4", "kind": "even"})
     assert len(found) == 10
     assert [(p.begin, p.end) for p in pieces(file, 1)] == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert [(p.begin, p.end) for p in pieces(file)] == [(0, 4)]

@@ -119,7 +119,7 @@ def test_further_sets_are_searched_in_training(cache, tmp_path):
         for measure in ("ndcg@10", "recall@100", "documents", "questions"):
             assert result[f"{name}/{measure}"] == result[f"evaluation/{measure}"]
     assert afterwards.evaluate(run.path, episodes=5)["tested/questions"] == 5
-    with pytest.raises(DataError, match=r"nowhere/qrels/test\.tsv"):
+    with pytest.raises(DataError, match=r"nowhere/qrels/dev\.tsv"):
         launch.check(MINI, words_of(cache, f"probe.others={{x: {tmp_path / 'nowhere'}}}"))
 
 

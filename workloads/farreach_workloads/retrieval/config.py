@@ -87,9 +87,9 @@ class ProbeConfig(Config):
     """Folder in the layout of BEIR. None: that of the shipped extract, or of the text if it is such
     a folder."""
     split: str = "dev"
+    """Of the judgements; where there is none of that name, that on which results are published."""
     others: dict[str, str] = Field({})
-    """Further folders in the layout of BEIR, by names under which their measures are shown; of each
-    the same split, or where it has none that on which results are published."""
+    """Further folders in the layout of BEIR, by names under which their measures are shown."""
     documents: int = Field(4000, ge=1)
     """Documents that are searched, at most; those that answer a question are among them."""
     queries: int = Field(500, ge=1)
@@ -161,6 +161,11 @@ class RetrievalConfig(Config):
                 f"training.part: parts of {part} on {workers} workers are not equally many on each "
                 f"for a batch of {self.training.batch}, and with contrast.sharded all workers "
                 "compute each together. Choose a batch that they divide"
+            )
+        if self.contrast.kind == "in_batch" and self.training.batch < 2:
+            raise ValueError(
+                "training.batch: a pair alone has nothing to be told apart from. Set it to 2 or "
+                "more, best to hundreds"
             )
         self._check_keys()
         if self.optimizer.kind == "asam" and self.contrast.kind == "moco":

@@ -93,6 +93,11 @@ def embed(model: str | Path | Model, source: Path, out: Path, config: EmbedConfi
         ClusterError: there are fewer CPUs or GPUs than asked for.
     """
     out, source = out.absolute(), source.absolute()
+    if config.gpus and not config.workers and not torch.cuda.is_available():
+        raise ConfigError(
+            f"gpus: {config.gpus:g}, but PyTorch sees no GPU here. Set it to 0, or workers to 1 or "
+            "more to embed where Ray has GPUs."
+        )
     encoder, words = model if isinstance(model, tuple) else models.open_model(model)
     _refuse_long_passages(encoder, config)
     job = job_of((encoder, words), source, config)

@@ -36,7 +36,7 @@ from farreach_workloads.retrieval.finetune_task import (
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.labelled import is_beir
 from farreach_workloads.retrieval.models import open_model
-from farreach_workloads.retrieval.probe import Others, Probe, note_data
+from farreach_workloads.retrieval.probe import Others, Probe, note_data, split_of
 from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.supervision import (
     begun,
@@ -78,7 +78,7 @@ def check(config: FinetuneConfig) -> list[str]:
         )
     encoder, words = begun(config.start, config.encoder, config.data, config.seed)
     cache = Path(config.data.cache)
-    Probe(probe_folder(config), config.probe, words, encoder.longest, cache)
+    probe = Probe(probe_folder(config), config.probe, words, encoder.longest, cache)
     Others(config.probe, words, encoder.longest, cache)
     store = prepared(config.data, words)
     rows, held_out = parted(store, config.data, config.seed)
@@ -93,6 +93,7 @@ def check(config: FinetuneConfig) -> list[str]:
         f"{len(rows):,} questions to learn from in {updates:,} updates, {len(held_out):,} held "
         f"out; an encoder of {count:.1f}M parameters"
     ]
+    notes.append(probe.in_words(probe_folder(config)))
     if store.skipped:
         notes.append(f"{store.skipped:,} rows that nothing answers are left out")
     has_negatives = len(store.corpus) + len(store.negatives.values) + len(store.hard.values) > 0
@@ -163,7 +164,8 @@ def evaluate(
 
 def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:
     texts = texts_of(source_of(config.data))
-    note_data(run, texts, probe_folder(config), config.probe.split, config.probe.others)
+    folder, probe = probe_folder(config), config.probe
+    note_data(run, texts, folder, split_of(folder, probe), probe.others)
 
 
 def plot(config: FinetuneConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:

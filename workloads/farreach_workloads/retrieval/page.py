@@ -131,9 +131,9 @@ def answer(searcher: Searcher, request: Request) -> dict[str, Any]:
     Returns:
         `query` and `where` as given, `k` as used, how many `documents` there are, `seconds`, and
         `columns`: each has its `mode` and `hits`, which are None if the index has no words; the
-        last is `reranked` if there is a judge. A hit is what `Found.as_row` has and `parts` of its
-        title and its snippet, of which every second one, from the second on, is one of the query's
-        words.
+        last is `reranked` if there is a judge. A hit is what `Found.as_row` has, its `name`, and
+        `parts` of its title and its snippet, of which every second one, from the second on, is one
+        of the query's words.
 
     Raises:
         ConfigError, DataError: see `Searcher.compared`.
@@ -158,7 +158,7 @@ def answer(searcher: Searcher, request: Request) -> dict[str, Any]:
 def _row(found: Found) -> dict[str, Any]:
     texts = {"title": found.title, "snippet": found.snippet}
     parts = {name: _parts(text, found.matched) for name, text in texts.items()}
-    return found.as_row() | {"parts": parts}
+    return found.as_row() | {"name": found.name, "parts": parts}
 
 
 def _parts(text: str, words: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
 from farreach_workloads.retrieval.evaluation import open_questions
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.presets import differences
-from farreach_workloads.retrieval.probe import Others, Probe, note_data
+from farreach_workloads.retrieval.probe import Others, Probe, note_data, split_of
 from farreach_workloads.retrieval.task import PretrainTask, encoder_for, probe_folder
 
 Config = RetrievalConfig
@@ -67,7 +67,8 @@ def check(config: RetrievalConfig) -> list[str]:
     words = stores.words_of(config)
     encoder = encoder_for(config, words)
     cache = Path(config.data.cache)
-    Probe(probe_folder(config), config.probe, words, encoder.longest, cache)
+    probe = Probe(probe_folder(config), config.probe, words, encoder.longest, cache)
+    notes.append(probe.in_words(probe_folder(config)))
     Others(config.probe, words, encoder.longest, cache)
     count = sum(p.numel() for p in encoder.parameters()) / 1e6
     outside = count - encoder.words.weight.numel() / 1e6
@@ -108,8 +109,8 @@ def evaluate(
 
 
 def _note_data(config: RetrievalConfig, run: RunDirectory) -> None:
-    probe = config.probe
-    note_data(run, stores.sources(config), probe_folder(config), probe.split, probe.others)
+    folder, probe = probe_folder(config), config.probe
+    note_data(run, stores.sources(config), folder, split_of(folder, probe), probe.others)
 
 
 def plot(config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:

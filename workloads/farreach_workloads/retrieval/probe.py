@@ -45,6 +45,7 @@ class Probe:
     """A small search whose quality is measured again and again.
 
     Attributes:
+        split: of the judgements.
         documents: how many are searched.
         titles: what to call each of them.
         scores: of the last search, (questions, documents); None before it.
@@ -65,12 +66,21 @@ class Probe:
         Raises:
             DataError: the folder is no such set.
         """
+        config = config.model_copy(update={"split": split_of(folder, config)})
         texts = _kept(folder, config, words, min(longest, config.longest), cache)
+        self.split = config.split
         self.names, self.titles = texts.names, texts.titles
         self._rows, self._own = texts.rows, texts.own
         self._queries, self._documents = texts.queries, texts.documents
         self.documents = len(texts.documents)
         self.scores: Tensor | None = None
+
+    def in_words(self, folder: Path) -> str:
+        """What is searched, for those who see its measures."""
+        return (
+            f"searched while training: {folder} ({self.split}), {len(self.names):,} questions "
+            f"about {self.documents:,} documents"
+        )
 
     def vectors(self, encoder: TextEncoder, place: Place) -> tuple[Tensor, Tensor]:
         """Of questions and documents, each worker computing a share: (n, width) float32."""
@@ -165,6 +175,17 @@ class _Texts:
         return cls(names, by_name, own, titles, queries, documents)
 
 
+def split_of(folder: Path, config: ProbeConfig) -> str:
+    """The split that is asked for, or where a set lacks it that on which results are published."""
+    published = published_split(folder)
+    there = [
+        split
+        for split in (config.split, published)
+        if (folder / QRELS_FOLDER / f"{split}.tsv").is_file()
+    ]
+    return there[0] if there else config.split
+
+
 class Others:
     """Further sets that are searched while training; see `ProbeConfig.others`."""
 
@@ -172,11 +193,7 @@ class Others:
         """As `Probe` does, for each of them."""
         self._probes: dict[str, Probe] = {}
         for name, path in config.others.items():
-            folder = here(path)
-            is_there = (folder / QRELS_FOLDER / f"{config.split}.tsv").is_file()
-            split = config.split if is_there else published_split(folder)
-            own = config.model_copy(update={"split": split})
-            self._probes[name] = Probe(folder, own, words, longest, cache)
+            self._probes[name] = Probe(here(path), config, words, longest, cache)
 
     def measured(self, encoder: TextEncoder, place: Place) -> dict[str, float]:
         """Quality of a search in each, as `name/measure`; all workers call it together."""

@@ -184,10 +184,17 @@ def plot(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint) -> lis
     """Where right documents are, before and after."""
     task = restored(RerankTask(config), checkpoint)
     before, after = task.candidates.ranks(task.candidates.scores(task.reranker, Place()))
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(4.5, 4)
     axes = figure.add_subplot()
-    axes.plot([1, max(before, default=1)], [1, max(before, default=1)], color="0.8")
+    axes.axline((1, 1), slope=1, color="0.8")
     axes.scatter(before, after, s=12, alpha=0.5)
+    most = max([*before, *after, 5])  # one scale for both, so that the line is the diagonal
+    axes.set_xlim(0, most + 1)
+    axes.set_ylim(0, most + 1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("rank in the first stage")
     axes.set_ylabel("rank after it")
     axes.set_title("right documents, by question")

@@ -25,7 +25,7 @@ from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach.learn.task import Batch, Pixels
-from farreach.rundir import RunDirectory
+from farreach.rundir import LATEST, RunDirectory
 from farreach_workloads.retrieval.candidates import Candidates, CandidatesConfig
 from farreach_workloads.retrieval.config import RetrievalOptimizerConfig
 from farreach_workloads.retrieval.corpora import extract
@@ -254,9 +254,13 @@ def begin(config: RerankConfig) -> tuple[CrossEncoder, WordPieces]:
     return model.train(), words
 
 
+def _is_run(path: Path | str) -> bool:
+    return str(path) == LATEST or RunDirectory.is_there(path)
+
+
 def is_reranker(path: Path | str) -> bool:
     """Whether a run or a folder holds a re-ranker."""
-    if not RunDirectory.is_there(path):
+    if not _is_run(path):
         return is_cross_encoder(here(path))
     return isinstance(configs.load(RunDirectory.open(path).config_path).config, RerankConfig)
 
@@ -269,7 +273,7 @@ def open_reranker(path: Path | str) -> tuple[CrossEncoder, WordPieces]:
         ConfigError: a run of something else.
         CheckpointError: the run has no intact checkpoint.
     """
-    if not RunDirectory.is_there(path):
+    if not _is_run(path):
         return open_cross_encoder(here(path))
     if not is_reranker(path):
         raise ConfigError(f"{path}: is a run of something else. Name one of re-ranking.")

@@ -88,7 +88,7 @@ class Chunks:
             if store.tokens < chunk:
                 raise DataError(
                     f"corpus {name}: its {store.tokens} tokens are fewer than the {chunk} of a "
-                    "chunk. Leave it out, add to it, or make chunks shorter."
+                    "chunk. Leave it out, add to it, or lower spans.chunk."
                 )
         if not stores:
             raise DataError("corpora: there are none to draw from. Name at least one.")

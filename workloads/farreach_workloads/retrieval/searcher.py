@@ -31,6 +31,8 @@ Column = Literal["dense", "lexical", "hybrid", "reranked"]
 RERANKED = 50
 # Of hits by words, so many times as many are looked at until enough may be found.
 _MORE = 4
+# Metadata by which documents without a title are called.
+_NAMES = ("name", "package")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Found:
     lexical: float | None
     matched: tuple[str, ...]
     meta: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """What to call it: its title, what its metadata call it, or its id."""
+        return self.title or next((self.meta[key] for key in _NAMES if self.meta.get(key)), self.id)
 
     def as_row(self) -> dict[str, Any]:
         """All of it, as JSON takes it."""
