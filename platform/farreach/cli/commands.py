@@ -247,7 +247,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "index add",
         index.add,
-        "embed more documents into an index; known ids are replaced",
+        "embed more documents into an index; replace=true for ids that are there",
         "  farreach index add index/debian new.jsonl",
         index.add_arguments,
     ),

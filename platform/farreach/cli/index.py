@@ -188,7 +188,8 @@ def compare(options: argparse.Namespace) -> None:
             f"{point.kind:<9} {point.effort:<11} recall {point.recall:.3f}  "
             f"{point.rate:>9,.0f} queries/s  {point.megabytes:>8,.1f} MB"
         )
-    say(str(save(drawn(points, str(options.vectors)), options.out)))
+    file = options.out if options.out.suffix else options.out.with_suffix(".png")
+    say(str(save(drawn(points, str(options.vectors)), file)))
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:

@@ -131,8 +131,10 @@ def mapped(folder: Path, part: Part) -> NDArray[Any]:
         # Copy-on-write maps as reading does, and torch takes it without a warning. A plain array,
         # for slices of a memmap are slow to make.
         array = np.asarray(np.load(file, mmap_mode="c") if part.size else np.load(file))
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
         raise DataError(f"{file}: cannot be read: {error}. {_AGAIN}") from error
+    except (ValueError, EOFError) as error:  # NumPy's advice would be to unpickle it
+        raise DataError(f"{file}: is damaged, or no file of vectors. {_AGAIN}") from error
     if array.ndim != 2 or len(array) != part.size or array.dtype not in (np.float16, np.float32):
         raise DataError(
             f"{file}: holds {array.dtype} of shape {array.shape}, and not {part.size} vectors in "

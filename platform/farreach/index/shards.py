@@ -18,6 +18,7 @@ from farreach import runtime
 from farreach.actors.services import DEATHS, LOSSES, ActorService, fetch
 from farreach.actors.tasks import done_in_any_order
 from farreach.actors.witness import Witnesses
+from farreach.console import say
 from farreach.errors import ActorError, DataError
 from farreach.failures import explain, show
 from farreach.index import kinds
@@ -212,6 +213,8 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
     ]
     todo = [shard for shard in shards if not (folder / str(shard.file)).exists()]
     inline = workers == 0
+    if not (folder / trained).exists():
+        say(f"index     training {config.kind} on a sample of {vectors.points:,} vectors")
     with contextlib.ExitStack() as stack:
         if not inline:
             stack.enter_context(runtime.connection(1.0, settings=["workers"]))
