@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from farreach.testing.heads import ray_head
+from farreach_workloads.retrieval.searcher import Searcher
 
 ROOT = Path(__file__).resolve().parents[3]
 RAY = Path(sys.executable).parent / "ray"
@@ -72,3 +73,16 @@ def test_a_corpus_becomes_a_search_by_jobs_alone(job, tmp_path):
     job("evaluate", run, "search", f"path={corpus}", "workers=2")
     result = json.loads(next((run / "evaluations").glob("search*.json")).read_text())
     assert result["lexical/ndcg@10"] == 1
+
+    other, later = tmp_path / "other.jsonl", tmp_path / "later.jsonl"
+    other.write_text('{"_id": "bike", "text": "repair a bicycle"}\n')
+    later.write_text('{"_id": "tea", "text": "make a cup of tea"}\n')
+    settings = ("kind=ivf_flat", "lists=1")
+    job("embed", run, other, tmp_path / "vectors_other")
+    job("index", "build", tmp_path / "vectors_other", tmp_path / "index_other", *settings)
+    job("index", "merge", index, tmp_path / "index_other", tmp_path / "merged")
+    job("index", "add", tmp_path / "merged", later, "workers=1")
+    job("index", "delete", tmp_path / "merged", "vim", "gimp")
+    searcher = Searcher.open(tmp_path / "merged")
+    found = {hit.id for hit in searcher.search(["tea bicycle"], searcher.documents)[0]}
+    assert found == {*TEXTS, "bike", "tea"} - {"vim", "gimp"}

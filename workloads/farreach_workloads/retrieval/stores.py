@@ -17,6 +17,7 @@ from farreach.console import say, warn
 from farreach.data import text, tokens, wordpieces
 from farreach.data.digests import digest
 from farreach.data.fetched import here
+from farreach.data.text_records import layout
 from farreach.data.token_building import MANIFEST_FILE
 from farreach.data.tokens import TokenStore
 from farreach.data.wordpieces import WordPieces
@@ -50,12 +51,18 @@ def sources(config: RetrievalConfig) -> dict[str, Path]:
 
 
 def fingerprint(source: Path) -> str:
-    """Of the files of a text: their names and all that is in them."""
+    """Of the files of a text, or of a folder with rows: their names and all that is in them."""
     whole = hashlib.sha256()
-    files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():  # in which other things may lie
+        files = sorted(p for p in source.rglob("*") if p.is_file() and (layout(p) or _has_rows(p)))
     for path in files:
         whole.update(f"{path.relative_to(source)} {digest(path)} ".encode())
     return whole.hexdigest()
+
+
+def _has_rows(file: Path) -> bool:
+    return file.suffix.lower() == ".json"
 
 
 def words_of(config: RetrievalConfig) -> WordPieces:
