@@ -29,6 +29,8 @@ from farreach.index.state import Shard
 from farreach.index.vectors import Vectors
 from farreach.progress import Progress
 
+# Vectors from which on it is said that lists and codes are trained, which takes a while.
+MANY = 30_000
 BLOCK = 8192  # vectors read at once
 RESTARTS = 2
 _LARGEST_HALF = 65504.0
@@ -213,7 +215,7 @@ def build(folder: Path, vectors: Vectors, config: IndexConfig, workers: int) -> 
     ]
     todo = [shard for shard in shards if not (folder / str(shard.file)).exists()]
     inline = workers == 0
-    if not (folder / trained).exists():
+    if not (folder / trained).exists() and vectors.points >= MANY:
         say(f"index     training {config.kind} on a sample of {vectors.points:,} vectors")
     with contextlib.ExitStack() as stack:
         if not inline:

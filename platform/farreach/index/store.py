@@ -147,17 +147,22 @@ class Index(Reader):
         with self._changing() as before:
             self._refuse_foreign(source)
             ids = source.ids(np.arange(source.count))
-            places, rows = self.alive(ids)
-            if len(rows) and not replacing:
-                there = [ids[place] for place in places.tolist()]
-                raise DataError(
-                    f"{self.path}: {len(there)} of the ids to add are there already: {some(there)}."
-                    " Leave them out, or replace them (replace=true)."
-                )
+            _, rows = self.alive(ids) if replacing else self.refuse_known(ids)
             parts = (*before.parts, *_adopted(source, self.path))
             deleted = np.concatenate([self.deleted, rows])
             self._publish(before, replace(before, parts=parts), deleted)
         return len(rows)
+
+    def refuse_known(self, ids: list[str]) -> tuple[Rows, Rows]:
+        """As `alive`, of ids none of which can be found; raises DataError if one can."""
+        places, rows = self.alive(ids)
+        if len(rows):
+            there = [ids[place] for place in places.tolist()]
+            raise DataError(
+                f"{self.path}: {len(there)} of the ids to add are there already: {some(there)}. "
+                "Leave them out, or replace them (replace=true)."
+            )
+        return places, rows
 
     def holds(self, vectors: Path) -> bool:
         """Whether this very folder of embedded documents was added before."""

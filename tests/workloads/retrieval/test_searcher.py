@@ -98,6 +98,16 @@ def test_dense_search_is_that_of_the_vectors_of_the_model(model, index):
         assert [one.rank for one in own] == [1, 2, 3, 4, 5, 6]
 
 
+def test_ids_that_are_there_are_named_before_anything_is_embedded(index, tmp_path, monkeypatch):
+    more = write(tmp_path / "more.jsonl", [("new", "a clock", "time"), ("d3", "a lamp", "light")])
+    with monkeypatch.context() as patch:
+        patch.setattr(indexes, "embed", None)
+        with pytest.raises(DataError, match=r"1 of the ids to add .* 'd3'.*\(replace=true\)"):
+            indexes.add(index, more)
+    assert indexes.add(index, more, ["replace=true"]) == 2
+    assert not list(index.glob("added-*"))
+
+
 def test_words_and_vectors_make_one_ranking(index):
     searcher = Searcher.open(index)
     searcher.fusion = FusionConfig(weight=0.3)

@@ -11,6 +11,7 @@ index/
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from pydantic import Field
 
 from farreach import config as configs
 from farreach.config import Config
+from farreach.data import text
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.index.files import link_or_copy
@@ -39,6 +41,7 @@ from farreach_workloads.retrieval.jobs import (
 )
 
 FUSION = "fusion.json"
+_BLOCK = 8192
 
 
 class BuildConfig(IndexConfig):
@@ -123,6 +126,10 @@ def add(folder: Path, source: Path, settings: Sequence[str] = ()) -> int:
     if not source.exists():
         raise DataError(f"{source}: there is nothing. Correct the path.")
     working = folder / f"added-{stores.fingerprint(source)[:12]}"
+    if not (config.replace or working.exists()):  # before anything is computed that would be lost
+        names = (document.id for document in text.documents(source))
+        while some := list(itertools.islice(names, _BLOCK)):
+            index.refuse_known(some)
     vectors = embed(folder / MODEL, source, working, EmbedConfig(**(before | work)))
     if not index.holds(working):  # else it was interrupted when they had just been added
         index.add(working, replacing=config.replace)
