@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,21 @@ BERT = (
     "encoder={kind: bert, width: 32, depth: 2, heads: 2, hidden: 64, positions: 260, "
     "normalised: true, dropout: 0}"
 )
+WORDS = [
+    "mount",
+    "umount",
+    "disk",
+    "folder",
+    "file",
+    "text",
+    "sound",
+    "music",
+    "mail",
+    "chess",
+    "board",
+    "editor",
+    "game",
+]
 SHARP = ["contrast.temperature=0.5", "encoder.dropout=0", "contrast.queue=40"]
 CASES = {
     "moco": (MINI, SHARP),
@@ -194,6 +210,46 @@ def test_a_run_is_evaluated_drawn_and_exported(undisturbed, tmp_path):
     # Its spans have 128 tokens and two more, and of its 140 positions the others are never trained.
     assert (own.longest, own.positions) == (130, 140)
     assert (encoder.longest, encoder.positions) == (130, 140)
+
+
+def test_a_run_keeps_its_vocabulary_whatever_becomes_of_the_text(cache, tmp_path):
+    """What is made of the run uses it, without text or tokens; training goes on with no other."""
+    source = tmp_path / "own.jsonl"
+    texts = [f"{word} {other}" for word in WORDS for other in WORDS]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 6))
+    data = {"cache": str(tmp_path / "cache"), "path": str(source), "vocabulary": 300}
+    config, run = tmp_path / "pairs.yaml", tmp_path / "run"
+    config.write_text(config_text(cache, data=data))
+    launch.train(str(config), ["training.epochs=4"], run_dir=run)
+    before = afterwards.evaluate(run)
+    _, words = pretrain.encoder_of(run, CheckpointStore(run / "checkpoints").newest().path)
+    assert (run / "words" / "tokenizer.json").is_file()
+    shutil.rmtree(tmp_path / "cache")
+    source.write_text(source.read_text().replace("mount", "climb"))
+    again = afterwards.evaluate(run)
+    assert again["evaluation/ndcg@10"] == before["evaluation/ndcg@10"]
+    assert (
+        pretrain.encoder_of(run, CheckpointStore(run / "checkpoints").newest().path)[1].fingerprint
+        == words.fingerprint
+    )
+    with pytest.raises(DataError, match=r"run/words: is another vocabulary .* text now"):
+        launch.resume(run, ["training.epochs=8"])
+    source.unlink()
+    assert afterwards.evaluate(run)["evaluation/ndcg@10"] == before["evaluation/ndcg@10"]
+    afterwards.plot(run)
+    folder = afterwards.export(run, tmp_path / "model", "hub")
+    assert open_encoder(folder)[1].fingerprint == words.fingerprint
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(cache):
+    name, words = words_of("moco", cache)
+    config = configs.load(configs.find(name), words).config
+    stores.prepare(config)
+    task = pretrain.make_task(config)
+    state = task.state()
+    task.restore(state)
+    with pytest.raises(DataError, match="its vocabulary is another than that of the checkpoint"):
+        task.restore(state | {"words": "0" * 64})
 
 
 def test_bad_text_is_named_before_anything_starts(cache, tmp_path):

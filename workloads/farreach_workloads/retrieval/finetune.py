@@ -37,7 +37,7 @@ from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.labelled import is_beir
 from farreach_workloads.retrieval.models import open_model
 from farreach_workloads.retrieval.probe import Others, Probe, note_data, split_of
-from farreach_workloads.retrieval.stores import key_of
+from farreach_workloads.retrieval.stores import keep_words, key_of, with_kept_words
 from farreach_workloads.retrieval.supervision import (
     begun,
     parted,
@@ -54,6 +54,7 @@ def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     """The encoder of a checkpoint of a run and its vocabulary, for whoever embeds."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, FinetuneConfig)
+    config = with_kept_words(config, run)
     encoder, words = begun(starting(config), config.encoder, config.data, config.seed)
     state = CheckpointStore.load(checkpoint).part("learner")["model"]
     Pair(encoder).load_state_dict(as_tensors(state))
@@ -121,6 +122,7 @@ def run(
         found = _mined(config)
     _, words = begun(starting(config), config.encoder, config.data, config.seed)
     prepared(config.data, words, hard_file(config))
+    keep_words(run.path, words)
     _note_data(config, run)
     return found | fit(config, run, checkpoint, make_task)
 
@@ -159,7 +161,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Ask what training asks; `episodes`: so many of the questions alone."""
     _note_data(config, run)
-    return evaluated(FinetuneTask(config), checkpoint, episodes)
+    return evaluated(FinetuneTask(with_kept_words(config, run.path)), checkpoint, episodes)
 
 
 def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:
@@ -170,7 +172,7 @@ def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:
 
 def plot(config: FinetuneConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """How scores lie; and documents' vectors for the projector."""
-    task = restored(FinetuneTask(config), checkpoint)
+    task = restored(FinetuneTask(with_kept_words(config, run.path)), checkpoint)
     return figures.draw(task.probe, task.encoder, run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from farreach import config as configs
@@ -39,6 +40,7 @@ def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     """The encoder of a checkpoint of a run and its vocabulary, for workers that embed."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, RetrievalConfig)
+    config = stores.with_kept_words(config, run)
     words = stores.words_of(config)
     encoder = encoder_for(config, words)
     state = CheckpointStore.load(checkpoint).part("learner")["model"]
@@ -96,7 +98,8 @@ def run(
 ) -> dict[str, float]:
     """Tokenise what is not yet, and train to the end; see `Workload`."""
     stores.prepare(config)
-    _note_data(config, run)
+    stores.keep_words(run.path, stores.words_of(config))
+    note_data(run, stores.sources(config), *_searched(config))
     return fit(config, run, checkpoint, make_task, keys_ahead.demand(config))
 
 
@@ -104,18 +107,21 @@ def evaluate(
     config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Search what training searches; `episodes`: with so many of the questions alone."""
-    _note_data(config, run)
-    return evaluated(PretrainTask(config), checkpoint, episodes)
+    config = stores.with_kept_words(config, run.path)
+    note_data(run, {}, *_searched(config))
+    return evaluated(PretrainTask(config, begins=False), checkpoint, episodes)
 
 
-def _note_data(config: RetrievalConfig, run: RunDirectory) -> None:
+def _searched(config: RetrievalConfig) -> tuple[Path, str, Mapping[str, str]]:
+    """What training searches, of which split, and what else."""
     folder, probe = probe_folder(config), config.probe
-    note_data(run, stores.sources(config), folder, split_of(folder, probe), probe.others)
+    return folder, split_of(folder, probe), probe.others
 
 
 def plot(config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """How scores lie; and documents' vectors for the projector."""
-    task = restored(PretrainTask(config), checkpoint)
+    config = stores.with_kept_words(config, run.path)
+    task = restored(PretrainTask(config, begins=False), checkpoint)
     return figures.draw(task.probe, task.encoder, run)
 
 

@@ -45,6 +45,7 @@ from farreach_workloads.retrieval.rerank_task import (
     open_reranker,
     reranker_of,
 )
+from farreach_workloads.retrieval.stores import keep_words, with_kept_words
 from farreach_workloads.retrieval.supervision import parted, prepared, source_of, texts_of
 
 Config = RerankConfig
@@ -163,6 +164,7 @@ def run(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint | None) 
     """Search for what is re-ranked while training, and train to the end; see `Workload`."""
     if config.runtime.workers:
         RerankTask(config)  # leaves in the cache what the workers look for
+    keep_words(run.path, begin(config)[1])
     _note_data(config, run)
     return fit(config, run, checkpoint, make_task)
 
@@ -172,7 +174,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Re-rank what training re-ranks; `episodes`: for so many of the questions alone."""
     _note_data(config, run)
-    return evaluated(RerankTask(config), checkpoint, episodes)
+    return evaluated(RerankTask(with_kept_words(config, run.path)), checkpoint, episodes)
 
 
 def _note_data(config: RerankConfig, run: RunDirectory) -> None:
@@ -182,7 +184,7 @@ def _note_data(config: RerankConfig, run: RunDirectory) -> None:
 
 def plot(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Where right documents are, before and after."""
-    task = restored(RerankTask(config), checkpoint)
+    task = restored(RerankTask(with_kept_words(config, run.path)), checkpoint)
     before, after = task.candidates.ranks(task.candidates.scores(task.reranker, Place()))
     from matplotlib.ticker import MaxNLocator
 

@@ -39,6 +39,7 @@ from farreach_workloads.retrieval.cross_encoder import (
 from farreach_workloads.retrieval.encoder import EncoderConfig
 from farreach_workloads.retrieval.hub import reset_dropout
 from farreach_workloads.retrieval.labelled import LabelledData, is_beir
+from farreach_workloads.retrieval.stores import with_kept_words
 from farreach_workloads.retrieval.supervision import (
     LabelledConfig,
     begun,
@@ -288,7 +289,7 @@ def reranker_of(run: Path, checkpoint: Path) -> tuple[CrossEncoder, WordPieces]:
     """The re-ranker of a checkpoint of a run, in evaluation mode, and its vocabulary."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, RerankConfig)
-    model, words = begin(config)
+    model, words = begin(with_kept_words(config, run))
     model.load_state_dict(as_tensors(CheckpointStore.load(checkpoint).part("learner")["model"]))
     return model.eval(), words
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from farreach import seeding
 from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
+from farreach.errors import DataError
 from farreach.figures import rendered
 from farreach.learn.asam import Asam
 from farreach.learn.place import Place
@@ -25,7 +27,7 @@ from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.hub import make_encoder
 from farreach_workloads.retrieval.keys_ahead import KeysAhead
 from farreach_workloads.retrieval.probe import Others, Probe
-from farreach_workloads.retrieval.sampler import rarity
+from farreach_workloads.retrieval.sampler import PairData, rarity
 
 if TYPE_CHECKING:
     from farreach.learn.outlet import Outlet
@@ -39,8 +41,13 @@ class PretrainTask:
 
     score = "evaluation/ndcg@10"
 
-    def __init__(self, config: RetrievalConfig) -> None:
-        """Open the tokens and make the networks.
+    def __init__(self, config: RetrievalConfig, *, begins: bool = True) -> None:
+        """Make the networks.
+
+        Args:
+            config: of the run.
+            begins: whether training may begin with it; otherwise a checkpoint's weights follow, and
+                the tokens need not be there.
 
         Raises:
             ConfigError: settings do not go together.
@@ -48,14 +55,13 @@ class PretrainTask:
         """
         self.config = config
         self.words = stores.words_of(config)
-        self.data = stores.pairs(config, self.words)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.child_seed(config.seed, "weights"))
             encoder = encoder_for(config, self.words)
-        if isinstance(encoder, Bag) and not (config.encoder.path or config.encoder.embeddings):
-            encoder.weigh(
-                torch.from_numpy(rarity(stores.opened(config, self.words), config.spans.chunk))
-            )
+        is_new = not (config.encoder.path or config.encoder.embeddings)
+        if begins and isinstance(encoder, Bag) and is_new:
+            opened = stores.opened(config, self.words)
+            encoder.weigh(torch.from_numpy(rarity(opened, config.spans.chunk)))
         self.method = make_method(
             encoder, config.contrast, seeding.child_seed(config.seed, "queue")
         )
@@ -66,6 +72,11 @@ class PretrainTask:
         self.others = Others(config.probe, self.words, encoder.longest, cache)
         self._metrics: dict[str, float] = {}
         self._ahead: Mapping[str, Any] | None = None
+
+    @cached_property
+    def data(self) -> PairData:
+        """Pairs of spans; raises DataError if the tokens are not there."""
+        return stores.pairs(self.config, self.words)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -137,11 +148,17 @@ class PretrainTask:
         return [*remarks, waits] if waits else remarks
 
     def state(self) -> dict[str, Any]:
-        """The method's."""
-        return self.method.state()
+        """The method's, and what tells the vocabulary from others."""
+        return self.method.state() | {"words": self.words.fingerprint}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the method's state over."""
+        """Take the method's state over; raises DataError if the vocabulary is another."""
+        if state.get("words", self.words.fingerprint) != self.words.fingerprint:
+            raise DataError(
+                "data: its vocabulary is another than that of the checkpoint, since the text has "
+                "changed. Train anew, or set data.words to what the run has kept in its folder "
+                f"{stores.WORDS}."
+            )
         self.method.restore(state)
         self._ahead = state.get("ahead")
 
