@@ -16,6 +16,7 @@ from farreach.learn.place import Place
 from farreach_workloads.retrieval import pretrain, stores
 from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.evaluation.beir import open_beir
+from farreach_workloads.retrieval.packed import attention_filled, layout_of
 
 MINI = "retrieval/debian_mini_debug"
 
@@ -102,6 +103,16 @@ def test_a_run_says_what_it_has_learnt_from_and_was_measured_on(cache, tmp_path)
     assert len([event for event in run.events() if event["event"] == "data"]) == 2
     versions = json.loads((tmp_path / "run" / "result.json").read_text())["versions"]
     assert {"faiss-cpu", "tokenizers", "safetensors", "pyarrow", "bm25s"} <= versions.keys()
+
+
+def test_padding_that_attention_computes_is_told():
+    """Texts of like length attend together; those of one length fill all places."""
+    assert attention_filled(torch.full((40,), 17)) == 1.0
+    lengths = torch.arange(1, 129).repeat(40)
+    layout = layout_of(lengths, 128)
+    places = sum(group.texts * group.longest for group in layout.groups)
+    assert attention_filled(lengths) == pytest.approx(int(lengths.sum()) / places)
+    assert 0.5 < attention_filled(lengths) < 1
 
 
 def test_further_sets_are_searched_in_training(cache, tmp_path):

@@ -102,6 +102,19 @@ def layout_of(lengths: Tensor, width: int) -> Layout:
     return Layout(order_, lengths_, places, positions_, texts_, tuple(groups))
 
 
+def attention_filled(lengths: Tensor) -> float:
+    """Share of the places in which texts of these lengths (n,) attend that hold a token.
+
+    All else is computed for tokens alone.
+    """
+    ordered = -np.sort(-lengths.detach().cpu().numpy().astype(np.int64))
+    filled, tokens = LEAST_FILLED, LEAST_TOKENS
+    if lengths.device.type == "cpu" and not torch.is_grad_enabled():
+        filled, tokens = LEAST_FILLED_CPU, LEAST_TOKENS_CPU
+    places = sum((last - first) * ordered[first] for first, last in _cuts(ordered, filled, tokens))
+    return float(ordered.sum() / places)
+
+
 def _cuts(
     ordered: np.ndarray[Any, Any], least_filled: float, least_tokens: int
 ) -> list[tuple[int, int]]:

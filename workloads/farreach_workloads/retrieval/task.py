@@ -26,6 +26,7 @@ from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.hub import make_encoder
 from farreach_workloads.retrieval.keys_ahead import KeysAhead
+from farreach_workloads.retrieval.packed import attention_filled
 from farreach_workloads.retrieval.probe import Others, Probe
 from farreach_workloads.retrieval.sampler import PairData, rarity
 
@@ -90,10 +91,14 @@ class PretrainTask:
     def loss(
         self, model: nn.Module, batch: Batch, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The method's; and how many tokens a pair has."""
+        """The method's; how many tokens a pair has, and how little padding attention computes."""
         loss, metrics = self.method.loss(model, batch, step)
         tokens = (batch["query_length"].sum() + batch["key_length"].sum()) / len(batch["query"])
-        return loss, metrics | {"data/tokens_per_sample": tokens.float()}
+        metrics["data/tokens_per_sample"] = tokens.float()
+        if isinstance(self.encoder, Bert):
+            filled = attention_filled(batch["query_length"])
+            metrics["data/attention_filled"] = torch.tensor(filled, device=loss.device)
+        return loss, metrics
 
     def begin(self, step: int, total: int, place: Place, outlet: Outlet) -> None:
         """Have keys encoded ahead of time, if they are to be; see `Helped`."""
