@@ -137,19 +137,45 @@ def _order(options: argparse.Namespace) -> Order:
         sys.path.insert(0, str(folder))  # where the job looks for modules too
     loaded = launch.trainable(options.config, options.overrides)
     config: Any = loaded.config
+    raw = with_shared_cache(loaded.raw, config.model_dump(), options.root, options.run_dir)
     is_in_image = options.code == "image"
     git = None if is_in_image else _git_state()
     told = {} if git is None else {GIT_VARIABLE: json.dumps(git)}
     sent = {"installed": is_in_image, "given": told | dict(options.env)}
     return Order(
         name=config.name,
-        runtime_env=runtime_env(to_text(loaded.raw), folder, **sent),
+        runtime_env=runtime_env(to_text(raw), folder, **sent),
         run_dir=options.run_dir,
         root=options.root,
         cpus=options.driver_cpus,
         gpus=options.driver_gpus,
         metadata=_facts(options),
     )
+
+
+def with_shared_cache(
+    raw: Mapping[str, Any], whole: Mapping[str, Any], root: str | None, run_dir: str | None
+) -> dict[str, Any]:
+    """A configuration whose caches lie beside the run, unless it says where they are.
+
+    By default they are below the working directory, which on a cluster is each job's own and on
+    each machine another.
+
+    Args:
+        raw: what the user has said.
+        whole: the same with all defaults.
+        root: folder of runs, as all machines see it.
+        run_dir: that of the run, if it is given instead.
+    """
+    top = root or (run_dir and run_dir.rpartition("/")[0])
+    result = dict(raw)
+    if not top or not top.startswith("/"):
+        return result
+    for section, values in whole.items():
+        said = result.get(section) or {}
+        if isinstance(values, Mapping) and "cache" in values and "cache" not in said:
+            result[section] = {**said, "cache": f"{top.rstrip('/')}/cache"}
+    return result
 
 
 def _facts(options: argparse.Namespace) -> dict[str, str]:

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 
+from farreach.cli.jobs import with_shared_cache
 from farreach.cli.main import main
 
 NOBODY = "http://127.0.0.1:1"
@@ -48,3 +49,17 @@ def test_an_address_where_nobody_answers_is_one_error(count, capsys):
     assert shown.err.startswith(f"error: no cluster answers at {NOBODY}: ")
     assert len(shown.err.splitlines()) == 1
     assert shown.out == ""
+
+
+def test_caches_of_a_job_lie_beside_its_run_unless_it_says_where():
+    whole = {"name": "x", "data": {"path": "p", "cache": "/here/runs/cache"}, "mix": {"alpha": 1}}
+    said = {"name": "x", "data": {"path": "p"}}
+    shared = with_shared_cache(said, whole, "/shared/runs", None)
+    assert shared == {"name": "x", "data": {"path": "p", "cache": "/shared/runs/cache"}}
+    assert said == {"name": "x", "data": {"path": "p"}}
+    assert with_shared_cache({}, whole, None, "/shared/one")["data"]["cache"] == "/shared/cache"
+    own = {"data": {"cache": "/mine"}}
+    assert with_shared_cache(own, whole, "/shared", None) == own
+    for root in ("s3://bucket/runs", "~/runs", None):
+        assert with_shared_cache(said, whole, root, None) == said
+    assert with_shared_cache({}, {"name": "x", "training": {"epochs": 3}}, "/shared", None) == {}
