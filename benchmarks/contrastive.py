@@ -75,7 +75,7 @@ def bert_of(ours: Bert) -> Any:
 def pairs(count: int, seed: int) -> dict[str, Tensor]:
     """Pairs of texts as long as spans of 5 to 50 % of 256 tokens of which a tenth is deleted."""
     generator = torch.Generator().manual_seed(seed)
-    batch: dict[str, Tensor] = {"source": torch.arange(count)}
+    batch: dict[str, Tensor] = {"source": torch.arange(count), "place": torch.arange(count)}
     for side in ("query", "key"):
         spans = torch.randint(12, 129, (count,), generator=generator)
         lengths = (0.9 * spans).long() + 2

@@ -27,7 +27,7 @@ from farreach.learn.order import Order, share
 from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
-from farreach.learn.task import Batch, Data, Helped, Task
+from farreach.learn.task import Batch, Data, Helped, PartedData, Task
 
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -394,6 +394,8 @@ class _Steps(Dataset[list[Batch]]):
         positions = np.arange(step * count, (step + 1) * count)[self._share]
         rows = self._order.rows(int(positions[0]), len(positions))
         size = self._config.part or len(rows)
+        if size < len(rows) and isinstance(self._data, PartedData):
+            return self._data.parts(rows, positions, size)
         return [
             self._data.batch(rows[i : i + size], positions[i : i + size])
             for i in range(0, len(rows), size)

@@ -35,6 +35,23 @@ class Data(Protocol):
         """
 
 
+@runtime_checkable
+class PartedData(Data, Protocol):
+    """Data that knows which samples are best computed together, where a batch comes in parts."""
+
+    def parts(self, rows: Rows, positions: Rows, size: int) -> list[Batch]:
+        """All samples of some rows, as `batch`, in parts that take about as long.
+
+        Args:
+            rows: of the data, (n,).
+            positions: as of `batch`, (n,).
+            size: samples of a part on average, less than n.
+
+        Returns:
+            ⌈n / size⌉ parts.
+        """
+
+
 class Task(Protocol):
     """What is trained; one object per worker.
 

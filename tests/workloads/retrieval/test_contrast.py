@@ -28,7 +28,7 @@ def encoder(dropout=0.0, seed=0):
 
 def batch_of(count, seed):
     generator = torch.Generator().manual_seed(seed)
-    batch = {"source": torch.arange(count) + 1000 * seed}
+    batch = {"source": torch.arange(count) + 1000 * seed, "place": torch.arange(count)}
     for side in ("query", "key"):
         lengths = torch.randint(3, 20, (count,), generator=generator)
         ids = torch.randint(5, 50, (count, int(lengths.max())), generator=generator)
@@ -38,7 +38,9 @@ def batch_of(count, seed):
 
 
 def part_of(batch, begin, end):
-    return {name: value[begin:end] for name, value in batch.items()}
+    """From one row to another, or the rows of a tensor."""
+    rows = begin if end is None else slice(begin, end)
+    return {name: value[rows] for name, value in batch.items()}
 
 
 def test_the_loss_against_a_queue_by_hand():
@@ -186,18 +188,20 @@ def test_twenty_steps_are_those_of_the_equations():
 def test_parts_of_a_batch_have_the_gradient_of_the_whole():
     config = MocoConfig(queue=64, masked=False, temperature=0.5)
     batch, gradients, queues = batch_of(12, 1), [], []
-    for cuts in ([0, 12], [0, 5, 7, 12]):
+    mixed = part_of(batch, torch.tensor([3, 1, 11, 0, 9, 4, 6, 2, 10, 7, 8, 5]), None)
+    for batch_, cuts in ((batch, [0, 12]), (batch, [0, 5, 7, 12]), (mixed, [0, 5, 7, 12])):
         method = Moco(encoder(), config, seed=0)
         method.queue.keys = method.queue.keys.double()
         for begin, end in itertools.pairwise(cuts):
-            loss, _ = method.loss(method.model, part_of(batch, begin, end), 0)
+            loss, _ = method.loss(method.model, part_of(batch_, begin, end), 0)
             (loss * (end - begin) / 12).backward()
         method.after_update(0)
         gradients.append([p.grad for p in method.model.parameters()])
         queues.append(method.queue.keys)
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(*queues, rtol=1e-12, atol=1e-12)
+    for others, queue in zip(gradients[1:], queues[1:], strict=True):
+        for a, b in zip(others, gradients[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(queue, queues[0], rtol=1e-12, atol=1e-12)
 
 
 def test_the_follower_learns_nothing_by_gradients_and_drops_only_if_told():

@@ -58,9 +58,9 @@ def trained_by_hand(task, updates):
         positions = np.arange(BATCH * step, BATCH * (step + 1))
         optimizer.zero_grad()
         # In parts, as with training.part.
-        for some in (positions[:5], positions[5:]):
-            loss, metrics = task.loss(task.model, task.data.batch(some, some), step, 0)
-            (loss * len(some) / BATCH).backward()
+        for part in task.data.parts(positions, positions, 5):
+            loss, metrics = task.loss(task.model, part, step, 0)
+            (loss * len(part["place"]) / BATCH).backward()
         assert metrics["learner/key_age"] == step - max(0, step // 3 - 1) * 3
         optimizer.step()
         task.after_update(step)

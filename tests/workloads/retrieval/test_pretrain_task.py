@@ -115,6 +115,36 @@ def test_padding_that_attention_computes_is_told():
     assert 0.5 < attention_filled(lengths) < 1
 
 
+def test_parts_of_a_batch_are_of_like_length_and_train_as_the_whole(cache, tmp_path):
+    """Each has about as many tokens, and the queue holds keys in the order of samples."""
+    _, task = task_of(cache, "training.batch=48")
+    positions = np.arange(48)
+    whole = task.data.batch(positions, positions)
+    parts = task.data.parts(positions, positions, 10)
+    assert len(parts) == 5
+    tokens = [int(part["query_length"].sum()) for part in parts]
+    assert max(tokens) - min(tokens) < 2 * int(whole["query_length"].max())
+    lengths = torch.cat([part["query_length"] for part in parts])
+    assert torch.equal(lengths, lengths.sort().values)
+    assert all(part["query"].shape[1] == part["query_length"].max() for part in parts)
+    for part in parts:
+        for row, place in enumerate(part["place"].tolist()):
+            for side in ("query", "key"):
+                length = int(whole[f"{side}_length"][place])
+                assert torch.equal(part[side][row, :length], whole[side][place, :length])
+    assert sorted(torch.cat([part["place"] for part in parts]).tolist()) == list(range(48))
+    found = []
+    for size in (16, 5):
+        words = words_of(cache, "encoder.dropout=0", f"training.part={size}")
+        run = launch.train(MINI, words, run_dir=tmp_path / str(size))
+        found.append(CheckpointStore(run.checkpoints).newest().part("learner"))
+    np.testing.assert_allclose(
+        found[1]["task"]["queue"]["keys"], found[0]["task"]["queue"]["keys"], rtol=1e-4, atol=1e-5
+    )
+    for name, value in found[0]["model"].items():
+        np.testing.assert_allclose(found[1]["model"][name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_further_sets_are_searched_in_training(cache, tmp_path):
     """Of one the split that is asked for, of the other the one on which results are published."""
     folder = extract.folder(cache)

@@ -116,7 +116,7 @@ def test_samples_do_not_depend_on_workers_or_restarts(replacement, augmentation)
                 part = {k: v.tolist() for k, v in worker.batch(own * 0, own).items()}
                 found += [
                     (query[:size], key[:other])
-                    for query, size, key, other, _ in zip(*part.values(), strict=True)
+                    for query, size, key, other, *_ in zip(*part.values(), strict=True)
                 ]
         return found
 
@@ -130,7 +130,7 @@ def test_samples_do_not_depend_on_workers_or_restarts(replacement, augmentation)
 
 def test_batches_are_tensors_of_padded_ids():
     found = data({"a": of_windows(40)}, samples=123).batch(np.arange(9), np.arange(9))
-    assert set(found) == {"query", "query_length", "key", "key_length", "source"}
+    assert set(found) == {*("query", "query_length", "key", "key_length", "source", "place")}
     assert {value.dtype for value in found.values()} == {torch.int64}
     for side in ("query", "key"):
         ids, sizes = found[side], found[f"{side}_length"]

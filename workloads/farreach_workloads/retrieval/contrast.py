@@ -28,7 +28,7 @@ from farreach.learn.task import Batch
 from farreach.linear import linear
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.key_queue import KeyQueue, queue_loss, shared_queue_loss
-from farreach_workloads.retrieval.packed import exact
+from farreach_workloads.retrieval.packed import even_cuts, exact
 
 if TYPE_CHECKING:
     from farreach_workloads.retrieval.keys_ahead import KeysAhead
@@ -130,31 +130,6 @@ class Pair(nn.Module):
         return torch.empty_like(vectors).index_copy(0, order, vectors)
 
 
-def even_cuts(lengths: Tensor, chunk: int) -> list[int]:
-    """How many texts each chunk has, so that all have about as many tokens.
-
-    So memory is not that of the longest texts, and what one chunk gives back fits the next. How
-    many chunks there are depends on the number of texts alone: with split parameters, all workers
-    call the encoder equally often.
-
-    Args:
-        lengths: of the texts, in their order, (n,).
-        chunk: texts of a chunk, on average.
-
-    Returns:
-        ⌈n / chunk⌉ numbers, at least 1 each, n in all.
-    """
-    texts = len(lengths)
-    count = -(-texts // chunk)
-    tokens = np.cumsum(lengths.cpu().numpy())
-    wanted = np.searchsorted(tokens, tokens[-1] * np.arange(1, count) / count) + 1
-    parts = np.arange(1, count)
-    ends = np.maximum.accumulate(wanted - parts) + parts  # a text more than the one before
-    ends = np.minimum(ends, texts - count + parts)
-    sizes: list[int] = np.diff([0, *ends, texts]).tolist()
-    return sizes
-
-
 def _joined(texts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Several lists of texts as one, padded to the longest."""
     longest = max(ids.shape[1] for ids, _ in texts)
@@ -225,6 +200,7 @@ class Moco:
         generator = torch.Generator().manual_seed(seed)
         self.queue = KeyQueue(config.queue, encoder.width, dtype, generator, config.sharded)
         self._keys: list[Tensor] = []
+        self._places: list[Tensor] = []
         self.ahead: KeysAhead | None = None
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -257,10 +233,11 @@ class Moco:
     def _keys_of(self, batch: Batch, step: int) -> Tensor:
         """Of this worker's pairs, of which those of a batch may come in parts."""
         if self.ahead is not None:
-            return self.ahead.next(step, len(batch["key"]))
+            return self.ahead.keys(step, batch["place"])
         self.follower.train(self._config.key_dropout)
         keys: Tensor = self.follower(batch["key"], batch["key_length"])
         self._keys.append(keys)
+        self._places.append(batch["place"])
         return keys
 
     def after_update(self, step: int) -> None:
@@ -269,8 +246,10 @@ class Moco:
         The paper moves it before it encodes keys, here it moves after the update: the same weights.
         """
         if self.ahead is None:
-            keys = collected(torch.cat(self._keys))
+            order = torch.cat(self._places).argsort()  # that of the samples, whatever the parts
+            keys = collected(torch.cat(self._keys)[order])
             self._keys.clear()
+            self._places.clear()
         else:
             keys = self.ahead.everyones
         self.queue.add(keys, step)

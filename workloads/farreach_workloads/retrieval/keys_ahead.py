@@ -219,7 +219,7 @@ class KeysAhead:
         self._own = range(batch)[share(batch, place.rank, place.world)]
         self._shape = batch, follower.width
         self.everyones = torch.empty(0)
-        self._step, self._given = -1, 0
+        self._step = -1
         self._wait_s = self._waited_s = 0.0
         self._begun_s = time.monotonic()
         weights = self._weights()
@@ -235,13 +235,14 @@ class KeysAhead:
         self._ask(step, begin + self._block, self._older)
         self._ask(begin + self._block, begin + 2 * self._block, self._newer)
 
-    def next(self, step: int, count: int) -> Tensor:
-        """The keys of the next `count` of this worker's pairs of an update, (count, width)."""
+    def keys(self, step: int, places: Tensor) -> Tensor:
+        """The keys of some of this worker's pairs of an update, by their places: (n,) → (n, width).
+
+        All workers call it as often as one another.
+        """
         if step != self._step:
             self._receive(step)
-        first = self._own.start + self._given
-        self._given += count
-        return self.everyones[first : first + count]
+        return self.everyones[self._own.start + places]
 
     def advance(self, step: int) -> None:
         """So many updates are done, and the moving average has followed; all workers call it."""
@@ -294,7 +295,7 @@ class KeysAhead:
         else:
             keys = torch.empty(self._shape, device=device)
         self.everyones = spread(keys)
-        self._step, self._given = step, 0
+        self._step = step
         self._wait_s = time.monotonic() - begun
         self._waited_s += self._wait_s
 

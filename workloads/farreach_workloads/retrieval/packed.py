@@ -102,6 +102,31 @@ def layout_of(lengths: Tensor, width: int) -> Layout:
     return Layout(order_, lengths_, places, positions_, texts_, tuple(groups))
 
 
+def even_cuts(lengths: Tensor, chunk: int) -> list[int]:
+    """How many texts each chunk has, so that all have about as many tokens.
+
+    So memory is not that of the longest texts, and what one chunk gives back fits the next. How
+    many chunks there are depends on the number of texts alone: with split parameters, all workers
+    call the encoder equally often.
+
+    Args:
+        lengths: of the texts, in their order, (n,).
+        chunk: texts of a chunk, on average.
+
+    Returns:
+        ⌈n / chunk⌉ numbers, at least 1 each, n in all.
+    """
+    texts = len(lengths)
+    count = -(-texts // chunk)
+    tokens = np.cumsum(lengths.cpu().numpy())
+    wanted = np.searchsorted(tokens, tokens[-1] * np.arange(1, count) / count) + 1
+    parts = np.arange(1, count)
+    ends = np.maximum.accumulate(wanted - parts) + parts  # a text more than the one before
+    ends = np.minimum(ends, texts - count + parts)
+    sizes: list[int] = np.diff([0, *ends, texts]).tolist()
+    return sizes
+
+
 def attention_filled(lengths: Tensor) -> float:
     """Share of the places in which texts of these lengths (n,) attend that hold a token.
 

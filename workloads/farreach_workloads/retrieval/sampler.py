@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from farreach import seeding
 from farreach.config import Config
 from farreach.errors import ConfigError, DataError
 from farreach.learn.order import Rows, permuted
 from farreach.learn.task import Batch
+from farreach_workloads.retrieval.packed import even_cuts
 from farreach_workloads.retrieval.spans import (
     Counts,
     SpansConfig,
@@ -220,7 +222,7 @@ class PairData:
         Returns:
             `query` and `key`: ids with [CLS] and [SEP], padded on the right, (n, longest);
             `query_length` and `key_length`: (n,); `source`: the document in which a pair's
-            window starts, (n,). All int64.
+            window starts, (n,); `place`: of a pair among these, (n,). All int64.
         """
         corpora, starts = self._chunks.draw(positions)
         documents = self._chunks.documents(corpora, starts)
@@ -235,7 +237,27 @@ class PairData:
             "key": torch.from_numpy(made.key).long(),
             "key_length": torch.from_numpy(made.key_lengths),
             "source": torch.from_numpy(documents),
+            "place": torch.arange(len(positions)),
         }
+
+    def parts(self, rows: Rows, positions: Rows, size: int) -> list[Batch]:
+        """Pairs whose queries are of like length, and have as many tokens in every part.
+
+        See `farreach.learn.task.PartedData`.
+        """
+        whole = self.batch(rows, positions)
+        order = whole["query_length"].argsort(stable=True)
+        return [
+            {name: _of_some(whole, name, some) for name in whole}
+            for some in order.split(even_cuts(whole["query_length"][order], size))
+        ]
+
+
+def _of_some(whole: Batch, name: str, some: Tensor) -> Tensor:
+    """Some rows, texts as wide as the longest of them."""
+    if f"{name}_length" in whole:
+        return whole[name][some, : int(whole[f"{name}_length"][some].max())]
+    return whole[name][some]
 
 
 def rarity(stores: Mapping[str, Store], chunk: int) -> NDArray[np.float32]:
