@@ -36,7 +36,8 @@ def test_the_manifest_says_how_the_run_was_started(run):
     assert manifest["host"]["cores"] == os.cpu_count()
     assert manifest["host"]["memory_bytes"] > 2**27
     assert set(manifest["versions"]) == {
-        *("farreach", "python", "ray", "torch", "numpy", "gymnasium", "mujoco")
+        *("farreach", "python", "ray", "torch", "numpy", "gymnasium", "mujoco", "timm"),
+        *("pyarrow", "safetensors", "faiss-cpu", "bm25s", "tokenizers"),
     }
     assert manifest["versions"]["numpy"] == np.__version__
 

@@ -442,7 +442,7 @@ def test_the_folder_of_the_vectors_stays_as_it_was(embedded, clustered, tmp_path
     index.delete(["d1"])
     index.compact()
     assert Vectors.open(folder).count == 50
-    with pytest.raises(DataError, match="describes no index"):
+    with pytest.raises(DataError, match="holds embedded documents and no index"):
         Index.build(tmp_path / "v", embedded("w", clustered(5)), config())
 
 

@@ -176,7 +176,7 @@ def test_parts_of_different_width_are_refused(tmp_path):
 def test_a_truncated_file_is_named(folder):
     file = folder / "part-00000.npy"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(DataError, match=r"part-00000\.npy: cannot be read"):
+    with pytest.raises(DataError, match=r"part-00000\.npy: is damaged, or no file of vectors"):
         Vectors.open(folder)
 
 
