@@ -113,8 +113,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     # Sections A.3 and B.2.
     "multilingual": Preset(FinetuneConfig(data=_IN_BATCH), 20_000, warmup=1000),
-    # Table 3: 500 epochs, of which the best by the held-out tenth counts; that a public thread
-    # names ASAM.
+    # Table 3: 500 epochs, of which the best by the held-out tenth counts. Its optimizer is not
+    # published; a thread of their repository names ASAM.
     "few_shot": Preset(
         FinetuneConfig(
             data=_IN_BATCH,
