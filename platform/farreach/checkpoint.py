@@ -153,7 +153,7 @@ class CheckpointStore:
         """Write one checkpoint, then remove those that are neither new nor best.
 
         Args:
-            parts: name → tree that `messages.pack` takes; each becomes a file.
+            parts: name → tree that `messages.pack` takes, or `Packed`; each becomes a file.
             step: number of the checkpoint, at least 0; saving it again replaces the older one.
             info: notes that JSON takes.
             score: higher is better; NaN counts as not measured.

@@ -29,11 +29,23 @@ class FileRecord:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A part of a checkpoint as its file will be, which no longer changes with the tree."""
+
+    data: bytes
+
+    @classmethod
+    def of(cls, tree: Any) -> Packed:
+        """A copy of a tree that `messages.pack` takes; raises as it does."""
+        return cls(messages.pack(tree))
+
+
 def write_part(folder: Path, name: str, tree: Any) -> FileRecord:
     """Write a part, and have it on the disk; raises ValueError for a name that no file may have."""
     if not _PART_NAME.fullmatch(name):
         raise ValueError(f"part {name!r}: a name has letters, digits, '_', '-' and '.' only.")
-    data = messages.pack(tree)
+    data = (tree if isinstance(tree, Packed) else Packed.of(tree)).data
     write_file(folder / f"{name}.msgpack", data)
     return FileRecord(len(data), hashlib.sha256(data).hexdigest())
 

@@ -10,6 +10,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
 from farreach.learn.task import Batch, Data, Helped, PartedData, Task
+from farreach.saver import Saved, Saver
 
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -65,7 +67,7 @@ class Loop:
         torch.set_num_threads(workers.threads)
         self._task, self._config, self._workers = task, config, workers
         self._seed, self._place, self._outlet = seed, place, outlet
-        self._checkpoints = checkpoints
+        self._checkpoints, self._saver = checkpoints, Saver(checkpoints)
         for network in (task.model, *task.companions):
             network.to(place.device)
             place.join_statistics(network)
@@ -121,24 +123,32 @@ class Loop:
         if self._place.is_first:
             self._outlet.begin(self.step, self.total)
         task = self._task
-        if not isinstance(task, Helped):
-            return self._train(model)
-        task.begin(self.step, self.total, self._place, self._outlet)
         try:
-            return self._train(model)
+            if not isinstance(task, Helped):
+                return self._train(model)
+            task.begin(self.step, self.total, self._place, self._outlet)
+            try:
+                return self._train(model)
+            finally:
+                task.end()
+        except BaseException:
+            with suppress(FarreachError):  # what ended training tells more
+                self._tell(self._saver.wait())
+            raise
         finally:
-            task.end()
+            self._saver.close()
 
     def _train(self, model: nn.Module) -> tuple[dict[str, float], bool]:
         sums, idle_s = _Sums(), time.monotonic()
         for parts in self._feed():
             fed_s = time.monotonic()
+            self._tell(self._saver.done())
             request = self._place.agree(self._request() if self._place.is_first else NOTHING)
             if request == STOP:
-                self._save()
+                self._save_now()
                 return self._final(), True
             if request == LEAVE or (request == LOOK and self._outlet.is_leaving()):
-                self._save()
+                self._save_now()
             if request == LEAVE and self._place.is_first:
                 self._outlet.rest()  # what came after the checkpoint would be lost
             metrics = self._update(model, parts)
@@ -153,10 +163,11 @@ class Loop:
                 else:
                     self._evaluate(model)
                     over = over or self._has_settled()
-            if over or self._is_due(self._config.checkpoint_every_epochs):
-                self._save()
             if over:
+                self._save_now()
                 break
+            if self._is_due(self._config.checkpoint_every_epochs):
+                self._save()
             idle_s = time.monotonic()
         return self._final(), False
 
@@ -329,8 +340,20 @@ class Loop:
             for text in self._task.remarks():
                 self._outlet.remark(self.step, text)
 
+    def _save_now(self) -> None:
+        """Have a checkpoint of now on the disk before anything else happens."""
+        self._save()
+        self._tell(self._saver.wait())
+
+    def _tell(self, checkpoints: list[Saved]) -> None:
+        """Say which checkpoints are complete."""
+        for saved in checkpoints:
+            self._outlet.checkpoint(saved.step, saved.path.name)
+            if saved.held:
+                self._outlet.evaluation_due(saved.step, saved.path.name)
+
     def _save(self, evaluation_due: bool = False) -> None:
-        """Write a checkpoint, unless it is there; one to be evaluated stays until that is done."""
+        """Begin a checkpoint, unless there is one; one to be evaluated stays until that is done."""
         if self._saved_step == self.step:
             return
         self._saved_step = self.step
@@ -358,12 +381,10 @@ class Loop:
         # Weights that have not been evaluated have no score: that of older ones is not theirs.
         is_scored = self._evaluated_step == self.step
         score = self._evaluated.get(self._task.score) if is_scored else None
-        path = self._checkpoints.save(
+        before = self._saver.begin(
             {"learner": content}, step=self.step, info=info, score=score, held=evaluation_due
         )
-        self._outlet.checkpoint(self.step, path.name)
-        if evaluation_due:
-            self._outlet.evaluation_due(self.step, path.name)
+        self._tell(before)
 
     def _feed(self) -> Iterator[list[Batch]]:
         """This worker's share of every batch from the next one on."""

@@ -1,5 +1,6 @@
 import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from regression import SAMPLES, Notes, Regression, loop_of, trained
 
 from farreach.checkpoint import CheckpointStore
+from farreach.errors import CheckpointError
 from farreach.learn.loop import LearnError
 from farreach.learn.place import Place
 from farreach.learn.settings import WorkersConfig
+from farreach.saver import Saver
 from farreach.testing.ranks import several
 
 PROGRAM = Path(__file__).with_name("regression.py")
@@ -296,3 +299,63 @@ def test_there_are_not_fewer_workers_than_the_least():
     with pytest.raises(ValueError, match="min_workers: 3 are more than workers, 2"):
         WorkersConfig(workers=2, min_workers=3)
     assert WorkersConfig(workers=3, min_workers=2).min_workers == 2
+
+
+class SlowStore(CheckpointStore):
+    """Writes its first checkpoint when the task has seen a number of updates more."""
+
+    def __init__(self, directory, task, until):
+        super().__init__(directory, 5)
+        self._task, self._until, self.waited = task, until, []
+
+    def save(self, parts, *, step, **more):
+        deadline = time.monotonic() + 20
+        while len(self._task.updates) < self._until and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.waited.append((step, len(self._task.updates)))
+        return super().save(parts, step=step, **more)
+
+
+def with_slow_store(folder, task, until, notes, **settings):
+    loop = loop_of(folder, task, notes, **settings)
+    store = SlowStore(folder, task, until)
+    loop._checkpoints, loop._saver = store, Saver(store)
+    return loop, store
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
+    torch.manual_seed(0)
+    notes, task = Notes(), Regression()
+    loop, store = with_slow_store(tmp_path / "slow", task, 8, notes)
+    loop.run()
+    assert store.waited[0][0] == 5
+    assert store.waited[0][1] >= 8  # updates beyond that of the checkpoint
+    assert notes.checkpoints == [5, 10, 15]
+    # It holds the weights of its own update, whatever came while it was written.
+    trained(tmp_path / "plain")
+    for name in ("step_000000000005", "step_000000000015"):
+        ours = CheckpointStore.load(tmp_path / "slow" / name).part("learner")
+        theirs = CheckpointStore.load(tmp_path / "plain" / name).part("learner")
+        for key, value in theirs["model"].items():
+            np.testing.assert_array_equal(ours["model"][key], value)
+
+
+def test_a_checkpoint_that_was_begun_is_finished_when_training_fails(tmp_path):
+    class Failing(Regression):
+        def after_update(self, step):
+            super().after_update(step)
+            if step == 7:
+                raise LearnError("no more")
+
+    notes, task = Notes(), Failing()
+    loop, store = with_slow_store(tmp_path, task, 8, notes)
+    with pytest.raises(LearnError, match="no more"):
+        loop.run()
+    assert notes.checkpoints == [5]
+    assert store.newest().step == 5
+
+
+def test_a_disk_that_refuses_a_checkpoint_ends_the_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="could not write the checkpoint"):
+        loop_of(tmp_path / "file", Regression()).run()

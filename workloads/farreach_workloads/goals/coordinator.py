@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from farreach.actors.ratio import RatioController
 from farreach.actors.services import DEATHS, LOSSES, Service, fetch
 from farreach.actors.weights import WeightBoard
 from farreach.checkpoint import Checkpoint, CheckpointStore
-from farreach.errors import ActorError, CheckpointError
+from farreach.errors import ActorError, CheckpointError, FarreachError
+from farreach.saver import Saved, Saver
 from farreach.stopping import Stopped, StopRequest
 from farreach_workloads.goals import continuation, experience
 from farreach_workloads.goals.bundle import Bundle
@@ -49,6 +51,7 @@ class Coordinator(ABC):
         """Start the parts; `begin` or `restore` must follow."""
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
+        self._saver = Saver(self._store)
         self._deaths = Deaths(config, run, reporter.log)
         self._guard = self._deaths.guard
         self._begun = time.monotonic()
@@ -149,6 +152,12 @@ class Coordinator(ABC):
 
     def save(self) -> Path:
         """Write a checkpoint of everything, its folder; nothing may be in flight."""
+        self._begin_save()
+        [saved] = self._tell_of(self._saver.wait())
+        return saved.path
+
+    def _begin_save(self) -> None:
+        """Take a checkpoint of everything, and have it written beside what comes next."""
         counters = self._counters
         counters.saved_at = counters.env_steps
         counters.ratio = [self._ratio.steps, self._ratio.updates]
@@ -159,11 +168,21 @@ class Coordinator(ABC):
         last = counters.evaluations[-1] if counters.evaluations else {}
         info = {"env_steps": counters.env_steps, "updates": self._ratio.updates}
         score = last.get(SUCCESS)
-        path = self._store.save(content, step=counters.env_steps, info=info, score=score)
+        before = self._saver.begin(content, step=counters.env_steps, info=info, score=score)
         self._saved_time = time.monotonic()
-        self._reporter.flush()
-        self._run.event("checkpoint", path=path.name, **info)
-        return path
+        self._tell_of(before)
+
+    def _tell_of(self, checkpoints: list[Saved]) -> list[Saved]:
+        """Note down which checkpoints are complete."""
+        for saved in checkpoints:
+            self._reporter.flush()
+            self._run.event("checkpoint", path=saved.path.name, **saved.info)
+        return checkpoints
+
+    def _tend(self) -> None:
+        """Look after the machines, and after the checkpoint that is being written."""
+        self._guard.tend()
+        self._tell_of(self._saver.done())
 
     def _take_state(self, part: Service, state: Any) -> Any:
         """The state of a part for a checkpoint; None if there shall be none."""
@@ -239,6 +258,7 @@ class Coordinator(ABC):
         incarnations = self._counters.incarnations
         while pending:
             death = pending.pop()
+            self._tell_of(self._saver.wait())
             checkpoint = self._store.newest()
             if checkpoint is None:
                 raise ActorError(self._deaths.nothing_to_go_back_to(death))
@@ -390,6 +410,9 @@ class Coordinator(ABC):
         self._report({"evaluation/seconds": time.monotonic() - begun}, at)
 
     def stop(self) -> None:
-        """End all parts."""
+        """End all parts, and what is still being written."""
+        with suppress(FarreachError):  # whatever ended the run tells more
+            self._tell_of(self._saver.wait())
+        self._saver.close()
         self._parts.stop()
         self._guard.close()

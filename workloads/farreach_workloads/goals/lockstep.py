@@ -41,7 +41,7 @@ class Lockstep(Coordinator):
                 self._evaluate_now()
             if counters.env_steps - counters.saved_at >= config.training.checkpoint_every_steps:
                 counters.train_s, self._begun = self._elapsed(), time.monotonic()
-                self.save()
+                self._begin_save()
             self._reporter.progress(counters.env_steps, self._progress)
         if counters.evaluated_at < counters.env_steps:
             self._evaluate_now()
@@ -49,7 +49,7 @@ class Lockstep(Coordinator):
 
     def _look_around(self) -> None:
         """Leave machines that will be taken away; nothing is in flight between two rounds."""
-        self._guard.tend()
+        self._tend()
         if self._guard.news() and (leaving := self._guard.leaving()):
             self._counters.train_s, self._begun = self._elapsed(), time.monotonic()
             self._move([part.role for part in self._parts.all() if part.role in leaving])

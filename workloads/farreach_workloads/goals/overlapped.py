@@ -65,7 +65,7 @@ class Overlapped(Coordinator):
                 self._drain()
                 self._stop_if_asked()
                 self._counters.train_s, self._begun = self._elapsed(), time.monotonic()
-                self.save()
+                self._begin_save()
             self._look_around()
             self._dispatch()
             self._ask_for_facts()
@@ -80,7 +80,7 @@ class Overlapped(Coordinator):
 
     def _look_around(self) -> None:
         """Leave machines that will be taken away: what is on them hands over what it has first."""
-        self._guard.tend()
+        self._tend()
         if not self._guard.news():
             return
         leaving = self._guard.leaving()
