@@ -52,6 +52,9 @@ MANIFEST = "manifest.json"
 SCORE = "score.json"
 HELD = "held"
 
+# Puts files into a folder; file name → what it looks like.
+More = Callable[[Path], Mapping[str, FileRecord]]
+
 FOLDER = re.compile(r"step_(\d{12,})(\.old)?")
 _MENDS = {
     errno.ENOSPC: "Free space on that file system, then resume.",
@@ -123,8 +126,11 @@ class CheckpointStore:
     ```
 
     Attributes:
+        is_in_directory: whether checkpoints lie in the folder, where other processes may add parts.
         skipped: what the last `newest` or `best` passed over, one message per checkpoint.
     """
+
+    is_in_directory = True
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         """A store in `directory`, which the first save makes.
@@ -149,6 +155,7 @@ class CheckpointStore:
         info: Mapping[str, Any],
         score: float | None = None,
         held: bool = False,
+        more: More | None = None,
     ) -> Path:
         """Write one checkpoint, then remove those that are neither new nor best.
 
@@ -158,6 +165,7 @@ class CheckpointStore:
             info: notes that JSON takes.
             score: higher is better; NaN counts as not measured.
             held: keep it until it is released or `add_score` has given it a score.
+            more: puts further files into the folder, before it is sealed.
 
         Returns:
             The checkpoint's folder.
@@ -174,6 +182,8 @@ class CheckpointStore:
             self._clear_leftovers()
             working.mkdir()
             files = {f"{name}.msgpack": write_part(working, name, parts[name]) for name in parts}
+            if more is not None:
+                files |= more(working)
             if held:
                 write_file(working / HELD, b"")
             write_file(working / MANIFEST, manifest(step, score, info, files))
@@ -241,6 +251,13 @@ class CheckpointStore:
     def named(self, name: str) -> Checkpoint:
         """The checkpoint in the folder of that name; raises as `load` does."""
         return self.load(self.directory / name)
+
+    def chosen(self, name: str) -> Checkpoint:
+        """The same without looking at its files, which another process has verified just now.
+
+        They are verified when they are read.
+        """
+        return read_manifest(self.directory / name)
 
     def tidy(self) -> None:
         """Remove what a save would remove, where nobody saves any more."""

@@ -6,13 +6,13 @@ URI and removing older ones take a thread of their own, which needs the interpre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farreach.checkpoint import CheckpointStore
+from farreach.checkpoint import CheckpointStore, More
 from farreach.checkpoint_files import Packed
 
 
@@ -51,7 +51,7 @@ class Saver:
         """Nothing is being written; nobody else may save to the store meanwhile."""
         self._store = store
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[Saved] | None = None
+        self._pending: Future[Saved | None] | None = None
 
     def begin(
         self,
@@ -61,8 +61,12 @@ class Saver:
         info: Mapping[str, Any],
         score: float | None = None,
         held: bool = False,
+        before: Callable[[], None] | None = None,
+        more: More | None = None,
     ) -> list[Saved]:
         """Copy what is to be saved, and have it written; arguments as of `CheckpointStore.save`.
+
+        What has to happen `before` is called in the thread, too.
 
         Returns:
             What was still being written, which is waited for.
@@ -70,16 +74,27 @@ class Saver:
         Raises:
             CheckpointError, StorageError: that could not be written.
         """
-        before = self.wait()
+        earlier = self.wait()
         packed = {name: Packed.of(tree) for name, tree in parts.items()}
 
         def write() -> Saved:
-            path = self._store.save(packed, step=step, info=info, score=score, held=held)
+            if before is not None:
+                before()
+            path = self._store.save(packed, step=step, info=info, score=score, held=held, more=more)
             packed.clear()
             return Saved(step, path, info, held)
 
         self._pending = self._thread.submit(write)
-        return before
+        return earlier
+
+    def begin_other(self, work: Callable[[], None]) -> None:
+        """Have something else done, such as writing a part of what another process saves.
+
+        Raises:
+            CheckpointError, StorageError: as `begin`.
+        """
+        self.wait()
+        self._pending = self._thread.submit(work)
 
     def done(self) -> list[Saved]:
         """What has been completed since it was last told; waits for nothing; raises as `begin`."""
@@ -90,7 +105,8 @@ class Saver:
         if self._pending is None:
             return []
         pending, self._pending = self._pending, None
-        return [pending.result()]
+        saved = pending.result()
+        return [] if saved is None else [saved]
 
     def close(self) -> None:
         """End the thread, after what it still writes."""

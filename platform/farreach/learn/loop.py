@@ -10,7 +10,6 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from farreach import seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.disk import atomic_write
-from farreach.errors import FarreachError
 from farreach.learn.asam import Asam
+from farreach.learn.keeping import Keeper, LearnError
 from farreach.learn.order import Order, share
 from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
 from farreach.learn.task import Batch, Data, Helped, PartedData, Task
-from farreach.saver import Saved, Saver
 
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -40,10 +38,6 @@ NOTHING, STOP, LOOK, LEAVE = 0, 1, 2, 3
 REPORT_EVERY_S = 2.0
 # Metrics of a task that end so, such as tokens, are shown as a rate too.
 PER_SAMPLE = "_per_sample"
-
-
-class LearnError(FarreachError):
-    """Training cannot go on."""
 
 
 class Loop:
@@ -67,7 +61,7 @@ class Loop:
         torch.set_num_threads(workers.threads)
         self._task, self._config, self._workers = task, config, workers
         self._seed, self._place, self._outlet = seed, place, outlet
-        self._checkpoints, self._saver = checkpoints, Saver(checkpoints)
+        self._folder = checkpoints.directory.parent
         for network in (task.model, *task.companions):
             network.to(place.device)
             place.join_statistics(network)
@@ -75,6 +69,7 @@ class Loop:
             if config.compiled:
                 network.compile()
         self._optimizer = task.optimizer()
+        self._keeper = Keeper(task, self._optimizer, place, outlet, checkpoints)
         self._order = Order(len(task.data), seed, config.repeats)
         self.per_epoch = len(task.data) / config.batch
         self.total = max(1, round(config.epochs * self.per_epoch))
@@ -88,26 +83,10 @@ class Loop:
         """Continue from a checkpoint that a loop of any number of workers has written.
 
         Raises:
-            LearnError: it is of a run whose parameters were split and these are not, or reversed.
+            LearnError: it holds another number of networks.
+            CheckpointError: it is damaged, or of a network of another shape.
         """
-        state = checkpoint.part("learner")
-        states = as_tensors(state["model"]), as_tensors(state["optimizer"])
-        try:
-            self._place.take_over(self._task.model, self._optimizer, states)
-        except ValueError as error:
-            raise LearnError(
-                f"{checkpoint.path}: was written with another runtime.sharded. Resume with that."
-            ) from error
-        theirs_all = state.get("companions", [])
-        if len(theirs_all) != len(self._task.companions):
-            raise LearnError(
-                f"{checkpoint.path}: holds {len(theirs_all)} networks beside the model, and "
-                f"{len(self._task.companions)} are needed: another version has written it. Resume "
-                "with that, or train anew."
-            )
-        for network, theirs in zip(self._task.companions, theirs_all, strict=True):
-            self._place.take_over_model(network, as_tensors(theirs))
-        self._task.restore(state["task"])
+        state = self._keeper.restore(checkpoint)
         self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
         self._evaluated = dict(checkpoint.info.get("evaluated", state["evaluated"]))
         self._evaluated_step = int(state["evaluated_step"])
@@ -132,17 +111,16 @@ class Loop:
             finally:
                 task.end()
         except BaseException:
-            with suppress(FarreachError):  # what ended training tells more
-                self._tell(self._saver.wait())
+            self._keeper.give_up()
             raise
         finally:
-            self._saver.close()
+            self._keeper.close()
 
     def _train(self, model: nn.Module) -> tuple[dict[str, float], bool]:
         sums, idle_s = _Sums(), time.monotonic()
         for parts in self._feed():
             fed_s = time.monotonic()
-            self._tell(self._saver.done())
+            self._keeper.tend()
             request = self._place.agree(self._request() if self._place.is_first else NOTHING)
             if request == STOP:
                 self._save_now()
@@ -252,9 +230,8 @@ class Loop:
         }
         content = io.BytesIO()
         np.savez(content, rows=rows, positions=positions, **arrays)
-        folder = self._checkpoints.directory.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"batch-of-update-{self.step}-rank-{self._place.rank}.npz"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"batch-of-update-{self.step}-rank-{self._place.rank}.npz"
         atomic_write(path, content.getvalue())
         return path
 
@@ -343,33 +320,16 @@ class Loop:
     def _save_now(self) -> None:
         """Have a checkpoint of now on the disk before anything else happens."""
         self._save()
-        self._tell(self._saver.wait())
-
-    def _tell(self, checkpoints: list[Saved]) -> None:
-        """Say which checkpoints are complete."""
-        for saved in checkpoints:
-            self._outlet.checkpoint(saved.step, saved.path.name)
-            if saved.held:
-                self._outlet.evaluation_due(saved.step, saved.path.name)
+        self._keeper.finish()
 
     def _save(self, evaluation_due: bool = False) -> None:
         """Begin a checkpoint, unless there is one; one to be evaluated stays until that is done."""
         if self._saved_step == self.step:
             return
         self._saved_step = self.step
-        model, optimizer = self._place.whole_state(self._task.model, self._optimizer)
-        companions = [self._place.whole_model_state(other) for other in self._task.companions]
-        # Of every worker, since it may be in shares.
-        own = self._task.state()
-        if not self._place.is_first:
-            return
         now = time.monotonic()
         self._trained_s, self._begun = self._trained_s + now - self._begun, now
-        content = {
-            "model": model,
-            "optimizer": optimizer,
-            "companions": companions,
-            "task": own,
+        more = {
             "step": self.step,
             "trained_s": self._trained_s,
             "evaluated": self._evaluated,
@@ -381,10 +341,7 @@ class Loop:
         # Weights that have not been evaluated have no score: that of older ones is not theirs.
         is_scored = self._evaluated_step == self.step
         score = self._evaluated.get(self._task.score) if is_scored else None
-        before = self._saver.begin(
-            {"learner": content}, step=self.step, info=info, score=score, held=evaluation_due
-        )
-        self._tell(before)
+        self._keeper.begin(self.step, more, info, score, held=evaluation_due)
 
     def _feed(self) -> Iterator[list[Batch]]:
         """This worker's share of every batch from the next one on."""
@@ -457,14 +414,3 @@ class _Sums:
         means["throughput/updates_per_s"] = updates / elapsed
         self._reset()
         return means
-
-
-def as_tensors(tree: Any) -> Any:
-    """Arrays of a checkpoint as tensors."""
-    if isinstance(tree, np.ndarray):
-        return torch.from_numpy(tree)
-    if isinstance(tree, dict):
-        return {key: as_tensors(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [as_tensors(value) for value in tree]
-    return tree

@@ -180,29 +180,70 @@ class Place:
         optimizer: torch.optim.Optimizer,
         states: tuple[dict[str, Any], dict[str, Any]],
     ) -> None:
-        """Put whole states in, each worker its part.
-
-        Raises:
-            ValueError: the optimizer's state is that of the other kind of run, split or not.
-        """
-        named = "param_groups" in states[1] and any(
-            isinstance(name, str) for group in states[1]["param_groups"] for name in group["params"]
+        """Put whole states in, each worker its part; of a group that split them or did not."""
+        of_model, of_optimizer = states
+        is_named = any(
+            isinstance(name, str)
+            for group in of_optimizer["param_groups"]
+            for name in group["params"]
         )
-        if named != is_split(model):
-            raise ValueError("runtime.sharded")
-        if not is_split(model):
-            model.load_state_dict(states[0])
-            optimizer.load_state_dict(states[1])
+        if not is_split(model) and not is_named:
+            model.load_state_dict(of_model)
+            optimizer.load_state_dict(of_optimizer)
             return
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
         set_state_dict(
             model,
             optimizer,
-            model_state_dict=states[0],
-            optim_state_dict=states[1],
-            options=StateDictOptions(full_state_dict=True),
+            model_state_dict=of_model,
+            optim_state_dict=of_optimizer if is_named else _named(of_optimizer, model, optimizer),
+            options=StateDictOptions(full_state_dict=is_split(model)),
         )
+
+    def own_model_state(self, model: nn.Module) -> dict[str, Any]:
+        """A network's state with this worker's part of what is split."""
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        return get_model_state_dict(model)
+
+    def own_optimizer_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any]:
+        """An optimizer's state likewise, by the names of parameters."""
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        return get_optimizer_state_dict(model, optimizer)
+
+    def take_over_own(
+        self,
+        model: nn.Module,
+        state: dict[str, Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Put in a network's state with this worker's part, or with an optimizer that one's."""
+        from torch.distributed.checkpoint import state_dict
+
+        if optimizer is None:
+            state_dict.set_model_state_dict(model, state)
+        else:
+            state_dict.set_optimizer_state_dict(model, optimizer, state)
+
+
+def _named(
+    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """An optimizer's state by the names of parameters, instead of their numbers."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    groups = [
+        group | {"params": [order[number] for number in group["params"]]}
+        for group in state["param_groups"]
+    ]
+    return {
+        "state": {order[number]: value for number, value in state["state"].items()},
+        "param_groups": groups,
+    }
 
 
 def is_split(module: object) -> TypeIs[FSDPModule]:

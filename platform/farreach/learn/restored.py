@@ -7,8 +7,9 @@ from typing import Protocol, TypeVar
 import torch
 
 from farreach.checkpoint import Checkpoint
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.learn.place import Place
+from farreach.learn.shards import whole_state
 from farreach.learn.task import Task
 
 AnyTask = TypeVar("AnyTask", bound=Task)
@@ -23,7 +24,7 @@ class Evaluable(Task, Protocol):
 
 def restored(task: AnyTask, checkpoint: Checkpoint) -> AnyTask:
     """The task with a checkpoint's weights and state, in evaluation mode."""
-    state = checkpoint.part("learner")
+    state = whole_state(checkpoint)
     task.model.load_state_dict(as_tensors(state["model"]))
     for network, theirs in zip(task.companions, state.get("companions", []), strict=True):
         network.load_state_dict(as_tensors(theirs))

@@ -28,6 +28,7 @@ from farreach.imports import imported
 from farreach.learn.beside import SideEvaluation, beside
 from farreach.learn.board import DriversLink, Link, Outcome, Remote
 from farreach.learn.demand import demand, worker_resources
+from farreach.learn.keeping import newest
 from farreach.learn.loop import Loop
 from farreach.learn.place import Place
 from farreach.learn.report import LearnRunConfig, Report
@@ -415,7 +416,7 @@ def _work(arguments: dict[str, Any]) -> None:
         imported("torch._dynamo")  # which the first optimizer would import
         store = run.shared_store(config.training.keep_checkpoints)
         loop = make_loop(config, store, make_task, place, Remote(link))
-        checkpoint = store.newest()
+        checkpoint = newest(store, place)
         if checkpoint is not None:
             loop.restore(checkpoint)
         if place.is_first:

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from farreach.checkpoint import HELD, MANIFEST, SCORE, Checkpoint, CheckpointStore, score_note
+from farreach.checkpoint import (
+    HELD,
+    MANIFEST,
+    SCORE,
+    Checkpoint,
+    CheckpointStore,
+    More,
+    score_note,
+)
 from farreach.console import warn
 from farreach.errors import CheckpointError, StorageError
 from farreach.storage.checkpoints import RemoteCheckpoints, Which, folders_of
@@ -37,6 +45,7 @@ class RemoteStore(CheckpointStore):
         info: Mapping[str, Any],
         score: float | None = None,
         held: bool = False,
+        more: More | None = None,
     ) -> Path:
         """Save here, and return when it is there; a storage that fails is given three minutes.
 
@@ -46,7 +55,7 @@ class RemoteStore(CheckpointStore):
         """
         end = time.monotonic() + PATIENCE_S
         self._until(end, self._hear)
-        path = super().save(parts, step=step, info=info, score=score, held=held)
+        path = super().save(parts, step=step, info=info, score=score, held=held, more=more)
         self._until(end, self._remote.push)
         return path
 
@@ -61,6 +70,10 @@ class RemoteStore(CheckpointStore):
     def named(self, name: str) -> Checkpoint:
         """That of a name at the URI, copied here."""
         return self._remote.named(name)
+
+    def chosen(self, name: str) -> Checkpoint:
+        """The same: what another process has verified may lie on another machine."""
+        return self.named(name)
 
     def held(self) -> list[Path]:
         """Where those that are held at the URI would lie here, newest first."""

@@ -147,21 +147,27 @@ def trained(folder, place=None, **settings):
 
 
 def as_worker(rank, world, words):
-    """Weights and rows of a run; words: folder, and `sharded`, `part` or `twice`."""
+    """Weights and rows of a run.
+
+    Words: folder, `sharded`, `part`; or `first` for seven updates, `second` for the rest, `twice`
+    for one after the other.
+    """
     out, place = words[0], Place(rank, world, sharded="sharded" in words)
     settings = {"part": 2} if "part" in words else {}
-    if "twice" in words:  # stopped after seven updates, and then by another object to the end
+    folder, task = f"{out}/checkpoints", None
+    if {"first", "twice"} & set(words):
         torch.manual_seed(0)
-        first = Regression()
-        loop_of(f"{out}/checkpoints", first, Notes(7), place).run()
         task = Regression()
-        loop = loop_of(f"{out}/checkpoints", task, place=place)
+        loop_of(folder, task, Notes(7), place).run()
         dist.barrier()
-        loop.restore(CheckpointStore(Path(out, "checkpoints")).newest())
+    if {"second", "twice"} & set(words):
+        first, task = task, Regression()
+        loop = loop_of(folder, task, place=place)
+        loop.restore(CheckpointStore(Path(folder)).newest())
         loop.run()
-        task.seen = first.seen + task.seen
-    else:
-        task = trained(f"{out}/checkpoints", place, max_grad_norm=1e3, **settings)
+        task.seen = (first.seen if first else []) + task.seen
+    if task is None:
+        task = trained(folder, place, max_grad_norm=1e3, **settings)
     state = task.model.state_dict()
     whole = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in state.items()}
     return {"model": whole, "seen": task.seen}

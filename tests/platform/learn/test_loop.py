@@ -13,10 +13,10 @@ from regression import SAMPLES, Notes, Regression, loop_of, trained
 
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import CheckpointError
-from farreach.learn.loop import LearnError
+from farreach.learn.keeping import Keeper, LearnError, as_tensors
 from farreach.learn.place import Place
 from farreach.learn.settings import WorkersConfig
-from farreach.saver import Saver
+from farreach.learn.shards import whole_state
 from farreach.testing.ranks import several
 
 PROGRAM = Path(__file__).with_name("regression.py")
@@ -91,16 +91,28 @@ def test_several_workers_learn_as_one(tmp_path, world, words, kind):
     assert sorted(seen) == list(range(3 * SAMPLES))
     newest = CheckpointStore(tmp_path / "checkpoints").newest()
     assert newest.step == 15
-    saved = torch.cat(
-        [torch.from_numpy(v).flatten() for v in newest.part("learner")["model"].values()]
-    )
+    assert ("weights-00000-of-00002.msgpack" in newest.files) == (kind == "sharded" and world == 2)
+    saved = torch.cat([v.flatten() for v in as_tensors(whole_state(newest)["model"]).values()])
     torch.testing.assert_close(saved, weights(single), atol=1e-6, rtol=1e-5)
 
 
-def test_a_checkpoint_of_split_parameters_wants_them_split_again(tmp_path):
-    together(tmp_path, 2, "sharded")
-    with pytest.raises(LearnError, match=r"another runtime\.sharded\. Resume with that"):
-        loop_of(tmp_path, Regression()).restore(CheckpointStore(tmp_path / "checkpoints").newest())
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((2, "sharded"), (3, "sharded")),
+        ((3, "sharded"), (2, "sharded")),
+        ((2, "sharded"), (2, "whole")),
+        ((2, "whole"), (2, "sharded")),
+        ((2, "sharded"), (1, "sharded")),  # of one, nothing can be split
+    ],
+)
+def test_a_run_goes_on_in_a_group_of_another_size_or_kind(tmp_path, before, after):
+    single = trained(tmp_path / "single")
+    together(tmp_path, *before, "first")
+    found = together(tmp_path, *after, "second")
+    for one in found:
+        vector = torch.cat([value.flatten() for value in one["model"].values()])
+        torch.testing.assert_close(vector, weights(single), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 14])
@@ -319,7 +331,7 @@ class SlowStore(CheckpointStore):
 def with_slow_store(folder, task, until, notes, **settings):
     loop = loop_of(folder, task, notes, **settings)
     store = SlowStore(folder, task, until)
-    loop._checkpoints, loop._saver = store, Saver(store)
+    loop._keeper = Keeper(task, loop._optimizer, Place(), notes, store)
     return loop, store
 
 

@@ -16,8 +16,9 @@ from farreach.data.wordpieces import WordPieces
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.learn.demand import demand as asked_of_ray
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.learn.restored import evaluated, restored
+from farreach.learn.shards import whole_state
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation, Format
@@ -56,7 +57,7 @@ def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     assert isinstance(config, FinetuneConfig)
     config = with_kept_words(config, run)
     encoder, words = begun(starting(config), config.encoder, config.data, config.seed)
-    state = CheckpointStore.load(checkpoint).part("learner")["model"]
+    state = whole_state(CheckpointStore.load(checkpoint))["model"]
     Pair(encoder).load_state_dict(as_tensors(state))
     return encoder.eval(), words
 

@@ -12,8 +12,9 @@ from farreach.data import text
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError, DataError
 from farreach.learn.demand import demand as asked_of_ray
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.learn.restored import evaluated, restored
+from farreach.learn.shards import whole_state
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation, Format
@@ -43,7 +44,7 @@ def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     config = stores.with_kept_words(config, run)
     words = stores.words_of(config)
     encoder = encoder_for(config, words)
-    state = CheckpointStore.load(checkpoint).part("learner")["model"]
+    state = whole_state(CheckpointStore.load(checkpoint))["model"]
     Pair(encoder).load_state_dict(as_tensors(state))
     return encoder.eval(), words
 

@@ -20,10 +20,11 @@ from farreach.config import Config
 from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import CheckpointError, ConfigError
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.settings import LoopConfig, WorkersConfig
+from farreach.learn.shards import whole_state
 from farreach.learn.task import Batch, Pixels
 from farreach.rundir import LATEST, RunDirectory
 from farreach_workloads.retrieval.candidates import Candidates, CandidatesConfig
@@ -290,7 +291,7 @@ def reranker_of(run: Path, checkpoint: Path) -> tuple[CrossEncoder, WordPieces]:
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, RerankConfig)
     model, words = begin(with_kept_words(config, run))
-    model.load_state_dict(as_tensors(CheckpointStore.load(checkpoint).part("learner")["model"]))
+    model.load_state_dict(as_tensors(whole_state(CheckpointStore.load(checkpoint))["model"]))
     return model.eval(), words
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import farreach_workloads.vision.backbones  # noqa: F401 (registers our models with timm)
 from farreach.data.fetched import here
 from farreach.errors import ConfigError
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.linear import use_fast_linear
 from farreach.registry import near_match
 from farreach_workloads.vision.config import BackboneConfig

@@ -24,7 +24,7 @@ from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError
 from farreach.figures import rendered, save
 from farreach.learn.demand import demand as asked_of_ray
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
 from farreach.learn.restored import evaluated, restored

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from farreach.learn.collectives import total
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.learn.momentum import follow
 from farreach.learn.schedules import cosine
 from farreach.learn.task import Batch

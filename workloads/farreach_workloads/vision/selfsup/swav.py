@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farreach.learn.collectives import gathered, workers
-from farreach.learn.loop import as_tensors
+from farreach.learn.keeping import as_tensors
 from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup import assignments, heads
 from farreach_workloads.vision.selfsup.config import PretrainConfig
