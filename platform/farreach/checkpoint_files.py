@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from farreach import messages
 from farreach.errors import CheckpointError
 
@@ -33,24 +36,24 @@ class FileRecord:
 class Packed:
     """A part of a checkpoint as its file will be, which no longer changes with the tree."""
 
-    data: bytes
+    data: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, tree: Any) -> Packed:
-        """A copy of a tree that `messages.pack` takes; raises as it does."""
-        return cls(messages.pack(tree))
+    def of(cls, tree: Any, room: NDArray[np.uint8] | None = None) -> Packed:
+        """A copy of a tree that `messages.pack` takes, in `room` if it is large enough."""
+        return cls(messages.pack_into(tree, room))
 
 
 def write_part(folder: Path, name: str, tree: Any) -> FileRecord:
     """Write a part, and have it on the disk; raises ValueError for a name that no file may have."""
     if not _PART_NAME.fullmatch(name):
         raise ValueError(f"part {name!r}: a name has letters, digits, '_', '-' and '.' only.")
-    data = (tree if isinstance(tree, Packed) else Packed.of(tree)).data
+    data = (tree if isinstance(tree, Packed) else Packed.of(tree)).data.data
     write_file(folder / f"{name}.msgpack", data)
     return FileRecord(len(data), hashlib.sha256(data).hexdigest())
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a file, and have it on the disk."""
     with path.open("wb") as file:
         file.write(data)

@@ -1,7 +1,8 @@
 """Checkpoints written beside training: taken at once, on the disk a little later.
 
-What must stand still while a checkpoint is made is only copied; hashing, writing, bringing it to a
-URI and removing older ones take a thread of their own, which needs the interpreter for little.
+What must stand still while a checkpoint is made is only copied, to memory that is kept for that;
+hashing, writing, bringing it to a URI and removing older ones take a thread of their own, which
+needs the interpreter for little.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Saver:
         self._store = store
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved | None] | None = None
+        self._rooms: dict[str, Any] = {}
 
     def begin(
         self,
@@ -75,17 +77,27 @@ class Saver:
             CheckpointError, StorageError: that could not be written.
         """
         earlier = self.wait()
-        packed = {name: Packed.of(tree) for name, tree in parts.items()}
+        packed = {name: self.packed(name, tree) for name, tree in parts.items()}
 
         def write() -> Saved:
             if before is not None:
                 before()
             path = self._store.save(packed, step=step, info=info, score=score, held=held, more=more)
-            packed.clear()
             return Saved(step, path, info, held)
 
         self._pending = self._thread.submit(write)
         return earlier
+
+    def packed(self, name: str, tree: Any) -> Packed:
+        """A copy of a part, valid until one of that name is taken again; after `wait`.
+
+        It lies where the part of before lay: the system would need longer to provide the memory
+        than it takes to copy.
+        """
+        assert self._pending is None
+        packed = Packed.of(tree, self._rooms.get(name))
+        self._rooms[name] = packed.data if packed.data.base is None else packed.data.base
+        return packed
 
     def begin_other(self, work: Callable[[], None]) -> None:
         """Have something else done, such as writing a part of what another process saves.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from farreach.errors import CheckpointError
-from farreach.messages import generator_state, pack, restore_generator, unpack
+from farreach.messages import generator_state, pack, pack_into, restore_generator, unpack
 
 DTYPES = ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "g", "c8", "c16"]
 
@@ -100,6 +100,18 @@ def test_packing_copies_so_that_later_writes_do_not_show():
     data = pack(array)
     array[:] = 1
     assert unpack(data).tolist() == [0, 0]
+
+
+def test_a_frame_is_the_same_in_memory_that_is_there(tmp_path):
+    tree = {"a": np.arange(6.0).reshape(2, 3), "empty": np.zeros((0, 2)), "b": [True, "text"]}
+    room = np.full(4096, 255, np.uint8)
+    frame = pack_into(tree, room)
+    assert frame.base is room
+    assert frame.tobytes() == pack(tree) == pack_into(tree, None).tobytes()
+    for size in (0, len(frame) - 1):  # too small: left alone
+        small = np.full(size, 255, np.uint8)
+        assert pack_into(tree, small).tobytes() == pack(tree)
+        assert (small == 255).all()
 
 
 @pytest.mark.parametrize(

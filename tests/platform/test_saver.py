@@ -93,3 +93,16 @@ def test_closing_waits_for_what_is_written(store):
     threading.Timer(0.2, store.may_write.set).start()
     saver.close()
     assert store.newest().step == 1
+
+
+def test_parts_lie_where_those_of_before_lay(store, saver):
+    store.may_write.set()
+    large, small = np.arange(1000.0), np.arange(10.0)
+    first = saver.packed("learner", {"a": large}).data
+    again = saver.packed("learner", {"a": large + 1}).data
+    assert np.shares_memory(first, again)
+    for step, array in enumerate((large, small, large + 2), 1):
+        saver.begin({"learner": {"a": array}}, step=step, info={})
+        saver.wait()
+        found = CheckpointStore.load(store.directory / f"step_{step:012d}").part("learner")
+        np.testing.assert_array_equal(found["a"], array)

@@ -114,6 +114,7 @@ class Keeper:
         Raises:
             CheckpointError, StorageError: the one before could not be written.
         """
+        self._tell(self._saver.wait())
         content, joint = self._content(), self._joint
         before = collect = None
         if joint is not None:
@@ -121,7 +122,7 @@ class Keeper:
             before = partial(_write_all, joint, step, rows)
             collect = joint.collect(step, self._all_parts())
         if self._place.is_first:
-            earlier = self._saver.begin(
+            self._saver.begin(
                 {"learner": {**content, **more}},
                 step=step,
                 info=info,
@@ -130,7 +131,6 @@ class Keeper:
                 before=before,
                 more=collect,
             )
-            self._tell(earlier)
         elif before is not None:
             self._saver.begin_other(before)
 
@@ -155,7 +155,8 @@ class Keeper:
             trees = {name: content[name] for name in names}
             outlines, rows = shards.outlined(trees, place.rank, place.world)
             content |= outlines
-            parts[shards.part_name(kind, place.rank, place.world)] = Packed.of(rows)
+            name = shards.part_name(kind, place.rank, place.world)
+            parts[name] = self._saver.packed(name, rows)
         content[shards.COUNT] = place.world
         return parts
 
@@ -201,9 +202,9 @@ def newest(store: CheckpointStore, place: Place) -> Checkpoint | None:
     return found if place.is_first or name is None else store.chosen(name)
 
 
-def _write_all(joint: JointParts, step: int, parts: dict[str, Packed]) -> None:
-    while parts:  # so that each is freed once it is written
-        joint.write(step, *parts.popitem())
+def _write_all(joint: JointParts, step: int, parts: Mapping[str, Packed]) -> None:
+    for name, packed in parts.items():
+        joint.write(step, name, packed)
 
 
 def as_tensors(tree: Any) -> Any:
