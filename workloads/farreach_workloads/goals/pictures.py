@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from farreach.disk import atomic_write
-from farreach.figures import new_figure
+from farreach.figures import new_figure, png
 from farreach_workloads.goals.bundle import Bundle
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.evaluate import Outcome, shortcuts
@@ -250,15 +250,11 @@ def draw_all(
             if name.endswith("_planned") and outcome.planned is None:
                 continue
             files[name] = folder / f"{name}-{suffix}.png"
-            picture = io.BytesIO()
-            draw(scene).savefig(picture, format="png")
-            atomic_write(files[name], picture.getvalue())
+            atomic_write(files[name], png(draw(scene)))
     frames = _reached_frames(env, outcome)
     if frames is not None:
         files["frames"] = folder / f"frames-{suffix}.png"
-        picture = io.BytesIO()
-        frames.savefig(picture, format="png")
-        atomic_write(files["frames"], picture.getvalue())
+        atomic_write(files["frames"], png(frames))
     return files
 
 
