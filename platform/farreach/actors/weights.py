@@ -6,6 +6,7 @@ Readers that are called more often than there is something new get references, a
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,26 @@ class Kept:
         if handed != self._reference:
             self._value, self._reference = ray.get(handed), handed
         return self._value
+
+
+class Loans:
+    """References that readers go on holding when a call is over, and until when we do.
+
+    Ray (2.60) never frees a small value if its owner lets go of it before whoever has borrowed it.
+    A reader with one call at a time lets go of a reference while it is called with the next one;
+    whoever calls it holds the newest two.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was handed out yet."""
+        self._lent: dict[tuple[str, str], deque[Any]] = {}
+
+    def box(self, reader: str, name: str, value: Any) -> list[Any]:
+        """An argument for `Kept` to read: the newest of that name, of which it keeps one."""
+        lent = self._lent.setdefault((reader, name), deque(maxlen=2))
+        if not lent or lent[-1] is not value:
+            lent.append(value)
+        return [value]
 
 
 class WeightBoard:

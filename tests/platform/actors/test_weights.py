@@ -1,7 +1,9 @@
+import time
+
 import numpy as np
 import pytest
 
-from farreach.actors.weights import Kept, WeightBoard
+from farreach.actors.weights import Kept, Loans, WeightBoard
 
 
 def test_versions_count_up_per_name():
@@ -65,3 +67,53 @@ def test_what_cannot_be_fetched_is_no_value(ray_local):
     with pytest.raises(ValueError, match="broken"):
         kept.read([broken.remote()])
     assert kept.read([good]) == 1
+
+
+def test_the_newest_two_are_held_for_a_reader():
+    import weakref
+
+    class Value:
+        pass
+
+    loans, gone = Loans(), []
+    for _ in range(4):
+        value = Value()
+        assert loans.box("a", "policy", value) == loans.box("a", "policy", value) == [value]
+        loans.box("a", "guide", 1)
+        gone.append(weakref.ref(value))
+    del value
+    assert [one() is None for one in gone] == [True, True, False, False]
+
+
+class Reader:
+    """Keeps what it was handed last, as rollouts do."""
+
+    def __init__(self):
+        self._kept = Kept()
+
+    def read(self, boxed):
+        return len(self._kept.read(boxed))
+
+
+class Writer:
+    def write(self, size):
+        return bytes(size)
+
+
+@pytest.mark.ray
+def test_what_was_lent_to_a_reader_is_freed(ray_local):
+    """Ray keeps a small value for ever whose owner has let go of it before who has borrowed it."""
+    core = ray_local._private.worker.global_worker.core_worker
+    writer = ray_local.remote(Writer).options(num_cpus=0).remote()
+    readers = [ray_local.remote(Reader).options(num_cpus=0).remote() for _ in range(2)]
+    loans, before = Loans(), core.get_memory_store_size()
+    for number in range(30):
+        value = writer.write.remote(50_000)
+        for index, reader in enumerate(readers[: 2 - number % 2]):  # the second reads every other
+            boxed = loans.box(f"reader-{index}", "policy", value)
+            assert ray_local.get(reader.read.remote(boxed)) == 50_000
+    del value, boxed
+    deadline = time.monotonic() + 10
+    while core.get_memory_store_size() > before + 8 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert core.get_memory_store_size() <= before + 8  # 30 and more without the loans

@@ -20,7 +20,7 @@ import ray
 
 from farreach.actors.ratio import RatioController
 from farreach.actors.services import DEATHS, LOSSES, Service, fetch
-from farreach.actors.weights import WeightBoard
+from farreach.actors.weights import Loans, WeightBoard
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.errors import ActorError, CheckpointError, FarreachError
 from farreach.saver import Saved, Saver
@@ -51,7 +51,7 @@ class Coordinator(ABC):
         """Start the parts; `begin` or `restore` must follow."""
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        self._saver = Saver(self._store)
+        self._saver, self._loans = Saver(self._store), Loans()
         self._deaths = Deaths(config, run, reporter.log)
         self._guard = self._deaths.guard
         self._begun = time.monotonic()
@@ -338,6 +338,14 @@ class Coordinator(ABC):
         self._board.publish("guide", guide)
         for part in (self._parts.learner, *self._parts.shards):
             self._tell(part, "set_bundle", bundle)
+
+    def _call_rollout(self, rollout: Service, policy: Any, guide: Any) -> Any:
+        """Have a fragment collected with these; references to episodes, walks and information."""
+        policy, guide = (
+            self._loans.box(rollout.role, name, value)
+            for name, value in (("policy", policy), ("guide", guide))
+        )
+        return rollout.call("collect_newest", policy, guide, self._counters.env_steps, returns=3)
 
     def _add(self, rollout: int, episodes: Any) -> None:
         """Hand the episodes of a rollout to where they are kept."""

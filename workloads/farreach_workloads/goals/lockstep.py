@@ -17,12 +17,8 @@ class Lockstep(Coordinator):
         while not self._finished():
             self._stop_if_asked()
             self._look_around()
-            newest = [[self._board.newest(name).value] for name in ("policy", "guide")]
-            before = counters.env_steps
-            collected = [
-                rollout.call("collect_newest", *newest, before, returns=3)
-                for rollout in parts.rollouts
-            ]
+            newest = [self._board.newest(name).value for name in ("policy", "guide")]
+            collected = [self._call_rollout(rollout, *newest) for rollout in parts.rollouts]
             for index, (episodes, walks, info) in enumerate(collected):
                 self._add(index, episodes)
                 self._take_walks(walks, self._fetch(parts.rollouts[index].role, info))

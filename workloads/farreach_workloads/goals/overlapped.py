@@ -188,9 +188,7 @@ class Overlapped(Coordinator):
         rollout = self._parts.rollouts[index]
         policy, guide = self._board.newest("policy"), self._board.newest("guide")
         self._ratio.request(self._fragment)
-        steps = self._counters.env_steps
-        boxed = ([policy.value], [guide.value])
-        result = rollout.call("collect_newest", *boxed, steps, returns=3)
+        result = self._call_rollout(rollout, policy.value, guide.value)
         self._flight[result[2]] = self._on_fragment(index, result[0], result[1], policy)
 
     def _take_in(self, timeout_s: float) -> None:
