@@ -96,7 +96,7 @@ class Saver:
         """
         assert self._pending is None
         packed = Packed.of(tree, self._rooms.get(name))
-        self._rooms[name] = packed.data if packed.data.base is None else packed.data.base
+        self._rooms[name] = packed.data.base
         return packed
 
     def begin_other(self, work: Callable[[], None]) -> None:

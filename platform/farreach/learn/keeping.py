@@ -69,7 +69,7 @@ class Keeper:
             )
         place, task = self._place, self._task
         if shards.COUNT in state and is_split(task.model):
-            self._take_rows(checkpoint)
+            self._take_rows(checkpoint, state)
         else:
             if shards.COUNT in state:
                 state = shards.whole_state(checkpoint, tuple(shards.KINDS))
@@ -80,17 +80,16 @@ class Keeper:
         task.restore(state["task"])
         return state
 
-    def _take_rows(self, checkpoint: Checkpoint) -> None:
+    def _take_rows(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         place, task = self._place, self._task
         mine = [place.own_model_state(network) for network in (task.model, *task.companions)]
         trees = {"model": mine[0], "companions": mine[1:]}
-        found = shards.fill(trees, "weights", checkpoint, place.rank, place.world)
-        for network, state in zip(
-            (task.model, *task.companions), (found["model"], *found["companions"]), strict=True
-        ):
-            place.take_over_own(network, as_tensors(state))
+        found = shards.fill(trees, "weights", checkpoint, state, place.rank, place.world)
+        theirs = [found["model"], *found["companions"]]
+        for network, own in zip((task.model, *task.companions), theirs, strict=True):
+            place.take_over_own(network, as_tensors(own))
         trees = {"optimizer": place.own_optimizer_state(task.model, self._optimizer)}
-        found = shards.fill(trees, "optimizer", checkpoint, place.rank, place.world)
+        found = shards.fill(trees, "optimizer", checkpoint, state, place.rank, place.world)
         place.take_over_own(task.model, as_tensors(found["optimizer"]), self._optimizer)
 
     def begin(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Requests of the outlet.
 NOTHING, STOP, LOOK, LEAVE = 0, 1, 2, 3
+# Workers tell one another shares of time in whole numbers of these.
+CLOCK_PARTS = 2**40
 # Seconds between two reports of the metrics of updates.
 REPORT_EVERY_S = 2.0
 # Metrics of a task that end so, such as tokens, are shown as a rate too.
@@ -75,6 +77,7 @@ class Loop:
         self.total = max(1, round(config.epochs * self.per_epoch))
         self.step = 0
         self._trained_s, self._begun = 0.0, time.monotonic()
+        self._time_share = 0.0
         self._evaluated: dict[str, float] = {}
         self._evaluated_step = self._saved_step = -1
         self._best, self._since_best = -math.inf, 0
@@ -129,6 +132,7 @@ class Loop:
                 self._save_now()
             if request == LEAVE and self._place.is_first:
                 self._outlet.rest()  # what came after the checkpoint would be lost
+            self._look_at_clock()
             metrics = self._update(model, parts)
             sums.add(metrics, wait_s=fed_s - idle_s, busy_s=time.monotonic() - fed_s)
             self.step += 1
@@ -259,10 +263,13 @@ class Loop:
 
     def _done(self) -> float:
         """Share of training that is done, by updates or by time, whichever is further."""
-        done = self.step / self.total
+        return min(1.0, max(self.step / self.total, self._time_share))
+
+    def _look_at_clock(self) -> None:
+        """Take note of the share of its time that is over, the first worker's for all."""
         if self._config.max_minutes is not None:
-            done = max(done, self._elapsed_s() / (60 * self._config.max_minutes))
-        return min(1.0, done)
+            share = self._elapsed_s() / (60 * self._config.max_minutes)
+            self._time_share = self._place.agree(round(share * CLOCK_PARTS)) / CLOCK_PARTS
 
     def _elapsed_s(self) -> float:
         return self._trained_s + time.monotonic() - self._begun

@@ -94,7 +94,14 @@ def _whole(
     return whole
 
 
-def fill(trees: dict[str, Any], kind: str, checkpoint: Checkpoint, rank: int, world: int) -> Any:
+def fill(
+    trees: dict[str, Any],
+    kind: str,
+    checkpoint: Checkpoint,
+    state: Mapping[str, Any],
+    rank: int,
+    world: int,
+) -> Any:
     """Copy rows of a checkpoint of any number of workers into this one's split tensors.
 
     Args:
@@ -102,6 +109,7 @@ def fill(trees: dict[str, Any], kind: str, checkpoint: Checkpoint, rank: int, wo
             written to.
         kind: whose rows.
         checkpoint: of split parameters.
+        state: its part `learner`.
         rank: of this worker.
         world: how many there are.
 
@@ -111,7 +119,6 @@ def fill(trees: dict[str, Any], kind: str, checkpoint: Checkpoint, rank: int, wo
     Raises:
         CheckpointError: a file is damaged, rows are missing, or the tensors have other shapes.
     """
-    state = checkpoint.part("learner")
     saved = {name: state[name] for name in trees}
     targets: dict[str, DTensor] = {}
     _mapped(trees, lambda place, leaf: targets.setdefault(place, leaf) if _is_split(leaf) else leaf)

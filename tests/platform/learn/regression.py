@@ -150,7 +150,7 @@ def as_worker(rank, world, words):
     """Weights and rows of a run.
 
     Words: folder, `sharded`, `part`; or `first` for seven updates, `second` for the rest, `twice`
-    for one after the other.
+    for one after the other; `late` for clocks that differ and a time limit.
     """
     out, place = words[0], Place(rank, world, sharded="sharded" in words)
     settings = {"part": 2} if "part" in words else {}
@@ -166,6 +166,12 @@ def as_worker(rank, world, words):
         loop.restore(CheckpointStore(Path(folder)).newest())
         loop.run()
         task.seen = (first.seen if first else []) + task.seen
+    if "late" in words:
+        torch.manual_seed(0)
+        task = Regression()
+        loop = loop_of(folder, task, place=place, max_minutes=1, epochs=3)
+        loop._trained_s = 20.0 * rank
+        loop.run()
     if task is None:
         task = trained(folder, place, max_grad_norm=1e3, **settings)
     state = task.model.state_dict()

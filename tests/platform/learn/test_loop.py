@@ -253,6 +253,13 @@ def test_a_time_limit_ends_training_with_a_checkpoint(tmp_path):
     assert notes.lines[-1][2] == 1.0
 
 
+def test_workers_whose_clocks_differ_stay_equal(tmp_path):
+    """The rate follows the time that is left: were it each worker's own, their weights would."""
+    first, second = together(tmp_path, 2, "late")
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name])
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_is_named(tmp_path):
     loop = loop_of(tmp_path / "checkpoints", Regression(poison=17))
     with pytest.raises(LearnError, match=r"the loss of update \d+ is nan\. Lower training\.lr"):
