@@ -11,7 +11,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -40,7 +40,7 @@ def pack(tree: Any) -> bytes:
     Raises:
         TypeError: for anything else; the message names the place in the tree.
     """
-    return b"".join(_pieces(tree))
+    return b"".join(_bytes_of(piece) for piece in _pieces(tree))
 
 
 def pack_into(tree: Any, room: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
@@ -56,25 +56,36 @@ def pack_into(tree: Any, room: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     Raises:
         TypeError: as `pack`.
     """
-    pieces = [memoryview(piece).cast("B") for piece in _pieces(tree)]
+    pieces = _pieces(tree)
     size = sum(piece.nbytes for piece in pieces)
     if room is None or len(room) < size:
         room = np.empty(size, np.uint8)
     end = 0
     for piece in pieces:
         begin, end = end, end + piece.nbytes
-        if piece.nbytes:
+        if isinstance(piece, memoryview):
             room[begin:end] = np.frombuffer(piece, np.uint8)
+        else:  # from wherever it lies, without a copy on the way
+            piece.copy_to(room[begin:end])
     return room[:size]
 
 
-def _pieces(tree: Any) -> list[bytes | memoryview]:
-    """What makes a frame, one after the other."""
+def _pieces(tree: Any) -> list[memoryview | _TensorBytes]:
+    """What makes a frame, one after the other; none is empty."""
     packer = _Packer()
     skeleton = msgpack.packb(packer.encode(tree), use_bin_type=True)
     size = sum(buffer.nbytes for buffer in packer.buffers)
     header = _HEADER.pack(MAGIC, VERSION, len(skeleton), size)
-    return [header, skeleton, *packer.buffers]
+    pieces = [memoryview(header), memoryview(skeleton), *packer.buffers]
+    return [piece for piece in pieces if piece.nbytes]
+
+
+def _bytes_of(piece: memoryview | _TensorBytes) -> memoryview:
+    if isinstance(piece, memoryview):
+        return piece
+    array = np.empty(piece.nbytes, np.uint8)
+    piece.copy_to(array)
+    return array.data
 
 
 def unpack(data: bytes) -> Any:
@@ -138,7 +149,7 @@ class _Packer:
     """Turns a tree into what msgpack knows, and collects the arrays' bytes beside it."""
 
     def __init__(self) -> None:
-        self.buffers: list[memoryview] = []
+        self.buffers: list[memoryview | _TensorBytes] = []
         self._offset = 0
         self._path: list[object] = []
 
@@ -155,7 +166,10 @@ class _Packer:
             return {self._key(key): self._child(key, value) for key, value in node.items()}
         if isinstance(node, (list, tuple)):
             return [self._child(index, value) for index, value in enumerate(node)]
-        return self._array(_as_array(node, self._place()))
+        if isinstance(node, np.ndarray):
+            return self._array(node)
+        tensor = _TensorBytes(node, self._place())
+        return self._put(tensor, tensor.dtype, tensor.shape)
 
     def _child(self, key: object, value: Any) -> Any:
         self._path.append(key)
@@ -174,7 +188,12 @@ class _Packer:
         _check_dtype(array.dtype, self._place())
         # (bytes,) in C order, a copy only if it must be; flat first, so that () stays one element
         raw = np.ascontiguousarray(array.reshape(-1)).view(np.uint8).data
-        entry = [array.dtype.str, list(array.shape), self._offset]
+        return self._put(raw, array.dtype, array.shape)
+
+    def _put(
+        self, raw: memoryview | _TensorBytes, dtype: np.dtype[Any], shape: Sequence[int]
+    ) -> msgpack.ExtType:
+        entry = [dtype.str, list(shape), self._offset]
         self.buffers.append(raw)
         self._offset += raw.nbytes
         return msgpack.ExtType(_ARRAY, msgpack.packb(entry))
@@ -183,23 +202,39 @@ class _Packer:
         return ".".join(map(str, self._path)) or "the tree"
 
 
-def _as_array(node: Any, place: str) -> np.ndarray[Any, Any]:
-    if isinstance(node, np.ndarray):
-        return node
-    # Whoever passes a tensor has imported torch; nobody else should pay seconds for it.
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(node, torch.Tensor):
-        raise TypeError(f"{place}: cannot pack a {_kind(node)}.")
-    if node.layout != torch.strided or node.is_quantized:
-        raise TypeError(f"{place}: cannot pack a sparse or quantized tensor. Make it dense first.")
-    try:
-        array: np.ndarray[Any, Any] = node.detach().cpu().resolve_conj().resolve_neg().numpy()
-    except TypeError as error:
-        raise TypeError(
-            f"{place}: NumPy has no {node.dtype}, so it cannot be packed. "
-            "Convert the tensor with .float() first."
-        ) from error
-    return array
+class _TensorBytes:
+    """The content of a tensor in C order, on whatever device it lies.
+
+    Attributes:
+        nbytes: of it.
+        dtype: of the array that it will be.
+        shape: likewise.
+    """
+
+    def __init__(self, node: Any, place: str) -> None:
+        # Whoever passes a tensor has imported torch; nobody else should pay seconds for it.
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(node, torch.Tensor):
+            raise TypeError(f"{place}: cannot pack a {_kind(node)}.")
+        if node.layout != torch.strided or node.is_quantized:
+            raise TypeError(
+                f"{place}: cannot pack a sparse or quantized tensor. Make it dense first."
+            )
+        try:
+            self.dtype: np.dtype[Any] = torch.empty(0, dtype=node.dtype).numpy().dtype
+        except TypeError as error:
+            raise TypeError(
+                f"{place}: NumPy has no {node.dtype}, so it cannot be packed. "
+                "Convert the tensor with .float() first."
+            ) from error
+        self.shape = tuple(node.shape)
+        dense = node.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        real = torch.view_as_real(dense) if dense.is_complex() else dense
+        self._flat = real.reshape(-1).view(torch.uint8)
+        self.nbytes = self._flat.numel()
+
+    def copy_to(self, array: NDArray[np.uint8]) -> None:
+        sys.modules["torch"].from_numpy(array).copy_(self._flat)
 
 
 def _check_dtype(dtype: np.dtype[Any], place: str) -> None:

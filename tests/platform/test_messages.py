@@ -104,6 +104,7 @@ def test_packing_copies_so_that_later_writes_do_not_show():
 
 def test_a_frame_is_the_same_in_memory_that_is_there(tmp_path):
     tree = {"a": np.arange(6.0).reshape(2, 3), "empty": np.zeros((0, 2)), "b": [True, "text"]}
+    tree["tensor"] = torch.arange(8).reshape(2, 4).t()
     room = np.full(4096, 255, np.uint8)
     frame = pack_into(tree, room)
     assert frame.base is room
@@ -128,7 +129,9 @@ def test_strings_that_are_numpy_scalars_come_back_as_strings():
     assert round_trip(list(np.array(["up", "down"]))) == ["up", "down"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64]
+)
 def test_tensors_come_back_as_arrays(dtype):
     tensor = torch.tensor([[0, 1], [1, 0]]).to(dtype)
     back = round_trip({"w": tensor})["w"]
@@ -142,6 +145,14 @@ def test_parameters_and_views_of_tensors_are_packed():
     assert back[0].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert back[1].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert back[2].shape == ()
+
+
+def test_tensors_that_are_views_of_others_are_packed_as_they_look():
+    z = torch.tensor([[1 + 2j, 3j], [4.0, 5]])
+    tree = [z.conj(), z.conj().imag, torch.zeros(0, 3), torch.arange(10)[::2], torch.tensor(2j)]
+    for back, tensor in zip(round_trip(tree), tree, strict=True):
+        expected = tensor.resolve_conj().resolve_neg().numpy()
+        np.testing.assert_array_equal(back, expected, strict=True)
 
 
 def test_an_optimizer_goes_on_exactly_as_if_it_had_not_stopped():
