@@ -281,12 +281,12 @@ class FakeCluster:
                     f"the pretended cluster did not come up within {READY_TIMEOUT_S:g} s. Its head "
                     f"says: {' '.join(log.split())[-600:] or 'nothing'}."
                 )
-            if self._gcs is None:
-                with suppress(OSError, RpcError):
+            with suppress(OSError, RpcError):  # it may take long to answer, too
+                if self._gcs is None:
                     socket.create_connection((host, int(port)), timeout=1).close()
                     self._gcs = control.client(self.address)
-            elif self.nodes() and self._autoscaler_is_up():
-                return
+                elif self.nodes() and self._autoscaler_is_up():
+                    return
             time.sleep(POLL_S)
 
     def _autoscaler_is_up(self) -> bool:

@@ -121,6 +121,7 @@ class Loop:
 
     def _train(self, model: nn.Module) -> tuple[dict[str, float], bool]:
         sums, idle_s = _Sums(), time.monotonic()
+        self._look_at_clock()
         for parts in self._feed():
             fed_s = time.monotonic()
             self._keeper.tend()
@@ -132,11 +133,11 @@ class Loop:
                 self._save_now()
             if request == LEAVE and self._place.is_first:
                 self._outlet.rest()  # what came after the checkpoint would be lost
-            self._look_at_clock()
             metrics = self._update(model, parts)
             sums.add(metrics, wait_s=fed_s - idle_s, busy_s=time.monotonic() - fed_s)
             self.step += 1
-            over = bool(self._place.agree(self._out_of_time())) or self.step >= self.total
+            self._look_at_clock()
+            over = self._done() >= 1
             if self._place.is_first and (sums.is_due() or over):
                 self._outlet.scalars(self.step, sums.means(self._config.batch), self._done())
             if over or self._is_due(self._config.evaluate_every_epochs):
@@ -273,10 +274,6 @@ class Loop:
 
     def _elapsed_s(self) -> float:
         return self._trained_s + time.monotonic() - self._begun
-
-    def _out_of_time(self) -> bool:
-        limit = self._config.max_minutes
-        return limit is not None and self._elapsed_s() >= 60 * limit
 
     def _is_due(self, every_epochs: float) -> bool:
         """Whether the last update has crossed a multiple of so many epochs."""
