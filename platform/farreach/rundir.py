@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from farreach.console import record
 from farreach.disk import atomic_write, cut_torn_line, disk_error, json_line, plain
 from farreach.errors import RunDirectoryError
 from farreach.registry import near_match
+from farreach.run_places import FOLDERS, fresh_name, make_exactly, make_fresh
 from farreach.storage.remote import is_remote, joined
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from farreach.storage.run import RemoteRun
 
 LATEST = "latest"
-_FOLDERS = ("figures", "checkpoints", "tensorboard")
-_TEMPORARY = re.compile(r"\.probe\.\d+|\.(config\.yaml|manifest\.json)\.\d+\.tmp")
 MIN_FREE_BYTES = 200 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -102,7 +100,7 @@ class RunDirectory:
         run = cls._made(root, name, now, path)
         run.check_writable()
         try:
-            for folder in _FOLDERS:
+            for folder in FOLDERS:
                 (run.path / folder).mkdir(exist_ok=True)
         except OSError as error:
             raise disk_error(run.path, error) from error
@@ -120,11 +118,11 @@ class RunDirectory:
         """An empty folder for a new run."""
         place = root if path is None else path
         if not is_remote(place):
-            folder = _make_fresh(Path(root), name, now) if path is None else _make_exactly(path)
+            folder = make_fresh(Path(root), name, now) if path is None else make_exactly(path)
             return cls(folder)
         from farreach.storage.run import RemoteRun
 
-        remote = RemoteRun(joined(str(root), _fresh_name(name, now)) if path is None else str(path))
+        remote = RemoteRun(joined(str(root), fresh_name(name, now)) if path is None else str(path))
         remote.make()
         return cls(remote.path, remote)
 
@@ -418,47 +416,6 @@ def flat_result(
     flat = {name: plain(float(metrics[name])) for name in sorted(metrics)}
     facts = {"seed": seed, "wall_time_s": round(wall_time_s, 3), "versions": dict(versions)}
     return {**flat, **facts}
-
-
-def _make_fresh(root: Path, name: str, now: datetime) -> Path:
-    while True:
-        path = root / _fresh_name(name, now)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue  # another run drew the same four digits in the same second
-        except OSError as error:
-            raise disk_error(path, error) from error
-        return path
-
-
-def _fresh_name(name: str, now: datetime) -> str:
-    return f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _make_exactly(place: Path | str) -> Path:
-    path = Path(place)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        occupied = _is_occupied(path)
-    except OSError as error:
-        raise disk_error(path, error) from error
-    if occupied:
-        mend = f"`farreach resume {path}` continues the run in it; otherwise name another directory"
-        raise RunDirectoryError(f"{path} exists and is not empty. {mend}.")
-    return path
-
-
-def _is_occupied(path: Path) -> bool:
-    """Whether a folder holds more than what is left where a process died while it made a run."""
-    entries = {entry.name: entry for entry in path.iterdir()}
-    begun = [entries.pop(name) for name in _FOLDERS if name in entries]
-    if len(begun) == len(_FOLDERS):
-        entries.pop("config.yaml", None)  # written after the folders, and before the manifest
-    temporary = [name for name in entries if _TEMPORARY.fullmatch(name)]
-    return len(temporary) < len(entries) or any(
-        not folder.is_dir() or any(folder.iterdir()) for folder in begun
-    )
 
 
 def _runs_in(folder: Path) -> list[RunDirectory]:
