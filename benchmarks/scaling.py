@@ -7,8 +7,10 @@ idle Ray takes meanwhile.
 - `two_actors`: environment steps per second of two rollout actors and of one, without a learner.
 - `two_actors_cpu`: CPU seconds per environment step of the same; smaller is better.
 - `rollout_1000`, `rollout_200`: CPU seconds per environment step with calls of so many steps of one
-  copy of the maze, over the same environment and policy in a plain loop; smaller is better. What a
-  call adds is the same for all environments: `ratio_with_slow_steps` is for steps of 250 µs.
+  copy of the walker, which MuJoCo moves, over the same environment and policy in a plain loop;
+  smaller is better.
+- `rollout_1000_maze`, `rollout_200_maze`: the same in the maze, whose steps are several times
+  shorter, while a call adds as much.
 - `learner_beside`: updates per CPU-second of the learner with a rollout running, over alone.
 - `learner_shards`: the same with rows that a shard of the replay draws, over its own replay.
 - `bytes_per_step`: see `networked.py`; smaller is better.
@@ -56,8 +58,6 @@ ROUNDS = 5
 STORE_BYTES = 1_500_000_000
 # Fragments of each actor in a round of `two_actors`, and steps in one of `rollout_*`.
 FRAGMENTS, STEPS = 20, 48_000
-# Of MuJoCo's HalfCheetah with a policy of two layers of 256, the usual yardstick of such loops.
-SLOW_STEP_US = 250.0
 UPDATES = 640
 # More fragments than are collected while the learner takes so many updates.
 BESIDE = 300
@@ -65,8 +65,9 @@ BESIDE = 300
 
 @dataclass(frozen=True)
 class Trained:
-    """What a short training has come to: settings, state of the learner, policy, memory."""
+    """What a short training has come to: its environment, state of the learner, policy, memory."""
 
+    environment: str
     learner: dict[str, Any]
     policy: dict[str, np.ndarray]
     bundle: Bundle
@@ -75,20 +76,26 @@ class Trained:
         """What a rollout takes beside the policy."""
         return guide_for_rollouts(self.bundle, config)
 
+    def config(self, **sections: Any) -> GoalsRunConfig:
+        """Defaults for its environment, with these settings."""
+        environment = {"name": self.environment} | sections.pop("environment", {})
+        return GoalsRunConfig.model_validate({"environment": environment, **sections})
+
     @classmethod
-    def maze(cls, folder: Path) -> Trained:
-        """Train the maze for a moment."""
-        run = folder / "run"
+    def briefly(cls, environment: str, folder: Path) -> Trained:
+        """Train for a moment."""
+        run = folder / environment
         # Standard output is for the rows alone.
-        command = [sys.executable, "-m", "farreach", "train", "goals/walk_maze_debug"]
-        settings = ["training.env_steps=6000", "evaluation.episodes=10"]
+        command = [sys.executable, "-m", "farreach", "train", f"goals/walk_{environment}_debug"]
+        settings = ["training.env_steps=6000", "evaluation.episodes=12"]
         subprocess.run([*command, *settings, "--run-dir", str(run)], check=True, stdout=sys.stderr)
         checkpoint = CheckpointStore(run / "checkpoints").newest()
         assert checkpoint is not None
         state = checkpoint.parts()["learner"]
-        learner = parts.make_learner(GoalsRunConfig())
+        environment_config = {"environment": {"name": environment}}
+        learner = parts.make_learner(GoalsRunConfig.model_validate(environment_config))
         learner.restore(state)
-        return cls(state, learner.policy(), Bundle.from_arrays(state["bundle"]))
+        return cls(environment, state, learner.policy(), Bundle.from_arrays(state["bundle"]))
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ def collect(actors: Sequence[ActorService], policy: Any, guide: Any, fragments: 
 
 def two_actors(trained: Trained) -> None:
     """Rows `two_actors` and `two_actors_cpu`."""
-    config = GoalsRunConfig()
+    config = trained.config()
     phases = config.phases
     steps = FRAGMENTS * config.environment.num_envs * (phases.policy_steps + phases.random_steps)
     actors = actors_of(config, 2)
@@ -227,13 +234,10 @@ class Bare:
 
 
 def rollout(trained: Trained, fragment: int) -> None:
-    """Row `rollout_1000` or `rollout_200`."""
+    """A row `rollout_…`."""
     half = fragment // 2
-    config = GoalsRunConfig.model_validate(
-        {
-            "environment": {"num_envs": 1},
-            "phases": {"policy_steps": half, "random_steps": half},
-        }
+    config = trained.config(
+        environment={"num_envs": 1}, phases={"policy_steps": half, "random_steps": half}
     )
     fragments = STEPS // fragment
     actors = actors_of(config, 1)
@@ -254,21 +258,21 @@ def rollout(trained: Trained, fragment: int) -> None:
     actors[0].stop()
     costs = [1e6 * busy_cpu_s(ours, nothing) / STEPS, 1e6 * plain.cpu_s / STEPS]
     added_us = costs[0] - costs[1]
+    name = f"rollout_{fragment}"
     measure.row(
-        f"rollout_{fragment}",
+        name if trained.environment == "walker" else f"{name}_{trained.environment}",
         *costs,
         "CPU µs per env step",
         costs[0] / costs[1],
         over_the_same_without_ray=round(busy_cpu_s(ours, nothing) / without_ray.cpu_s, 4),
         added_ms_per_call=round(added_us * fragment / 1000, 2),
-        ratio_with_slow_steps=round(1 + added_us / SLOW_STEP_US, 4),
         ray_idle_cpu_share=round(nothing.cpu_s / nothing.wall_s, 3),
     )
 
 
 def learner_beside(trained: Trained) -> None:
     """Row `learner_beside`."""
-    config = GoalsRunConfig()
+    config = trained.config()
     learner = ActorService("learner", parts.make_learner, (config,), num_cpus=1)
     process = learner.wait_until_ready()
     fetch(learner.call("restore", trained.learner))
@@ -308,9 +312,9 @@ def learner_beside(trained: Trained) -> None:
 
 def learner_shards(trained: Trained) -> None:
     """Row `learner_shards`."""
-    config = GoalsRunConfig.model_validate({"runtime": {"replay_shards": 1}})
+    config = trained.config(runtime={"replay_shards": 1})
     content = dealt_out({"learner": trained.learner}, config)
-    alone = ActorService("learner", parts.make_learner, (GoalsRunConfig(),), num_cpus=1)
+    alone = ActorService("learner", parts.make_learner, (trained.config(),), num_cpus=1)
     served = ActorService("learner", parts.make_learner, (config,), num_cpus=1)
     shard = ActorService("replay-0", parts.make_replay, (config, 0), num_cpus=0.5)
     pids = [part.wait_until_ready() for part in (alone, served, shard)]
@@ -352,14 +356,23 @@ def learner_shards(trained: Trained) -> None:
     )
 
 
-ROWS: dict[str, Callable[[Trained], None]] = {
-    "two_actors": two_actors,
-    "two_actors_cpu": two_actors,
-    "rollout_1000": lambda trained: rollout(trained, 1000),
-    "rollout_200": lambda trained: rollout(trained, 200),
-    "learner_beside": learner_beside,
-    "learner_shards": learner_shards,
-    "weights_88mb": lambda _: weights.weights_88mb(),
+def rollout_of(fragment: int) -> Callable[[Trained], None]:
+    """Rows with calls of so many steps."""
+    return lambda trained: rollout(trained, fragment)
+
+
+long_calls, short_calls = rollout_of(1000), rollout_of(200)
+# Row → the environment it is for, and what measures it.
+ROWS: dict[str, tuple[str, Callable[[Trained], None]]] = {
+    "two_actors": ("maze", two_actors),
+    "two_actors_cpu": ("maze", two_actors),
+    "rollout_1000": ("walker", long_calls),
+    "rollout_200": ("walker", short_calls),
+    "rollout_1000_maze": ("maze", long_calls),
+    "rollout_200_maze": ("maze", short_calls),
+    "learner_beside": ("maze", learner_beside),
+    "learner_shards": ("maze", learner_shards),
+    "weights_88mb": ("maze", lambda _: weights.weights_88mb()),
 }
 
 
@@ -378,7 +391,8 @@ def main() -> None:
     here = dict.fromkeys(ROWS[name] for name in asked if name in ROWS)
     if here:
         with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
-            trained = Trained.maze(Path(folder))
+            environments = dict.fromkeys(environment for environment, _ in here)
+            trained = {name: Trained.briefly(name, Path(folder)) for name in environments}
             ray.init(
                 address="local",
                 num_cpus=4,
@@ -389,8 +403,8 @@ def main() -> None:
                 _temp_dir=folder,
             )
             try:
-                for row in here:
-                    row(trained)
+                for environment, row in here:
+                    row(trained[environment])
             finally:
                 ray.shutdown()
     if "bytes_per_step" in asked:

@@ -126,7 +126,7 @@ class MachineDrills(Drills):
 
     def memory(self, faults: int) -> None:
         """A process beside the run eats memory until Ray's monitor ends one of its actors."""
-        share = 1 - (available_bytes() - 3 * 1024 * MIB) / usable_bytes()
+        share = 1 - (available_bytes() - 6 * 1024 * MIB) / usable_bytes()
         settings = [*MAZE_SETTINGS, "training.env_steps=120000"]
         variables = {"RAY_memory_usage_threshold": f"{share:.3f}"}
         training = self.training("memory", MAZE, settings, variables)

@@ -76,6 +76,8 @@ class RunDirectory:
     ) -> RunDirectory:
         """Make a new run directory with its config and manifest.
 
+        At a URI there is nothing before `lock` has found that no other process begins a run there.
+
         Args:
             root: where runs live, a folder or a URI; the directory is
                 `<root>/<name>-<date>-<time>-<4 hex>`.
@@ -107,8 +109,6 @@ class RunDirectory:
         atomic_write(run.config_path, config_text)
         manifest = provenance.manifest(command, seed, now, parent)
         atomic_write(run.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        if run.remote is not None:
-            run.remote.begin()
         return run
 
     @classmethod

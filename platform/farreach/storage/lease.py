@@ -1,9 +1,12 @@
 """A lease: which driver, of all machines, writes to a run at a URI.
 
 The object `lease.json` names the driver and is written again every few seconds; one that has not
-been for a minute, or whose process has died on this machine, may be taken over. Object stores that
-pyarrow reaches can not compare and swap, so two drivers that begin in the same second find out by
-reading again, and the one that lost writes nothing more.
+been for a minute, or whose process has died on this machine, may be taken over.
+
+Object stores that pyarrow reaches can not compare and swap. So a driver looks, writes, and looks
+again after as long as there may be between a look and a write (Fischer's algorithm for mutual
+exclusion): of those that looked before anybody had written, the one that wrote last has the run.
+One that was held up between the two waits until whoever has begun meanwhile must have noticed.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from farreach.console import say
 from farreach.errors import RunDirectoryError, StorageError
@@ -25,8 +28,8 @@ from farreach.storage.remote import Remote
 OBJECT = "lease.json"
 REFRESH_S = 10.0
 STALE_S = 60.0
-# Between writing a lease and reading whether another driver wrote one as well.
-SETTLE_S = 0.5
+# From looking at a lease to having written another, and from there to looking again.
+SETTLE_S = 1.0
 
 
 class Lease:
@@ -55,13 +58,9 @@ class Lease:
             StorageError: the storage fails.
         """
         before = read(self._remote)
-        if before is not None and not before["released"] and not _has_died_here(before):
+        if _is_held(before):
             self._wait_for(before)
-        self._write()
-        time.sleep(SETTLE_S)
-        found = read(self._remote)
-        if found is None or found["token"] != self.token:
-            raise self._refusal(found or {})
+        self._write_first(before)
         self._thread.start()
         return None if before is None else str(before["token"])
 
@@ -71,6 +70,19 @@ class Lease:
         self._thread.join()
         if self.lost_to is None:
             self._write(released=True)
+
+    def _write_first(self, before: dict[str, Any] | None) -> None:
+        """Write the lease after that one; raise RunDirectoryError if another driver has done so."""
+        looked = time.monotonic()
+        found = read(self._remote)
+        if _is_held(found) and (before is None or found["beat"] != before["beat"]):
+            raise self._refusal(found)
+        self._write()
+        is_late = time.monotonic() - looked > SETTLE_S
+        time.sleep(2 * REFRESH_S if is_late else SETTLE_S)
+        found = read(self._remote)
+        if found is None or found["token"] != self.token:
+            raise self._refusal(found or {})
 
     def _wait_for(self, before: dict[str, Any]) -> None:
         """Return when the lease has grown old; raise RunDirectoryError if it is alive."""
@@ -133,6 +145,11 @@ def read(remote: Remote) -> dict[str, Any] | None:
     except ValueError:
         return None
     return content if isinstance(content, dict) and "token" in content else None
+
+
+def _is_held(lease: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a driver may be at work, as far as a lease says."""
+    return lease is not None and not lease["released"] and not _has_died_here(lease)
 
 
 def _has_died_here(lease: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import IO
 
 from farreach.checkpoint import Checkpoint
 from farreach.console import warn
@@ -59,28 +60,47 @@ class RemoteRun:
             self.remote.below(CHECKPOINTS), self.path / CHECKPOINTS
         )
         self._mirror: Mirror | None = None
+        self._new: IO[str] | None = None  # held between `make` and the end of `driving`
 
     def is_there(self) -> bool:
         """Whether there is a run at the URI."""
         return self.remote.read(MANIFEST) is not None
 
     def make(self) -> None:
-        """Make the local folder of a new run.
+        """Make the local folder of a new run, whose files `driving` brings to the URI.
 
         Raises:
-            RunDirectoryError: there is something at the URI.
+            RunDirectoryError: there is something at the URI, or another process of this machine
+                makes a run there.
         """
+        self._see_that_nothing_is_there()
+        with self._alone():
+            new = open(self.path.with_name(f".{self.path.name}.new"), "a+")  # noqa: SIM115
+            try:
+                fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                new.close()
+                raise self._in_use() from error
+            self._new = new
+            self._put_aside()
+            self.path.mkdir(parents=True)
+
+    def _see_that_nothing_is_there(self) -> None:
         if not self.remote.list().keys() <= BEGUN:
             raise RunDirectoryError(
                 f"{self.uri} exists and is not empty. `farreach resume {self.uri}` continues the "
                 "run in it; otherwise name another place."
             )
-        with self._alone():
-            self._put_aside()
-            self.path.mkdir(parents=True)
 
-    def begin(self) -> None:
+    def _in_use(self) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"{self.uri} is in use: another farreach process of this machine is training in it. "
+            "Wait for it, or stop it."
+        )
+
+    def _begin(self) -> None:
         """Bring the first files of a new run to the URI; the manifest, which makes it one, last."""
+        self._see_that_nothing_is_there()
         files = [name for name in stamps(self.path) if name != MANIFEST]
         self.remote.push({name: self.path / name for name in files})
         self.remote.push({MANIFEST: self.path / MANIFEST})
@@ -109,15 +129,14 @@ class RemoteRun:
             StorageError: the storage fails at the beginning, or at the end for two minutes.
         """
         if self._is_live():
-            raise RunDirectoryError(
-                f"{self.uri} is in use: another farreach process of this machine is training in "
-                "it. Wait for it, or stop it."
-            )
+            raise self._in_use()
         lease = Lease(self.remote)
         before = lease.take()
         try:
             with self._alone():
-                is_same = before in (None, self._state().get("token"))
+                is_same = self._new is not None or before in (None, self._state().get("token"))
+                if self._new is not None:
+                    self._begin()
                 if not is_same:
                     self._update(folders=(TENSORBOARD,))
                     self.checkpoints.forget_others()
@@ -134,6 +153,9 @@ class RemoteRun:
             self._end(mirror, lease, is_failing=False)
         finally:
             self._mirror = None
+            if self._new is not None:
+                self._new.close()
+                self._new = None
             with suppress(StorageError):
                 lease.release()
 
