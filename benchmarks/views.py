@@ -5,7 +5,9 @@ transforms, which is a tenth faster than v2. Each image gives 1 target, 1 random
 decoded, augmented and normalised, on one thread. Sources: photo-like noise of 500 × 375 as JPEG of
 about 80 KB, as photos of that size have, for `224_96`; clip arts of 64 pixels, which ship with the
 package, as PNG for `64_32`, and photo-like noise of 128 pixels as JPEG for `64_32_from_128`.
-`transforms_ms` and `peer_transforms_ms` are milliseconds per image without decoding.
+`224_96_large`: from photos of 2,000 × 1,500, which are decoded at half their size. Rows that end in
+`_loader`: what a loader does where views are made on the device. `transforms_ms` and
+`peer_transforms_ms` are milliseconds per image without decoding.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from farreach.data.images import ImageSet, open_images
 from farreach.learn.order import Rows
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.image_sets import SHIPPED_FILE
-from farreach_workloads.vision.selfsup.multicrop import MultiCrop, Recipe, normalised
+from farreach_workloads.vision.selfsup.multicrop import MultiCrop
+from farreach_workloads.vision.selfsup.view_pixels import normalised
+from farreach_workloads.vision.selfsup.view_plans import Recipe
 
 UNIT = "images per CPU-second"
 ROUNDS = 9
@@ -65,7 +69,7 @@ class Decoded(Encoded):
         super().__init__([b""] * count)
         self._images = [images.load(i) for i in range(count)]
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int, needed: int | None = None) -> Image.Image:
         """Without any work."""
         return self._images[index]
 
@@ -110,16 +114,18 @@ def reference(size: int, scale: tuple[float, float]) -> Transform:
     return v1.Compose(steps)
 
 
-def works(images: ImageSet, rows: Rows, size: int, focal: int) -> tuple[measure.Work, measure.Work]:
-    """All views of some images, ours and torchvision's."""
+def works(
+    images: ImageSet, rows: Rows, size: int, focal: int, *, on_device: bool = False
+) -> tuple[measure.Work, measure.Work]:
+    """All views of some images, or what a loader does for the device's, and torchvision's."""
     large, small = (Recipe(*of, jitter=JITTER) for of in ((size, LARGE), (focal, SMALL)))
     kinds = {"target": [large], "random": [large], "focal": [small] * FOCAL_VIEWS}
-    views = MultiCrop(images, kinds, seed=0)
+    views = MultiCrop(images, kinds, seed=0, on_device=on_device)
     transforms = [reference(size, LARGE)] * 2 + [reference(focal, SMALL)] * FOCAL_VIEWS
 
     def ours() -> None:
         batch = views.batch(rows, rows)
-        for kind in kinds:
+        for kind in () if on_device else kinds:
             normalised(batch[kind])
 
     def peer() -> None:
@@ -131,11 +137,14 @@ def works(images: ImageSet, rows: Rows, size: int, focal: int) -> tuple[measure.
     return ours, peer
 
 
-def compare(name: str, images: ImageSet, count: int, size: int, focal: int) -> None:
+def compare(
+    name: str, images: ImageSet, count: int, size: int, focal: int, *, on_device: bool = False
+) -> None:
     """Print a row."""
     rows = np.arange(count)
-    ours, peer = works(images, rows, size, focal)
-    times = measure.medians([*works(Decoded(images, count), rows, size, focal)], ROUNDS)
+    ours, peer = works(images, rows, size, focal, on_device=on_device)
+    decoded = works(Decoded(images, count), rows, size, focal, on_device=on_device)
+    times = measure.medians([*decoded], ROUNDS)
     ms = [round(1e3 * seconds / count, 3) for seconds in times]
     extra = {"transforms_ms": ms[0], "peer_transforms_ms": ms[1]}
     measure.compare_rates(name, UNIT, (ours, count), (peer, count), ROUNDS, **extra)
@@ -146,7 +155,11 @@ def main() -> None:
     torch.set_num_threads(1)
     random.seed(0)
     torch.manual_seed(0)
-    compare("224_96", Encoded([photo(500, 375, seed) for seed in range(8)]), 8, 224, 96)
+    photos = Encoded([photo(500, 375, seed) for seed in range(8)])
+    large = Encoded([photo(2000, 1500, seed) for seed in range(2)])
+    for suffix, on_device in (("", False), ("_loader", True)):
+        compare(f"224_96{suffix}", photos, 8, 224, 96, on_device=on_device)
+        compare(f"224_96_large{suffix}", large, 2, 224, 96, on_device=on_device)
     compare("64_32", open_images(SHIPPED_FILE)[0], 64, 64, 32)
     compare("64_32_from_128", Encoded([photo(128, 128, seed) for seed in range(64)]), 64, 64, 32)
 

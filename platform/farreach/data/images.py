@@ -69,28 +69,45 @@ class ImageSet(ABC):
     def _open(self, index: int) -> Image.Image:
         """The image as it is stored."""
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int, needed: int | None = None) -> Image.Image:
         """An image in RGB, on white where it is transparent.
+
+        Args:
+            index: of the image.
+            needed: pixels that its shorter side keeps at least; a JPEG that has twice, four or
+                eight times as many is decoded at that part of its size, several times as fast.
 
         Raises:
             DataError: it cannot be decoded.
         """
-        return self._decoded(index, as_rgb)
+        return self._decoded(index, as_rgb, needed)
 
     def load_cut_out(self, index: int) -> Image.Image:
         """An image in RGBA; raises as `load` does."""
         return self._decoded(index, lambda image: image.convert("RGBA"))
 
-    def _decoded(self, index: int, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    def _decoded(
+        self,
+        index: int,
+        convert: Callable[[Image.Image], Image.Image],
+        needed: int | None = None,
+    ) -> Image.Image:
         try:
-            return convert(self._open(index))
+            image = self._open(index)
+            if needed is not None and (part := min(image.size) // needed) > 1:
+                image.draft(None, (image.width // part, image.height // part))
+            return convert(image)
         except UNREADABLE as error:
             raise DataError(
                 f"{self.name(index)}: is no image that can be read: {error}. Remove or replace it."
             ) from error
 
-    def load_or_next(self, index: int) -> tuple[Image.Image, bool]:
+    def load_or_next(self, index: int, needed: int | None = None) -> tuple[Image.Image, bool]:
         """An image, or the next in the set that can be read; whether it is another.
+
+        Args:
+            index: of the image.
+            needed: see `load`.
 
         Raises:
             DataError: nor can those after it.
@@ -98,7 +115,7 @@ class ImageSet(ABC):
         faults = []
         for other in range(index, index + min(TRIED, len(self))):
             try:
-                return self.load(other % len(self)), other != index
+                return self.load(other % len(self), needed), other != index
             except DataError as error:  # noqa: PERF203
                 faults.append(error)
         raise faults[0]

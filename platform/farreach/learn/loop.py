@@ -215,7 +215,8 @@ class Loop:
                 with torch.autocast(
                     self._place.device.type, torch.bfloat16, self._config.precision == "bfloat16"
                 ):
-                    moved = {k: v.to(self._place.device) for k, v in batch.items()}
+                    device = self._place.device
+                    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
                     loss, metrics = self._task.loss(model, moved, self.step, self._place.rank)
                 (loss * weight).backward()
             for name, value in {"learner/loss": loss, **metrics}.items():
@@ -359,6 +360,7 @@ class Loop:
                 batch_size=None,
                 sampler=range(self.step, self.total),
                 num_workers=self._workers.loaders,
+                pin_memory=self._place.device.type == "cuda",  # what copies beside training
                 generator=torch.Generator().manual_seed(self._seed),
             )
         )

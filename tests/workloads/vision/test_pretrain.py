@@ -33,6 +33,23 @@ def result(run):
     return json.loads(run.result_path.read_text())
 
 
+def test_views_that_are_made_on_the_device_have_the_same_loss():
+    def loss(where):
+        config = configs.load(configs.find(DEBUG), [f"views.on_device={where}"]).config
+        torch.manual_seed(0)
+        task = PretrainTask(config)
+        batch = task.data.batch(np.arange(32), np.arange(32))
+        return task.loss(task.model, batch, 0, 0)[0]
+
+    assert torch.allclose(loss("true"), loss("false"), rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_loaders_leave_the_views_to_the_device(tmp_path):
+    run = train(tmp_path / "run", "views.on_device=true", "runtime.loaders=1")
+    assert result(run)["training/updates"] == 13
+
+
 @pytest.mark.slow
 def test_views_come_to_agree_without_a_collapse(tmp_path):
     words = ["training.epochs=3", "training.evaluate_every_epochs=3", "probe.references=4000"]

@@ -11,10 +11,10 @@ from farreach import config as configs
 from farreach_workloads.vision.selfsup.assignments import codes, power_law, prior_of
 from farreach_workloads.vision.selfsup.mae import pixels_of_patches
 from farreach_workloads.vision.selfsup.method_configs import PriorConfig
-from farreach_workloads.vision.selfsup.multicrop import normalised
 from farreach_workloads.vision.selfsup.simclr import contrast
 from farreach_workloads.vision.selfsup.task import PretrainTask
 from farreach_workloads.vision.selfsup.vicreg import covariance, lack_of_variance
+from farreach_workloads.vision.selfsup.view_pixels import normalised
 
 
 def task_of(name, *words):

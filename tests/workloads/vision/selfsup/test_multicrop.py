@@ -9,21 +9,23 @@ from torchvision.transforms.v2 import functional as reference
 
 from farreach.data.images import ImageSet
 from farreach_workloads.vision.augment import MEAN, STD
-from farreach_workloads.vision.selfsup.multicrop import (
-    TRIES,
-    MultiCrop,
-    Recipe,
-    blur_taps,
+from farreach_workloads.vision.selfsup.multicrop import MultiCrop
+from farreach_workloads.vision.selfsup.view_pixels import (
     brightness,
     contrast,
-    crop_box,
     finished,
     hue,
     luma,
     normalised,
-    plan_views,
     resized_crop,
     saturation,
+)
+from farreach_workloads.vision.selfsup.view_plans import (
+    TRIES,
+    Recipe,
+    blur_taps,
+    crop_box,
+    plan_views,
 )
 
 PLAIN = {"flip": 0, "jitter_probability": 0, "grey_probability": 0, "blur_probability": 0}

@@ -40,6 +40,9 @@ class ViewsConfig(Config):
     small_blur_probability: float = Field(0.5, ge=0, le=1)
     solarise_probability: tuple[float, ...] = (0.0,)
     """Of each large view; the last is that of all other large ones."""
+    on_device: bool | None = None
+    """Whether views are made where the network is, and loaders only decode images, which a GPU
+    leaves little time for; None: on a GPU."""
 
 
 class SamplerConfig(Config):

@@ -20,23 +20,20 @@ from farreach.learn.task import Batch, Pixels
 from farreach_workloads.vision.augment import evaluation_transform
 from farreach_workloads.vision.evaluation.neighbours import knn_labels
 from farreach_workloads.vision.image_sets import images_of
-from farreach_workloads.vision.selfsup import figures
+from farreach_workloads.vision.selfsup import device_views, figures
 from farreach_workloads.vision.selfsup.config import PretrainConfig, ViewsConfig, total_length
 from farreach_workloads.vision.selfsup.dino import Dino
 from farreach_workloads.vision.selfsup.encoder import Encoder
 from farreach_workloads.vision.selfsup.mae import Mae
 from farreach_workloads.vision.selfsup.method import Method, Span
 from farreach_workloads.vision.selfsup.msn import Msn
-from farreach_workloads.vision.selfsup.multicrop import (
-    REPLACED,
-    MultiCrop,
-    Recipe,
-    normalised,
-)
+from farreach_workloads.vision.selfsup.multicrop import REPLACED, MultiCrop
 from farreach_workloads.vision.selfsup.sampling import sampled
 from farreach_workloads.vision.selfsup.simclr import Simclr
 from farreach_workloads.vision.selfsup.swav import Swav
 from farreach_workloads.vision.selfsup.vicreg import Vicreg
+from farreach_workloads.vision.selfsup.view_pixels import normalised
+from farreach_workloads.vision.selfsup.view_plans import Recipe
 
 METHODS: Mapping[str, Callable[[PretrainConfig, Span], Method]] = {
     "msn": Msn,
@@ -70,7 +67,12 @@ class PretrainTask:
         self.config = config
         self._train, self.held_out = images_of(config.data, labelled=False)
         self.classes = len(self._train.classes)
-        views = MultiCrop(self._train, recipes(config.views), config.seed)
+        on_device = config.views.on_device
+        self._on_device = config.runtime.gpus > 0 if on_device is None else on_device
+        views = MultiCrop(
+            self._train, recipes(config.views), config.seed, on_device=self._on_device
+        )
+        self._sizes = views.sizes
         batch = config.training.batch
         self.data = sampled(views, self._train.labels, config.sampler, batch, config.seed)
         per_epoch = len(self._train) / batch
@@ -126,7 +128,10 @@ class PretrainTask:
         self._looked_at += len(replaced)
         if self._looked_at >= LOOKED_AT:
             self._check_replaced()
-        views = {kind: normalised(x) for kind, x in batch.items() if kind != REPLACED}
+        if self._on_device:
+            views = device_views.made(batch, self._sizes)
+        else:
+            views = {kind: normalised(batch[kind]) for kind in self._sizes}
         loss, metrics = self.method.loss(model, views, step, rank)
         self._metrics = metrics
         return loss, metrics | {"data/replaced_share": replaced.float().mean()}
