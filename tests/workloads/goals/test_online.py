@@ -232,15 +232,58 @@ def is_alive(pid, patience_s=10):
     return True
 
 
-def test_a_death_before_the_first_checkpoint_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.ray
+@pytest.mark.slow
+def test_after_a_death_before_the_first_checkpoint_all_begin_anew(
+    uninterrupted, tmp_path, ray_local, monkeypatch, expect_equal_states
+):
+    take_walks, killed = Coordinator._take_walks, []
+
+    def kill_and_take_walks(self, walks, info):
+        if not killed:
+            killed.append(self._parts.memory.place.pid)
+            os.kill(killed[0], signal.SIGKILL)
+        take_walks(self, walks, info)
+
+    monkeypatch.setattr(Coordinator, "_take_walks", kill_and_take_walks)
+    run = train(tmp_path, "run", *ACTORS)
+    [death] = [event for event in run.events() if event["event"] == "actor_died"]
+    assert (death["role"], death["pid"], death["lost"]) == ("memory", killed[0], "all so far")
+    assert "begin anew" in death["next"]
+    expect_equal_states(final_state(uninterrupted), final_state(run))
+
+
+def test_a_part_that_dies_again_and_again_before_the_first_checkpoint_ends_the_run(
+    tmp_path, monkeypatch
+):
+    tries = []
+
     def die(self):
+        tries.append(1)
         raise PartDied("memory", RuntimeError("killed"))
 
     monkeypatch.setattr(Coordinator, "_begin", die)
-    with pytest.raises(
-        ActorError, match=r"memory died before the first checkpoint: it raised RuntimeError: killed"
-    ):
-        train(tmp_path, "run")
+    with pytest.raises(ActorError, match=r"memory died more than 2 times within 600 s, the last"):
+        train(tmp_path, "run", "runtime.max_restarts=2")
+    assert len(tries) == 3
+
+
+def test_a_death_while_a_run_is_taken_up_again_is_survived(uninterrupted, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted.path, run)
+    fill, dead = Coordinator._fill, []
+
+    def die_once(self, parts, content):
+        if not dead:
+            dead.append(1)
+            raise PartDied("memory", RuntimeError("killed"))
+        return fill(self, parts, content)
+
+    monkeypatch.setattr(Coordinator, "_fill", die_once)
+    launch.resume(run, ["training.env_steps=12800"])
+    [recovered] = [e for e in RunDirectory.open(run).events() if e["event"] == "recovered"]
+    assert recovered["lost_env_steps"] == 0
+    assert RunDirectory.open(run).read_result()["training/env_steps"] >= 12800
 
 
 def test_check_names_what_differs_from_the_paper():

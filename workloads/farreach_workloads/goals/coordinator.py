@@ -48,7 +48,11 @@ class Coordinator(ABC):
     def __init__(
         self, config: GoalsRunConfig, run: RunDirectory, reporter: Reporter, stop: StopRequest
     ) -> None:
-        """Start the parts; `begin` or `restore` must follow."""
+        """Start the parts; `begin` or `go_on` must follow.
+
+        Raises:
+            ActorError: a part died more often than the restart policy allows.
+        """
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self._saver, self._loans = Saver(self._store), Loans()
@@ -56,13 +60,16 @@ class Coordinator(ABC):
         self._guard = self._deaths.guard
         self._begun = time.monotonic()
         self._fragment = config.environment.num_envs * config.phases.policy_steps
-        try:
-            self._start_parts()
-        except PartDied as death:
-            raise ActorError(self._deaths.nothing_to_go_back_to(death)) from death
+        self._start_parts()
 
     def _start_parts(self) -> None:
-        self._parts = Parts(self._config)
+        """All of them, with nothing in them; those that were there have ended."""
+        while True:
+            try:
+                self._parts = Parts(self._config)
+                break
+            except PartDied as death:
+                self._deaths.before_all(death)
         self._stores = Stores(self._parts, self._config)
         self._deaths.watch(self._parts.places)
         self._reset()
@@ -83,13 +90,27 @@ class Coordinator(ABC):
     def begin(self) -> None:
         """First random walks, first network, first memory, first checkpoint.
 
+        If a part dies meanwhile all begin anew.
+
         Raises:
-            ActorError: a part died, and there is nothing to go back to.
+            ActorError: a part died more often than the restart policy allows.
         """
+        while True:
+            try:
+                self._begin()
+                return
+            except PartDied as death:  # noqa: PERF203 (once per death)
+                self._deaths.before_all(death)
+                self._guard.forget([part.role for part in self._parts.all()])
+                self._parts.stop()
+                self._start_parts()
+
+    def go_on(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint; raises as `begin` does."""
         try:
-            self._begin()
+            self._restore(checkpoint)
         except PartDied as death:
-            raise ActorError(self._deaths.nothing_to_go_back_to(death)) from death
+            self._recover(death)
 
     def _begin(self) -> None:
         parts = self._parts
@@ -117,8 +138,8 @@ class Coordinator(ABC):
         self._board.publish("policy", parts.learner.call("policy"))
         self.save()
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint."""
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Give all parts what a checkpoint has of them."""
         content = experience.dealt_out(checkpoint.parts(), self._config)
         mine = content["coordinator"]
         self._counters = Counters(**mine["counters"])
@@ -272,7 +293,7 @@ class Coordinator(ABC):
             self._reset()
             try:
                 self._restart(gone)
-                self.restore(checkpoint)
+                self._restore(checkpoint)
             except PartDied as again:
                 pending.append(again)
             # Numbers that rollouts have had which go on.

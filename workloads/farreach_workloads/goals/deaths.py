@@ -47,6 +47,8 @@ class Deaths:
     def gone_with(self, death: PartDied, lost: str, then: str) -> list[str]:
         """Tell of a death; who is gone, which with a machine are all that were on it.
 
+        Raises ActorError if there were too many.
+
         Nobody is where only data were lost that a part was to take: if the one that had them is
         gone, going back to the checkpoint will show it.
         """
@@ -85,11 +87,15 @@ class Deaths:
             )
         return report
 
+    def before_all(self, death: PartDied) -> None:
+        """Tell of a death before the first checkpoint; raises as `gone_with` does."""
+        self.gone_with(death, "all so far", "all parts begin anew: there is no checkpoint yet")
+
     def nothing_to_go_back_to(self, death: PartDied) -> str:
-        """Tell of a death before the first checkpoint; the message that ends the run."""
+        """Tell of a death when no checkpoint is whole; the message that ends the run."""
         report = self.guard.look_into(death.role, death.error)
         self.guard.tell(report, lost="all so far", then="the run ends")
         return (
-            f"{death.role} died before the first checkpoint: {report.detail}. "
-            "Start the run again; if it dies again, look at its log with FARREACH_DEBUG=1."
+            f"{death.role} died, and no checkpoint is whole: {report.detail}. Start the run again; "
+            "if it dies again, look at its log with FARREACH_DEBUG=1."
         )

@@ -65,7 +65,7 @@ def run(
             if checkpoint is None:
                 coordinator.begin()
             else:
-                coordinator.restore(checkpoint)
+                coordinator.go_on(checkpoint)
             metrics = coordinator.run()
         reporter.hparams(flat(config.model_dump()), metrics)
         for line in success_table(metrics, env.spec.categories):
