@@ -144,7 +144,9 @@ class Loop:
                 if self._workers.evaluators:
                     self._have_evaluated()
                 else:
+                    begun = time.monotonic()
                     self._evaluate(model)
+                    sums.leave_out(time.monotonic() - begun)
                     over = over or self._has_settled()
             if over:
                 self._save_now()
@@ -402,6 +404,10 @@ class _Sums:
         self._busy_s += busy_s
         for name, value in metrics.items():
             self._values.setdefault(name, []).append(value)
+
+    def leave_out(self, seconds: float) -> None:
+        """Take note that no updates were to be expected in the last seconds."""
+        self._since += seconds
 
     def is_due(self) -> bool:
         return time.monotonic() - self._since >= REPORT_EVERY_S

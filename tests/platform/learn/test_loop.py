@@ -243,6 +243,19 @@ def test_pictures_are_shown_after_every_evaluation(tmp_path):
     assert [int(picture[0, 0, 0]) for _, _, picture in notes.seen] == [5, 10, 15]
 
 
+def test_evaluations_do_not_count_as_time_of_training(tmp_path):
+    class Slow(Regression):
+        def evaluate(self, place):
+            time.sleep(1.0)
+            return super().evaluate(place)
+
+    notes = Notes()
+    loop_of(tmp_path, Slow(), notes).run()
+    name = "throughput/updates_per_s"
+    [rate] = [line[name] for _, line, _ in notes.lines if name in line]
+    assert rate > 15  # with the two evaluations before the last update it would be 7 at most
+
+
 def test_a_time_limit_ends_training_with_a_checkpoint(tmp_path):
     notes = Notes()
     loop = loop_of(tmp_path, Regression(), notes, epochs=1e6, max_minutes=0.02)
