@@ -16,7 +16,7 @@ from typing import Any
 from farreach.errors import StorageError
 
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 3.0, 10.0
-GCS_RETRY_S = 5
+GCS_RETRY_S = 3
 
 _DENIED = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|FORBIDDEN|HTTP status 40[13]"

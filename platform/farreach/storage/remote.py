@@ -100,7 +100,7 @@ class Remote:
         def look() -> bool:
             from pyarrow import fs
 
-            if self._files.type_name == "s3":  # which lists what is not there as empty
+            if self._files.type_name in ("s3", "gcs"):  # which may list what is not there as empty
                 return bool(self._files.get_file_info(self._bucket).type != fs.FileType.NotFound)
             self._listed("")
             return True
@@ -173,9 +173,14 @@ class Remote:
         self._each(delete, names)
 
     def delete_folder(self, folder: str) -> None:
-        """Remove all objects below a folder."""
+        """Remove all objects below a folder, if there are any."""
+
+        def delete() -> None:
+            if self._is_local or self._listed(folder):  # Google's minds if there is nothing
+                self._files.delete_dir(self._path(folder))
+
         with suppress(FileNotFoundError):
-            self._tried(folder, lambda: self._files.delete_dir(self._path(folder)))
+            self._tried(folder, delete)
 
     def copy(self, names: Mapping[str, str]) -> None:
         """Copy objects where they lie, old name → new name; S3 copies no more than 5 GB each."""
@@ -242,7 +247,10 @@ class Remote:
         path = self._path(name)
         if self._is_local:
             return _WholeFile(Path(path))
-        return self._files.open_output_stream(path)
+        try:
+            return self._files.open_output_stream(path)
+        except FileNotFoundError as error:
+            raise missing(self.uri, self._bucket) from error
 
     def _each(self, work: Callable[[str], Result], names: Iterable[str]) -> Sequence[Result]:
         """The work on every name, several at once; raises what the first failure raised."""

@@ -1,4 +1,4 @@
-"""A real S3 server, moto's, as a process of its own."""
+"""Real storage servers, as processes of their own: moto's S3, and one of Google's protocol."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -78,6 +79,54 @@ class Server:
     def requests(self, method, name):
         """How many it has answered for an object whose name ends so."""
         return sum(f"{method} " in line and f"{name} HTTP" in line for line in self.lines())
+
+    def stop(self):
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+class GoogleServer:
+    """Speaks the protocol of Google Cloud Storage, and asks nobody for rights."""
+
+    def __init__(self, log):
+        port = free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        self._query = urllib.parse.urlencode(
+            {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http"}
+        )
+        script = Path(sys.executable).with_name("gcp-storage-emulator")
+        self._log = open(log, "wb")  # noqa: SIM115 (closed by stop)
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), "start", f"--port={port}", "--in-memory"],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self._url}/", timeout=30).close()
+                break
+            except OSError:
+                assert self._process.poll() is None, Path(log).read_text()
+                assert time.monotonic() < end
+                time.sleep(0.2)
+
+    def uri(self, place):
+        """Of a place such as `bucket/runs`."""
+        return f"gs://anonymous@{place}?{self._query}"
+
+    def make_bucket(self, name):
+        request = urllib.request.Request(
+            f"{self._url}/storage/v1/b",
+            data=f'{{"name": "{name}"}}'.encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def wipe(self):
+        """Forget all buckets."""
+        urllib.request.urlopen(f"{self._url}/wipe", timeout=30).close()
 
     def stop(self):
         self._process.kill()

@@ -1,4 +1,4 @@
-"""Objects at a URI: a real S3 server, and a folder in its place."""
+"""Objects at a URI: real servers of S3 and of Google's protocol, and a folder in their place."""
 
 import os
 import threading
@@ -13,9 +13,13 @@ from farreach.storage import remote as storage
 from farreach.storage.remote import Remote, copy_of, is_remote, joined, last_name
 
 
-@pytest.fixture(params=["s3", "file"])
-def uri(request, s3, tmp_path):
-    return f"{s3}/some/where" if request.param == "s3" else f"file://{tmp_path}/some/where"
+@pytest.fixture(params=["s3", "gs", "file"])
+def uri(request, s3, google, tmp_path):
+    return {
+        "s3": f"{s3}/some/where",
+        "gs": google("some/where"),
+        "file": f"file://{tmp_path}/some/where",
+    }[request.param]
 
 
 def test_what_is_pushed_is_listed_and_pulled_again(uri, tmp_path):
@@ -84,6 +88,17 @@ def test_a_bucket_that_is_not_there_is_named(s3):
         lambda: Remote("s3://other/x").write("y", b""),
     ):
         assert "s3://other/x: there is no bucket 'other'" in refused(work)
+
+
+def test_a_bucket_of_googles_that_is_not_there_is_named(google, google_server):
+    uri = google_server.uri("other/x")
+    for work in (lambda: Remote(uri).check(), lambda: Remote(uri).write("y", b"")):
+        assert f"{uri}: there is no bucket 'other'" in refused(work)
+
+
+def test_a_server_of_googles_that_is_not_there_is_told_in_seconds(google):
+    place = f"gs://anonymous@bucket/x?endpoint_override=127.0.0.1:{free_port()}&scheme=http"
+    assert "cannot be reached" in refused(Remote(place).check)
 
 
 def test_wrong_credentials_are_told_with_the_variables_to_set(s3, server):
