@@ -6,7 +6,8 @@ decoded, augmented and normalised, on one thread. Sources: photo-like noise of 5
 about 80 KB, as photos of that size have, for `224_96`; clip arts of 64 pixels, which ship with the
 package, as PNG for `64_32`, and photo-like noise of 128 pixels as JPEG for `64_32_from_128`.
 `224_96_large`: from photos of 2,000 × 1,500, which are decoded at half their size. Rows that end in
-`_loader`: what a loader does where views are made on the device. `transforms_ms` and
+`_loader`: what a loader does where views are made on the device; `224_96_gpu`, where there is one:
+how many images a second the device then does, against one core. `transforms_ms` and
 `peer_transforms_ms` are milliseconds per image without decoding.
 """
 
@@ -18,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
 import random
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +35,7 @@ from farreach.data.images import ImageSet, open_images
 from farreach.learn.order import Rows
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.image_sets import SHIPPED_FILE
+from farreach_workloads.vision.selfsup import device_views
 from farreach_workloads.vision.selfsup.multicrop import MultiCrop
 from farreach_workloads.vision.selfsup.view_pixels import normalised
 from farreach_workloads.vision.selfsup.view_plans import Recipe
@@ -39,6 +43,7 @@ from farreach_workloads.vision.selfsup.view_plans import Recipe
 UNIT = "images per CPU-second"
 ROUNDS = 9
 OCTAVES = 8
+GPU_BATCH, GPU_ROUNDS = 256, 10
 LARGE, SMALL, FOCAL_VIEWS = (0.3, 1.0), (0.05, 0.3), 10
 JITTER = (0.4, 0.4, 0.4, 0.1)
 
@@ -150,6 +155,27 @@ def compare(
     measure.compare_rates(name, UNIT, (ours, count), (peer, count), ROUNDS, **extra)
 
 
+def on_gpu(images: ImageSet, size: int, focal: int) -> None:
+    """Print the row of what a GPU does with batches of GPU_BATCH."""
+    large, small = (Recipe(*of, jitter=JITTER) for of in ((size, LARGE), (focal, SMALL)))
+    kinds = {"target": [large], "random": [large], "focal": [small] * FOCAL_VIEWS}
+    views = MultiCrop(images, kinds, seed=0, on_device=True)
+    positions = np.arange(GPU_BATCH)
+    batch = {k: v.cuda() for k, v in views.batch(positions % len(images), positions).items()}
+    times = []
+    for _ in range(GPU_ROUNDS + 1):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        device_views.made(batch, views.sizes)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    _, peer = works(images, np.arange(len(images)), size, focal)
+    (peer_s,) = measure.medians([peer], 1)
+    rates = GPU_BATCH / statistics.median(times[1:]), len(images) / peer_s
+    name = torch.cuda.get_device_name()
+    measure.row("224_96_gpu", *rates, "images per s", rates[0] / rates[1], device=name)
+
+
 def main() -> None:
     """Print all rows."""
     torch.set_num_threads(1)
@@ -160,6 +186,8 @@ def main() -> None:
     for suffix, on_device in (("", False), ("_loader", True)):
         compare(f"224_96{suffix}", photos, 8, 224, 96, on_device=on_device)
         compare(f"224_96_large{suffix}", large, 2, 224, 96, on_device=on_device)
+    if torch.cuda.is_available():
+        on_gpu(photos, 224, 96)
     compare("64_32", open_images(SHIPPED_FILE)[0], 64, 64, 32)
     compare("64_32_from_128", Encoded([photo(128, 128, seed) for seed in range(64)]), 64, 64, 32)
 
