@@ -43,8 +43,10 @@ import ray
 import torch
 import weights
 
+from farreach import config as configs
 from farreach import runtime
 from farreach.actors.services import ActorService, fetch
+from farreach.actors.weights import Loans
 from farreach.checkpoint import CheckpointStore
 from farreach_workloads.goals import parts
 from farreach_workloads.goals.bundle import Bundle, Guide
@@ -57,7 +59,7 @@ from farreach_workloads.goals.sac import Policy
 ROUNDS = 5
 STORE_BYTES = 1_500_000_000
 # Fragments of each actor in a round of `two_actors`, and steps in one of `rollout_*`.
-FRAGMENTS, STEPS = 20, 48_000
+FRAGMENTS, STEPS = 20, {"maze": 48_000, "walker": 16_000}
 UPDATES = 640
 # More fragments than are collected while the learner takes so many updates.
 BESIDE = 300
@@ -92,8 +94,7 @@ class Trained:
         checkpoint = CheckpointStore(run / "checkpoints").newest()
         assert checkpoint is not None
         state = checkpoint.parts()["learner"]
-        environment_config = {"environment": {"name": environment}}
-        learner = parts.make_learner(GoalsRunConfig.model_validate(environment_config))
+        learner = parts.make_learner(configs.load(run / "config.yaml").config)
         learner.restore(state)
         return cls(environment, state, learner.policy(), Bundle.from_arrays(state["bundle"]))
 
@@ -157,9 +158,14 @@ def collect(actors: Sequence[ActorService], policy: Any, guide: Any, fragments: 
     """So many fragments of each actor, the next as soon as one is there, as a run does."""
     left = dict.fromkeys(range(len(actors)), fragments)
     flight: dict[Any, int] = {}
+    loans = Loans()
     while left or flight:
         for index in [i for i in left if i not in flight.values()]:
-            results = actors[index].call("collect_newest", [policy], [guide], 0, returns=3)
+            boxes = (
+                loans.box(actors[index].role, name, value)
+                for name, value in (("policy", policy), ("guide", guide))
+            )
+            results = actors[index].call("collect_newest", *boxes, 0, returns=3)
             flight[results[2]] = index
             left[index] -= 1
             if not left[index]:
@@ -239,7 +245,8 @@ def rollout(trained: Trained, fragment: int) -> None:
     config = trained.config(
         environment={"num_envs": 1}, phases={"policy_steps": half, "random_steps": half}
     )
-    fragments = STEPS // fragment
+    steps = STEPS[trained.environment]
+    fragments = steps // fragment
     actors = actors_of(config, 1)
     guide_here = trained.guide(config)
     policy, guide = ray.put(trained.policy), ray.put(guide_here)
@@ -256,7 +263,7 @@ def rollout(trained: Trained, fragment: int) -> None:
         ]
     )
     actors[0].stop()
-    costs = [1e6 * busy_cpu_s(ours, nothing) / STEPS, 1e6 * plain.cpu_s / STEPS]
+    costs = [1e6 * busy_cpu_s(ours, nothing) / steps, 1e6 * plain.cpu_s / steps]
     added_us = costs[0] - costs[1]
     name = f"rollout_{fragment}"
     measure.row(

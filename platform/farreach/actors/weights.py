@@ -39,18 +39,20 @@ class Kept:
         self._value: Any = None
 
     def read(self, boxed: Sequence[Any]) -> Any:
-        """The value of a reference in a list of one; any other value is as it is.
+        """The value of a reference in a list of one, or of the one before if there is none.
+
+        Any other value than a reference is as it is.
 
         Raises:
             ray.exceptions.ObjectLostError: it was on a machine that is gone.
         """
         import ray
 
-        (handed,) = boxed
-        if not isinstance(handed, ray.ObjectRef):
-            return handed
-        if handed != self._reference:
-            self._value, self._reference = ray.get(handed), handed
+        for handed in boxed:
+            if not isinstance(handed, ray.ObjectRef):
+                self._value, self._reference = handed, None
+            elif handed != self._reference:
+                self._value, self._reference = ray.get(handed), handed
         return self._value
 
 
@@ -59,7 +61,8 @@ class Loans:
 
     Ray (2.60) never frees a small value if its owner lets go of it before whoever has borrowed it.
     A reader with one call at a time lets go of a reference while it is called with the next one;
-    whoever calls it holds the newest two.
+    whoever calls it holds the newest two. A reference that a reader has is not handed out again:
+    with each that is, Ray does as much work as with the call itself.
     """
 
     def __init__(self) -> None:
@@ -67,11 +70,17 @@ class Loans:
         self._lent: dict[tuple[str, str], deque[Any]] = {}
 
     def box(self, reader: str, name: str, value: Any) -> list[Any]:
-        """An argument for `Kept` to read: the newest of that name, of which it keeps one."""
+        """An argument for `Kept` to read: the newest of that name, if it has not read it."""
         lent = self._lent.setdefault((reader, name), deque(maxlen=2))
-        if not lent or lent[-1] is not value:
-            lent.append(value)
+        if lent and lent[-1] is value:
+            return []
+        lent.append(value)
         return [value]
+
+    def forget(self, reader: str) -> None:
+        """Take note that a reader is another one now, or has not read what it was handed."""
+        for key in [key for key in self._lent if key[0] == reader]:
+            del self._lent[key]
 
 
 class WeightBoard:

@@ -27,7 +27,7 @@ class GroupConfig(BackendConfig):
     """How workers talk to each other.
 
     Attributes:
-        backend: `gloo` or `nccl`.
+        backend: `gloo`, or also `nccl` for what is on GPUs.
     """
 
     backend: str
@@ -89,7 +89,7 @@ def _join(backend: str, rank: int, world: int, address: str, port: int) -> None:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "NODE_RANK": str(context.get_node_rank()),
     }
-    if backend == "nccl":
+    if "nccl" in backend:
         # A collective that hangs ends the worker, which Ray Train then replaces.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         torch.cuda.set_device(ray.train.torch.get_device())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
 from farreach.learn.task import Batch, Data, Helped, PartedData, Task
+from farreach.learn.told import LOSS, Sums, Told
 
 if TYPE_CHECKING:
     from farreach.learn.settings import LoopConfig, WorkersConfig
@@ -36,10 +38,8 @@ if TYPE_CHECKING:
 NOTHING, STOP, LOOK, LEAVE = 0, 1, 2, 3
 # Workers tell one another shares of time in whole numbers of these.
 CLOCK_PARTS = 2**40
-# Seconds between two reports of the metrics of updates.
-REPORT_EVERY_S = 2.0
-# Metrics of a task that end so, such as tokens, are shown as a rate too.
-PER_SAMPLE = "_per_sample"
+# Name of a worker's own loss among what it is told.
+OWN_LOSS = "own_loss"
 
 
 class Loop:
@@ -81,6 +81,9 @@ class Loop:
         self._evaluated: dict[str, float] = {}
         self._evaluated_step = self._saved_step = -1
         self._best, self._since_best = -math.inf, 0
+        # A GPU is given the next update before what it tells of this one is read.
+        self._ahead = 1 if place.device.type == "cuda" else 0
+        self._told: deque[Told] = deque()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint that a loop of any number of workers has written.
@@ -120,27 +123,32 @@ class Loop:
             self._keeper.close()
 
     def _train(self, model: nn.Module) -> tuple[dict[str, float], bool]:
-        sums, idle_s = _Sums(), time.monotonic()
+        sums, idle_s = Sums(), time.monotonic()
         self._look_at_clock()
         for parts in self._feed():
             fed_s = time.monotonic()
             self._keeper.tend()
             request = self._place.agree(self._request() if self._place.is_first else NOTHING)
             if request == STOP:
+                self._listen(sums, ahead=0)
                 self._save_now()
                 return self._final(), True
             if request == LEAVE or (request == LOOK and self._outlet.is_leaving()):
+                self._listen(sums, ahead=0)
                 self._save_now()
             if request == LEAVE and self._place.is_first:
                 self._outlet.rest()  # what came after the checkpoint would be lost
-            metrics = self._update(model, parts)
-            sums.add(metrics, wait_s=fed_s - idle_s, busy_s=time.monotonic() - fed_s)
+            self._update(model, parts)
             self.step += 1
             self._look_at_clock()
             over = self._done() >= 1
+            evaluates = over or self._is_due(self._config.evaluate_every_epochs)
+            saves = over or self._is_due(self._config.checkpoint_every_epochs)
+            self._listen(sums, ahead=0 if evaluates or saves else self._ahead)
+            sums.took(wait_s=fed_s - idle_s, busy_s=time.monotonic() - fed_s)
             if self._place.is_first and (sums.is_due() or over):
                 self._outlet.scalars(self.step, sums.means(self._config.batch), self._done())
-            if over or self._is_due(self._config.evaluate_every_epochs):
+            if evaluates:
                 if self._workers.evaluators:
                     self._have_evaluated()
                 else:
@@ -151,7 +159,7 @@ class Loop:
             if over:
                 self._save_now()
                 break
-            if self._is_due(self._config.checkpoint_every_epochs):
+            if saves:
                 self._save()
             idle_s = time.monotonic()
         return self._final(), False
@@ -171,8 +179,8 @@ class Loop:
             "training/minutes": self._elapsed_s() / 60,
         }
 
-    def _update(self, model: nn.Module, parts: list[Batch]) -> dict[str, float]:
-        """One step on this worker's share of the batch, part by part."""
+    def _update(self, model: nn.Module, parts: list[Batch]) -> None:
+        """One step on this worker's share of the batch, part by part; see `_listen`."""
         rate = self.lr()
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -182,27 +190,45 @@ class Loop:
             self._optimizer.ascend()
             self._optimizer.zero_grad(set_to_none=True)
             self._pass(model, parts)
-        names = list(shown)
-        values = self._place.sum(torch.stack([shown[name] for name in names])).tolist()
-        result = dict(zip(names, values, strict=True))
-        if not math.isfinite(result["learner/loss"]):
-            where = "another worker's"
-            if not math.isfinite(float(shown["learner/loss"])):
-                where = str(self._keep_batch(parts))
-            raise LearnError(
-                f"the loss of update {self.step:,} is {result['learner/loss']}. Lower training.lr, "
-                f"set training.max_grad_norm, or look at the data; the batch: {where}."
-            )
+        told = Told(self.step, parts)
+        own = shown[LOSS].reshape(1).clone()
+        told.add(list(shown), self._place.sum(torch.stack(list(shown.values()))))
+        told.add([OWN_LOSS], own)
+        told.add(["learner/lr"], torch.tensor([rate]))
+        self._told.append(told)
+        if not self._ahead:
+            self._check(told)
         self._task.before_update(self.step)
         if self._config.max_grad_norm is not None:
             groups = [g for g in self._optimizer.param_groups if g.get("clipped", True)]
             parameters = [p for group in groups for p in group["params"]]
             norm: Any = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
             whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-            result["learner/grad_norm"] = float(whole)
+            told.add(["learner/grad_norm"], whole.detach().reshape(1))
         self._optimizer.step()
         self._task.after_update(self.step)
-        return result | {"learner/lr": rate}
+
+    def _listen(self, sums: Sums, ahead: int) -> None:
+        """Take in what updates have told, but for the last `ahead`; all workers do so together.
+
+        Raises:
+            LearnError: the loss of one is no number; nothing that came of it was saved.
+        """
+        while len(self._told) > ahead:
+            metrics = self._check(self._told.popleft())
+            sums.add({name: value for name, value in metrics.items() if name != OWN_LOSS})
+
+    def _check(self, told: Told) -> dict[str, float]:
+        """What an update has told, if its loss is a number."""
+        metrics = told.read()
+        if math.isfinite(metrics[LOSS]):
+            return metrics
+        is_mine = not math.isfinite(metrics[OWN_LOSS])
+        where = str(self._keep_batch(told)) if is_mine else "another worker's"
+        raise LearnError(
+            f"the loss of update {told.step:,} is {metrics[LOSS]}. Lower training.lr, set "
+            f"training.max_grad_norm, or look at the data; the batch: {where}."
+        )
 
     def _pass(self, model: nn.Module, parts: list[Batch]) -> dict[str, Tensor]:
         """Gradients of this worker's share of the batch; the sums of what to show."""
@@ -221,14 +247,15 @@ class Loop:
                     moved = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
                     loss, metrics = self._task.loss(model, moved, self.step, self._place.rank)
                 (loss * weight).backward()
-            for name, value in {"learner/loss": loss, **metrics}.items():
+            for name, value in {LOSS: loss, **metrics}.items():
                 part = value.detach().float() * (count / self._config.batch)
                 shown[name] = shown[name] + part if name in shown else part
         return shown
 
-    def _keep_batch(self, parts: list[Batch]) -> Path:
-        """Write down this worker's share of the batch of the next update, as NumPy arrays."""
-        chosen = np.arange(self.step * self._config.batch, (self.step + 1) * self._config.batch)
+    def _keep_batch(self, told: Told) -> Path:
+        """Write down this worker's share of the batch of an update, as NumPy arrays."""
+        step, parts = told.step, told.parts
+        chosen = np.arange(step * self._config.batch, (step + 1) * self._config.batch)
         positions = chosen[share(self._config.batch, self._place.rank, self._place.world)]
         rows = self._order.rows(int(positions[0]), len(positions))
         arrays: dict[str, Any] = {
@@ -239,7 +266,7 @@ class Loop:
         content = io.BytesIO()
         np.savez(content, rows=rows, positions=positions, **arrays)
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"batch-of-update-{self.step}-rank-{self._place.rank}.npz"
+        path = self._folder / f"batch-of-update-{step}-rank-{self._place.rank}.npz"
         atomic_write(path, content.getvalue())
         return path
 
@@ -386,43 +413,3 @@ class _Steps(Dataset[list[Batch]]):
             self._data.batch(rows[i : i + size], positions[i : i + size])
             for i in range(0, len(rows), size)
         ]
-
-
-class _Sums:
-    """Means of metrics, and rates, since the last time they were read."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._values: dict[str, list[float]] = {}
-        self._since = time.monotonic()
-        self._wait_s = self._busy_s = 0.0
-
-    def add(self, metrics: dict[str, float], *, wait_s: float, busy_s: float) -> None:
-        self._wait_s += wait_s
-        self._busy_s += busy_s
-        for name, value in metrics.items():
-            self._values.setdefault(name, []).append(value)
-
-    def leave_out(self, seconds: float) -> None:
-        """Take note that no updates were to be expected in the last seconds."""
-        self._since += seconds
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._since >= REPORT_EVERY_S
-
-    def means(self, batch: int) -> dict[str, float]:
-        elapsed = time.monotonic() - self._since
-        updates = len(self._values["learner/loss"])
-        means = {name: sum(values) / len(values) for name, values in self._values.items()}
-        means["throughput/samples_per_s"] = updates * batch / elapsed
-        for name in [name for name in means if name.endswith(PER_SAMPLE)]:
-            of_what = name.rpartition("/")[2].removesuffix(PER_SAMPLE)
-            rate = means[name] * means["throughput/samples_per_s"]
-            means[f"throughput/{of_what}_per_s"] = rate
-        # Of updates alone: evaluations and checkpoints are no waiting.
-        means["throughput/data_wait_share"] = self._wait_s / (self._wait_s + self._busy_s)
-        means["throughput/updates_per_s"] = updates / elapsed
-        self._reset()
-        return means

@@ -75,7 +75,7 @@ class Place:
         """What the first worker says, at the same time on all of them."""
         if self.world == 1:
             return number
-        answer = torch.tensor(int(number), device=self.device)
+        answer = torch.tensor(int(number))  # the CPU's, since a GPU would first finish its work
         dist.broadcast(answer, src=0)
         return int(answer)
 

@@ -245,7 +245,7 @@ def _trainer(config: LearnRunConfig, run: RunDirectory, arguments: dict[str, Any
     # The type checker knows an older class of that name.
     growth: dict[str, Any] = {"elastic_resize_monitor_interval_s": settings.grow_every_s}
     # Nor does it know that any backend will do.
-    group: Any = GroupConfig("nccl" if use_gpu else "gloo")
+    group: Any = GroupConfig("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
     callbacks: list[Any] = [Deaths(arguments["link"]), Sizes(arguments["link"])]
     return TorchTrainer(
         _work,

@@ -53,7 +53,8 @@ def test_a_reader_fetches_a_value_once(ray_local):
     second = ray_local.put({"w": np.arange(4)})
     assert kept.read([second])["w"].tolist() == [0, 1, 2, 3]
     assert kept.read([first]) is not value
-    assert kept.read(["a value"]) == "a value"
+    assert kept.read([])["w"].tolist() == [0, 1, 2]
+    assert kept.read(["a value"]) == kept.read([]) == "a value"
 
 
 @pytest.mark.ray
@@ -78,11 +79,23 @@ def test_the_newest_two_are_held_for_a_reader():
     loans, gone = Loans(), []
     for _ in range(4):
         value = Value()
-        assert loans.box("a", "policy", value) == loans.box("a", "policy", value) == [value]
+        assert loans.box("a", "policy", value) == [value]
         loans.box("a", "guide", 1)
         gone.append(weakref.ref(value))
     del value
     assert [one() is None for one in gone] == [True, True, False, False]
+
+
+def test_a_reader_is_handed_a_value_once_unless_it_has_not_read_it():
+    loans, values = Loans(), ("first", "second")
+
+    def handed(reader, value):
+        return loans.box(reader, "policy", value)
+
+    assert [handed("a", value) for value in (*values, values[1])] == [["first"], ["second"], []]
+    assert handed("b", values[1]) == ["second"]
+    loans.forget("a")
+    assert [handed(reader, values[1]) for reader in "ab"] == [["second"], []]
 
 
 class Reader:

@@ -55,7 +55,7 @@ class Coordinator(ABC):
         """
         self._config, self._run, self._reporter, self._stop = config, run, reporter, stop
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        self._saver, self._loans = Saver(self._store), Loans()
+        self._saver = Saver(self._store)
         self._deaths = Deaths(config, run, reporter.log)
         self._guard = self._deaths.guard
         self._begun = time.monotonic()
@@ -76,7 +76,7 @@ class Coordinator(ABC):
 
     def _reset(self) -> None:
         """Forget what was done."""
-        self._board = WeightBoard()
+        self._board, self._loans = WeightBoard(), Loans()
         self._counters = Counters()
         self._visits = np.zeros(0, np.int64)
         self._saved_time = time.monotonic()
@@ -234,6 +234,8 @@ class Coordinator(ABC):
 
     def _restart(self, roles: Sequence[str]) -> list[Service]:
         """Parts in place of others, watched, with nothing in them."""
+        for role in roles:
+            self._loans.forget(role)
         started = self._parts.restart(roles)
         self._deaths.watch({part.role: part.place for part in started if part.place is not None})
         return started

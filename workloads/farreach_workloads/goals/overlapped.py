@@ -213,6 +213,7 @@ class Overlapped(Coordinator):
                 info = fetch(reference)
             except LOSSES:  # what it was to act with; who had that has died or is about to be found
                 self._ratio.lost(self._fragment)
+                self._loans.forget(self._parts.rollouts[index].role)
                 self._free(index)
                 return
             except DEATHS as error:
@@ -305,6 +306,7 @@ class Overlapped(Coordinator):
         """Let another rollout take a place; nobody waits until it has found room and is ready."""
         old = self._parts.rollouts[index]
         self._guard.forget([old.role])
+        self._loans.forget(old.role)
         old.stop()
         incarnation = self._next_incarnation()
         rollout = self._parts.rollouts[index] = self._parts.start_rollout(index, incarnation)
