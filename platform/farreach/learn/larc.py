@@ -63,14 +63,10 @@ class Larc(torch.optim.Optimizer):
         if group["adapts"]:
             sizes, slopes = _norms(parameters), _norms(gradients)
             rates = group["trust"] * sizes / (slopes + decay * sizes + EPSILON)
-            usable = (sizes > 0) & (slopes > 0)
-            for move, gradient, rate, use in zip(
-                moves, gradients, rates.unbind(), usable.tolist(), strict=True
-            ):
-                if use:
-                    move.mul_(rate)
-                else:
-                    move.copy_(gradient)
+            # What has no size yet moves by its gradient; what has no gradient stays.
+            rates = torch.where(sizes > 0, rates, 1.0) * (slopes > 0)
+            for move, rate in zip(moves, rates.unbind(), strict=True):
+                move.mul_(rate)
         for parameter, move in zip(parameters, moves, strict=True):
             state = self.state[parameter]
             if "momentum_buffer" not in state:

@@ -1,4 +1,5 @@
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -115,8 +116,8 @@ def test_a_run_goes_on_in_a_group_of_another_size_or_kind(tmp_path, before, afte
         torch.testing.assert_close(vector, weights(single), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stop_at", [1, 7, 14])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "ahead"), [(1, 0), (7, 0), (14, 0), (7, 1)])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, stop_at, ahead):
     torch.manual_seed(0)
     whole = Regression(dropout=0.5)
     loop_of(tmp_path / "whole", whole).run()
@@ -124,8 +125,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, stop_at):
     torch.manual_seed(0)
     first, notes = Regression(dropout=0.5), Notes(stop_at)
     loop = loop_of(tmp_path / "parts", first, notes)
+    loop._ahead = ahead
     _, stopped = loop.run()
     assert stopped
+    assert not loop._told
     assert loop.step == stop_at
     assert notes.checkpoints[-1] == stop_at
 
@@ -283,6 +286,41 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_named(tmp_path):
         assert kept["rows"][np.isnan(kept["y"])].tolist() == [17]
         assert kept["x"].shape == (10, 3)
         assert kept["positions"].tolist() == list(range(10 * loop.step, 10 * loop.step + 10))
+
+
+def test_a_device_that_is_an_update_behind_tells_and_learns_the_same(tmp_path):
+    """As with a GPU: what an update tells is read when the next one has been handed out."""
+    notes, tasks = [Notes(), Notes()], []
+    for ahead in (0, 1):
+        torch.manual_seed(0)
+        tasks.append(Regression())
+        loop = loop_of(tmp_path / str(ahead), tasks[ahead], notes[ahead], max_grad_norm=1.0)
+        loop._ahead = ahead
+        loop.run()
+        assert not loop._told
+    assert torch.equal(weights(tasks[0]), weights(tasks[1]))
+    here, there = (
+        [
+            (step, {k: v for k, v in line.items() if k.startswith("learner/")})
+            for step, line, _ in of
+        ]
+        for of in (notes[0].lines, notes[1].lines)
+    )
+    assert here == there
+    assert notes[0].checkpoints == notes[1].checkpoints
+
+
+def test_a_loss_that_is_no_number_is_noticed_before_anything_is_saved(tmp_path):
+    loop = loop_of(tmp_path / "checkpoints", Regression(poison=17), checkpoint_every_epochs=0.2)
+    loop._ahead = 1
+    with pytest.raises(LearnError, match=r"the loss of update \d+ is nan") as caught:
+        loop.run()
+    number = int(re.search(r"update (\d+)", str(caught.value))[1])
+    newest = CheckpointStore(tmp_path / "checkpoints").newest()
+    assert (newest.step if newest else 0) <= number
+    with np.load(tmp_path / f"batch-of-update-{number}-rank-0.npz") as kept:
+        assert kept["rows"][np.isnan(kept["y"])].tolist() == [17]
+        assert kept["positions"].tolist() == list(range(10 * number, 10 * number + 10))
 
 
 def test_a_compiled_model_learns_the_same(tmp_path):

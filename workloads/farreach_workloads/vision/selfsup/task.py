@@ -46,8 +46,8 @@ METHODS: Mapping[str, Callable[[PretrainConfig, Span], Method]] = {
 EMBEDDED_TOGETHER = 128
 # Features whose effective rank is measured.
 RANKED = 2048
-# Share of so many images, or a few more, that may be unreadable.
-MOST_REPLACED, LOOKED_AT = 0.01, 4096
+# Share of so many images, and of so many batches, that may be unreadable.
+MOST_REPLACED, LOOKED_AT, BATCHES_LOOKED_AT = 0.01, 4096, 16
 # Of collapse: directions that the features use, and share of the prototypes that are used.
 FEW_DIRECTIONS, FEW_PROTOTYPES = 1.5, 0.02
 
@@ -126,7 +126,8 @@ class PretrainTask:
         replaced = batch[REPLACED]
         self._replaced = self._replaced + replaced.sum()
         self._looked_at += len(replaced)
-        if self._looked_at >= LOOKED_AT:
+        # Not more often, since a GPU is waited for.
+        if self._looked_at >= max(LOOKED_AT, BATCHES_LOOKED_AT * self.config.training.batch):
             self._check_replaced()
         if self._on_device:
             views = device_views.made(batch, self._sizes)
