@@ -144,8 +144,9 @@ class MachineDrills(Drills):
             after = [e for e in training.events() if e["time"] > begun]
             died = [e for e in after if e["event"] == "actor_died"][:1]
             told = bool(died) and died[0]["cause"] == "out_of_memory"
-            again = [e for e in after if died and e["event"] == "checkpoint"]
-            took_s = again[0]["time"] - died[0]["time"] if again else None
+            back = [e for e in after if e["event"] in ("recovered", "actors")]
+            again = [e["time"] for e in back if died and e["time"] > died[0]["time"]]
+            took_s = again[0] - died[0]["time"] if again else None
             lost = died[0]["lost"] if died else ""
             self.note(Outcome("maze", "eaten memory", done and told, took_s, lost))
 
