@@ -194,7 +194,7 @@ class Loop:
         own = shown[LOSS].reshape(1).clone()
         told.add(list(shown), self._place.sum(torch.stack(list(shown.values()))))
         told.add([OWN_LOSS], own)
-        told.add(["learner/lr"], torch.tensor([rate]))
+        told.add(["learner/lr"], torch.tensor([rate], dtype=torch.float64))
         self._told.append(told)
         if not self._ahead:
             self._check(told)
