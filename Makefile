@@ -35,7 +35,7 @@ check: setup ## Check format, style, types and the direction of imports
 	$(BIN)/lint-imports
 
 test: check ## Check, then run all tests
-	$(TEST_ENV) $(BIN)/pytest -q -n 3 --dist loadfile
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadfile
 
 demo: setup ## Train goal reaching in a maze from nothing
 	$(BIN)/farreach train goals/walk_maze

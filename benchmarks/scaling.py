@@ -116,6 +116,12 @@ def spent(work: Callable[[], object], process: int | None = None) -> Spent:
     return Spent(wall_s, processes.total_cpu_s(watched) - before)
 
 
+def warm(work: Callable[[int], object], count: int, process: int | None = None) -> Spent:
+    """What so much of a work takes when it goes on: processes that sleep lose their caches."""
+    work(max(1, count // 10))
+    return spent(lambda: work(count), process)
+
+
 def in_turns(works: Sequence[Callable[[], Spent]], rounds: int = ROUNDS) -> list[Spent]:
     """Medians over rounds in which the works take turns; a first round does not count."""
     taken: list[list[Spent]] = [[] for _ in works]
@@ -251,14 +257,20 @@ def rollout(trained: Trained, fragment: int) -> None:
     guide_here = trained.guide(config)
     policy, guide = ray.put(trained.policy), ray.put(guide_here)
     bare, inline = Bare(config, trained), parts.make_rollout(config, 1, 0)
+
+    def plainly(count: int) -> None:
+        for _ in range(count):
+            bare.fragment()
+
+    def here(count: int) -> None:
+        for _ in range(count):
+            inline.collect(trained.policy, guide_here, 0)
+
     ours, plain, without_ray, nothing = in_turns(
         [
-            lambda: spent(lambda: collect(actors, policy, guide, fragments)),
-            lambda: spent(lambda: [bare.fragment() for _ in range(fragments)], os.getpid()),
-            lambda: spent(
-                lambda: [inline.collect(trained.policy, guide_here, 0) for _ in range(fragments)],
-                os.getpid(),
-            ),
+            lambda: warm(lambda count: collect(actors, policy, guide, count), fragments),
+            lambda: warm(plainly, fragments, os.getpid()),
+            lambda: warm(here, fragments, os.getpid()),
             idle,
         ]
     )
