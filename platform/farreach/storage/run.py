@@ -131,7 +131,11 @@ class RemoteRun:
         if self._is_live():
             raise self._in_use()
         lease = Lease(self.remote)
-        before = lease.take()
+        try:
+            before = lease.take()
+        except BaseException:
+            self._end_new()
+            raise
         try:
             with self._alone():
                 is_same = self._new is not None or before in (None, self._state().get("token"))
@@ -153,11 +157,15 @@ class RemoteRun:
             self._end(mirror, lease, is_failing=False)
         finally:
             self._mirror = None
-            if self._new is not None:
-                self._new.close()
-                self._new = None
+            self._end_new()
             with suppress(StorageError):
                 lease.release()
+
+    def _end_new(self) -> None:
+        """Let other processes of this machine make a run there."""
+        if self._new is not None:
+            self._new.close()
+            self._new = None
 
     def check(self) -> None:
         """Raise StorageError if another driver has taken the run over."""

@@ -91,3 +91,17 @@ def test_of_new_runs_at_one_uri_the_second_leaves_the_first_as_it_is(s3, monkeyp
     ):
         pytest.fail("both have it")
     assert Remote(uri).read("config.yaml") == b"seed: 1\n"
+
+
+def test_a_new_run_that_was_refused_leaves_its_place_to_others(s3, monkeypatch):
+    def refuse(self):
+        raise RunDirectoryError("it is in use")
+
+    run = new_run(f"{s3}/runs/one", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "take", refuse)
+        with pytest.raises(RunDirectoryError, match="it is in use") as caught, run.lock():
+            pytest.fail("it has the run")
+    with new_run(f"{s3}/runs/one", 2).lock():
+        assert Remote(f"{s3}/runs/one").read("config.yaml") == b"seed: 2\n"
+    assert caught.value is not None  # whose traceback holds the first run until here
