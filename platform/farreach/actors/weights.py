@@ -61,8 +61,8 @@ class Loans:
 
     Ray (2.60) never frees a small value if its owner lets go of it before whoever has borrowed it.
     A reader with one call at a time lets go of a reference while it is called with the next one;
-    whoever calls it holds the newest two. A reference that a reader has is not handed out again: Ray
-    keeps account of each with its lender.
+    whoever calls it holds the newest two. A reference that a reader has is not handed out again:
+    Ray keeps account of each with its lender.
     """
 
     def __init__(self) -> None:
