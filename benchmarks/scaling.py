@@ -7,10 +7,10 @@ idle Ray takes meanwhile.
 - `two_actors`: environment steps per second of two rollout actors and of one, without a learner.
 - `two_actors_cpu`: CPU seconds per environment step of the same; smaller is better.
 - `rollout_1000`, `rollout_200`: CPU seconds per environment step with calls of so many steps of one
-  copy of the walker, which MuJoCo moves, over the same environment and policy in a plain loop;
-  smaller is better.
-- `rollout_1000_maze`, `rollout_200_maze`: the same in the maze, whose steps are several times
-  shorter, while a call adds as much.
+  copy of gymnasium's HalfCheetah-v5, over the same environment and policy in a plain loop; smaller
+  is better.
+- `rollout_1000_walker`, `rollout_200_walker`, `rollout_1000_maze`, `rollout_200_maze`: the same
+  with our walker and maze, whose steps are shorter, while a call adds as much.
 - `learner_beside`: updates per CPU-second of the learner with a rollout running, over alone.
 - `learner_shards`: the same with rows that a shard of the replay draws, over its own replay.
 - `bytes_per_step`: see `networked.py`; smaller is better.
@@ -25,13 +25,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,37 @@ from farreach_workloads.goals.sac import Policy
 ROUNDS = 5
 STORE_BYTES = 1_500_000_000
 # Fragments of each actor in a round of `two_actors`, and steps in one of `rollout_*`.
-FRAGMENTS, STEPS = 20, {"maze": 48_000, "walker": 16_000}
+FRAGMENTS, STEPS = 20, {"maze": 48_000, "walker": 16_000, "cheetah": 12_000}
 UPDATES = 640
 # More fragments than are collected while the learner takes so many updates.
 BESIDE = 300
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a short training has come to: its environment, state of the learner, policy, memory."""
+class Setting:
+    """An environment, and the preset that trains there for a moment."""
 
-    environment: str
+    preset: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, Any]:
+        """The section of a configuration."""
+        return {"name": self.name, "options": self.options}
+
+
+SETTINGS = {
+    "maze": Setting("goals/walk_maze_debug", "maze"),
+    "walker": Setting("goals/walk_walker_debug", "walker"),
+    "cheetah": Setting("goals/walk_pointmaze_debug", "gymnasium", {"id": "HalfCheetah-v5"}),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a short training has come to: its setting, state of the learner, policy, memory."""
+
+    setting: str
     learner: dict[str, Any]
     policy: dict[str, np.ndarray]
     bundle: Bundle
@@ -80,23 +101,24 @@ class Trained:
 
     def config(self, **sections: Any) -> GoalsRunConfig:
         """Defaults for its environment, with these settings."""
-        environment = {"name": self.environment} | sections.pop("environment", {})
+        environment = SETTINGS[self.setting].environment() | sections.pop("environment", {})
         return GoalsRunConfig.model_validate({"environment": environment, **sections})
 
     @classmethod
-    def briefly(cls, environment: str, folder: Path) -> Trained:
+    def briefly(cls, setting: str, folder: Path) -> Trained:
         """Train for a moment."""
-        run = folder / environment
-        # Standard output is for the rows alone.
-        command = [sys.executable, "-m", "farreach", "train", f"goals/walk_{environment}_debug"]
+        run, chosen = folder / setting, SETTINGS[setting]
+        command = [sys.executable, "-m", "farreach", "train", chosen.preset, "--run-dir", str(run)]
         settings = ["training.env_steps=6000", "evaluation.episodes=12"]
-        subprocess.run([*command, *settings, "--run-dir", str(run)], check=True, stdout=sys.stderr)
+        settings.append(f"environment={json.dumps(chosen.environment())}")
+        # Standard output is for the rows alone.
+        subprocess.run([*command, *settings], check=True, stdout=sys.stderr)
         checkpoint = CheckpointStore(run / "checkpoints").newest()
         assert checkpoint is not None
         state = checkpoint.parts()["learner"]
         learner = parts.make_learner(configs.load(run / "config.yaml").config)
         learner.restore(state)
-        return cls(environment, state, learner.policy(), Bundle.from_arrays(state["bundle"]))
+        return cls(setting, state, learner.policy(), Bundle.from_arrays(state["bundle"]))
 
 
 @dataclass(frozen=True)
@@ -251,12 +273,19 @@ def rollout(trained: Trained, fragment: int) -> None:
     config = trained.config(
         environment={"num_envs": 1}, phases={"policy_steps": half, "random_steps": half}
     )
-    steps = STEPS[trained.environment]
+    steps = STEPS[trained.setting]
     fragments = steps // fragment
-    actors = actors_of(config, 1)
     guide_here = trained.guide(config)
     policy, guide = ray.put(trained.policy), ray.put(guide_here)
     bare, inline = Bare(config, trained), parts.make_rollout(config, 1, 0)
+
+    def served() -> Spent:
+        """In an actor of its own every time: one start is up to a tenth faster than another."""
+        actors = actors_of(config, 1)
+        collect(actors, policy, guide, fragments)
+        found = warm(lambda count: collect(actors, policy, guide, count), fragments)
+        actors[0].stop()
+        return found
 
     def plainly(count: int) -> None:
         for _ in range(count):
@@ -268,18 +297,17 @@ def rollout(trained: Trained, fragment: int) -> None:
 
     ours, plain, without_ray, nothing = in_turns(
         [
-            lambda: warm(lambda count: collect(actors, policy, guide, count), fragments),
+            served,
             lambda: warm(plainly, fragments, os.getpid()),
             lambda: warm(here, fragments, os.getpid()),
             idle,
         ]
     )
-    actors[0].stop()
     costs = [1e6 * busy_cpu_s(ours, nothing) / steps, 1e6 * plain.cpu_s / steps]
     added_us = costs[0] - costs[1]
     name = f"rollout_{fragment}"
     measure.row(
-        name if trained.environment == "walker" else f"{name}_{trained.environment}",
+        name if trained.setting == "cheetah" else f"{name}_{trained.setting}",
         *costs,
         "CPU µs per env step",
         costs[0] / costs[1],
@@ -381,12 +409,14 @@ def rollout_of(fragment: int) -> Callable[[Trained], None]:
 
 
 long_calls, short_calls = rollout_of(1000), rollout_of(200)
-# Row → the environment it is for, and what measures it.
+# Row → the setting it is for, and what measures it.
 ROWS: dict[str, tuple[str, Callable[[Trained], None]]] = {
     "two_actors": ("maze", two_actors),
     "two_actors_cpu": ("maze", two_actors),
-    "rollout_1000": ("walker", long_calls),
-    "rollout_200": ("walker", short_calls),
+    "rollout_1000": ("cheetah", long_calls),
+    "rollout_200": ("cheetah", short_calls),
+    "rollout_1000_walker": ("walker", long_calls),
+    "rollout_200_walker": ("walker", short_calls),
     "rollout_1000_maze": ("maze", long_calls),
     "rollout_200_maze": ("maze", short_calls),
     "learner_beside": ("maze", learner_beside),
@@ -410,8 +440,8 @@ def main() -> None:
     here = dict.fromkeys(ROWS[name] for name in asked if name in ROWS)
     if here:
         with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as folder:
-            environments = dict.fromkeys(environment for environment, _ in here)
-            trained = {name: Trained.briefly(name, Path(folder)) for name in environments}
+            settings = dict.fromkeys(setting for setting, _ in here)
+            trained = {name: Trained.briefly(name, Path(folder)) for name in settings}
             ray.init(
                 address="local",
                 num_cpus=4,
@@ -422,8 +452,8 @@ def main() -> None:
                 _temp_dir=folder,
             )
             try:
-                for environment, row in here:
-                    row(trained[environment])
+                for setting, row in here:
+                    row(trained[setting])
             finally:
                 ray.shutdown()
     if "bytes_per_step" in asked:
