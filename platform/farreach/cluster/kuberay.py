@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[KeyPath, int]] = {
     "RayCluster": (("spec",), 53),
     "RayJob": (("spec", "rayClusterSpec"), 47),
     "RayService": (("spec", "rayClusterConfig"), 47),
-    "RayCronJob": (("spec", "jobTemplate", "rayClusterSpec"), 47),
+    "RayCronJob": (("spec", "jobTemplate", "rayClusterSpec"), 36),
 }
 # Of Kubernetes itself, whose fields we know too.
 _PLAIN_KINDS = ("PersistentVolumeClaim", "ConfigMap", "Service")

@@ -10,6 +10,7 @@ from typing import Any
 
 from farreach.cluster.findings import Finding, at, did_you_mean, items, mapping
 from farreach.cluster.images import image_findings
+from farreach.cluster.kuberay_refusals import refused_clusters
 from farreach.cluster.plan import Group
 from farreach.cluster.ray_start import LOOPBACK, known_options, resource_findings
 from farreach.yaml_source import KeyPath
@@ -59,6 +60,7 @@ def cluster_findings(spec: dict[str, Any], path: KeyPath, *, served: bool) -> It
         message = f"is {version}, and here is Ray {ray.__version__}. Take the same version on both."
         yield Finding((*path, "rayVersion"), message)
     yield from image_findings(_images(spec, path), ray.__version__)
+    yield from refused_clusters(spec, path, served=served)
 
 
 def follows(finding: Finding, places: list[KeyPath]) -> bool:
@@ -149,9 +151,6 @@ def _autoscaler_findings(spec: dict[str, Any], path: KeyPath) -> Iterator[Findin
     if options.get("version") == "v1":
         message = "v1 knows no idle time and no priority of a group. Write v2."
         yield Finding((*place, "version"), message, "warning")
-    idle_s = options.get("idleTimeoutSeconds")
-    if isinstance(idle_s, int) and idle_s < 0:
-        yield Finding((*place, "idleTimeoutSeconds"), f"should be at least 0 (got {idle_s}).")
 
 
 def _head_findings(spec: dict[str, Any], head: dict[str, Any], path: KeyPath) -> Iterator[Finding]:
@@ -171,9 +170,6 @@ def _worker_findings(
     spec: dict[str, Any], group: dict[str, Any], path: KeyPath
 ) -> Iterator[Finding]:
     low, high, now = (group.get(key) for key in ("minReplicas", "maxReplicas", "replicas"))
-    for key in ("minReplicas", "maxReplicas", "replicas", "idleTimeoutSeconds"):
-        if isinstance(group.get(key), int) and group[key] < 0:
-            yield Finding((*path, key), f"should be at least 0 (got {group[key]}).")
     if isinstance(low, int) and isinstance(high, int):
         if low > high:
             message = (

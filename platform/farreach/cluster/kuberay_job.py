@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from farreach.cluster.findings import Finding, at, items, mapping
+from farreach.cluster.kuberay_refusals import refused_deletions
 from farreach.errors import ConfigError
 from farreach.yaml_source import KeyPath, parse
 
@@ -31,10 +32,9 @@ def job_findings(spec: dict[str, Any], path: KeyPath) -> Iterator[Finding]:
         message = "is not true: the cluster stays, and costs, when the job is done."
         yield Finding((*path, "shutdownAfterJobFinishes"), message, "warning")
     tries = spec.get("backoffLimit", 0)
-    if isinstance(tries, int) and tries < 0:
-        yield Finding((*path, "backoffLimit"), f"should be at least 0 (got {tries}).")
-    elif tries and spec.get("submissionMode") == "InteractiveMode":
+    if tries and spec.get("submissionMode") == "InteractiveMode":
         yield Finding((*path, "backoffLimit"), "is not possible in InteractiveMode. Leave it out.")
+    yield from refused_deletions(mapping(spec.get("deletionStrategy")), (*path, "deletionStrategy"))
     yield from _entrypoint_findings(spec, path)
     yield from _environment_findings(spec, path)
 

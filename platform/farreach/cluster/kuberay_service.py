@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from farreach.cluster.findings import Finding, at, items, mapping, mistakes
+from farreach.cluster.kuberay_refusals import refused_upgrades
 from farreach.cluster.schemas import schema
 from farreach.errors import ConfigError
 from farreach.yaml_source import KeyPath, parse
@@ -27,6 +28,7 @@ def service_findings(spec: dict[str, Any]) -> Iterator[Finding]:
             f"{kind} lets everybody outside of the cluster ask the service, which knows no users.",
             "warning",
         )
+    yield from refused_upgrades(spec, ("spec",))
     text = spec.get("serveConfigV2")
     if text is None:
         yield Finding(_PLACE, "is missing: what is to be served?")

@@ -77,6 +77,11 @@ def _type(kind: Any) -> Schema:
         return {"type": "object", "additionalProperties": _type(next(iter(kind)))}
     if kind in _TYPES:
         return _TYPES[kind]
+    name, bounded, least = kind.partition(">=")
+    if bounded:
+        return {**_TYPES[name], "minimum": int(least)}
+    if kind.startswith("="):
+        return {"enum": [kind[1:]]}
     if kind[0].isupper() and "|" not in kind:
         return {"$ref": f"#/$defs/{kind}"}
     return {"enum": kind.split("|")}

@@ -41,6 +41,37 @@ def test_a_service_without_applications_serves_nothing(tmp_path, monkeypatch):
     assert problem.endswith(": spec.serveConfigV2: is missing: what is to be served?")
 
 
+def test_an_upgrade_in_steps_wants_a_cluster_that_grows(tmp_path, monkeypatch):
+    strategy = {
+        "type": "NewClusterWithIncrementalUpgrade",
+        "clusterUpgradeOptions": {
+            "gatewayClassName": "istio",
+            "stepSizePercent": 5,
+            "intervalSeconds": 9,
+        },
+    }
+    tree = yaml.safe_load((CLUSTER / SERVICE).read_text())
+    tree["spec"]["upgradeStrategy"] = strategy
+    assert report_of(tmp_path, monkeypatch, yaml.safe_dump(tree)).problems == ()
+    del tree["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
+    del tree["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    (problem,) = report_of(tmp_path, monkeypatch, yaml.safe_dump(tree)).problems
+    assert problem.endswith(
+        "spec.upgradeStrategy.type: NewClusterWithIncrementalUpgrade needs "
+        "rayClusterConfig.enableInTreeAutoscaling: true."
+    )
+
+
+def test_a_job_by_the_clock_has_a_shorter_name(tmp_path, monkeypatch):
+    tree = yaml.safe_load((CLUSTER / JOB).read_text())
+    tree |= {"kind": "RayCronJob", "spec": {"schedule": "0 3 * * *", "jobTemplate": tree["spec"]}}
+    tree["metadata"]["name"] = "a" * 36
+    assert report_of(tmp_path, monkeypatch, yaml.safe_dump(tree)).problems == ()
+    tree["metadata"]["name"] = "a" * 37
+    (problem,) = report_of(tmp_path, monkeypatch, yaml.safe_dump(tree)).problems
+    assert problem.endswith("metadata.name: has 37 characters; KubeRay takes at most 36.")
+
+
 WARNINGS = [
     (
         JOB,
