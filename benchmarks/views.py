@@ -1,11 +1,12 @@
-"""Views of images for training without labels, against torchvision's transforms on PIL images.
+"""Views of images for training, against torchvision's transforms on PIL images.
 
 `python benchmarks/views.py` prints one JSON line per row. The peer is the first version of the
 transforms, which is a tenth faster than v2. Each image gives 1 target, 1 random and 10 focal views,
 decoded, augmented and normalised, on one thread. Sources: photo-like noise of 500 × 375 as JPEG of
 about 80 KB, as photos of that size have, for `224_96`; clip arts of 64 pixels, which ship with the
 package, as PNG for `64_32`, and photo-like noise of 128 pixels as JPEG for `64_32_from_128`.
-`224_96_large`: from photos of 2,000 × 1,500, which are decoded at half their size. Rows that end in
+`labelled_…`: one view of each, of 64 or 224 pixels, for training on labels with 3-Augment, against
+timm's transform for it. `224_96_large`: from photos of 2,000 × 1,500, which are decoded at half their size. Rows that end in
 `_loader`: what a loader does where views are made on the device; `224_96_gpu`, where there is one:
 how many images a second the device then does, against one core. `transforms_ms` and
 `peer_transforms_ms` are milliseconds per image without decoding.
@@ -28,17 +29,20 @@ import measure
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from timm.data import create_transform
 from torch import Tensor
 from torchvision import transforms as v1
 
 from farreach.data.images import ImageSet, open_images
 from farreach.learn.order import Rows
 from farreach_workloads.vision.augment import MEAN, STD
+from farreach_workloads.vision.config import AugmentConfig
 from farreach_workloads.vision.image_sets import SHIPPED_FILE
 from farreach_workloads.vision.selfsup import device_views
 from farreach_workloads.vision.selfsup.multicrop import MultiCrop
-from farreach_workloads.vision.selfsup.view_pixels import normalised
-from farreach_workloads.vision.selfsup.view_plans import Recipe
+from farreach_workloads.vision.training_views import TrainingViews
+from farreach_workloads.vision.view_pixels import normalised
+from farreach_workloads.vision.view_plans import Recipe
 
 UNIT = "images per CPU-second"
 ROUNDS = 9
@@ -155,6 +159,30 @@ def compare(
     measure.compare_rates(name, UNIT, (ours, count), (peer, count), ROUNDS, **extra)
 
 
+def compare_labelled(name: str, images: ImageSet, count: int, size: int) -> None:
+    """Print a row of one view of each image, with 3-Augment."""
+    config = AugmentConfig(kind="three", min_scale=LARGE[0], color_jitter=JITTER[0])
+    views, rows = TrainingViews(config, size, seed=0), np.arange(count)
+    transform = create_transform(
+        size,
+        is_training=True,
+        scale=LARGE,
+        color_jitter=JITTER[0],
+        auto_augment="3a",
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
+    )
+
+    def ours() -> None:
+        views.made((images.load(row, views.needed) for row in rows.tolist()), rows)
+
+    def peer() -> None:
+        torch.stack([transform(images.load(row)) for row in rows.tolist()])
+
+    measure.compare_rates(name, UNIT, (ours, count), (peer, count), ROUNDS)
+
+
 def on_gpu(images: ImageSet, size: int, focal: int) -> None:
     """Print the row of what a GPU does with batches of GPU_BATCH."""
     large, small = (Recipe(*of, jitter=JITTER) for of in ((size, LARGE), (focal, SMALL)))
@@ -188,7 +216,10 @@ def main() -> None:
         compare(f"224_96_large{suffix}", large, 2, 224, 96, on_device=on_device)
     if torch.cuda.is_available():
         on_gpu(photos, 224, 96)
-    compare("64_32", open_images(SHIPPED_FILE)[0], 64, 64, 32)
+    clipart = open_images(SHIPPED_FILE)[0]
+    compare_labelled("labelled_224", photos, 8, 224)
+    compare_labelled("labelled_64", clipart, 128, 64)
+    compare("64_32", clipart, 64, 64, 32)
     compare("64_32_from_128", Encoded([photo(128, 128, seed) for seed in range(64)]), 64, 64, 32)
 
 

@@ -33,11 +33,7 @@ from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach.workload import Format
 from farreach_workloads.vision import attention, pictures
-from farreach_workloads.vision.augment import (
-    evaluation_transform,
-    seed_globals,
-    training_transform,
-)
+from farreach_workloads.vision.augment import evaluation_transform
 from farreach_workloads.vision.config import SuperviseConfig
 from farreach_workloads.vision.cosub import (
     classification_loss,
@@ -53,6 +49,7 @@ from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.mixing import Mixing
 from farreach_workloads.vision.models import make_model
 from farreach_workloads.vision.stochastic_depth import install
+from farreach_workloads.vision.training_views import TrainingViews
 
 Config = SuperviseConfig
 demand = asked_of_ray
@@ -67,8 +64,8 @@ class AugmentedImages:
 
     def __init__(self, images: ImageSet, config: SuperviseConfig) -> None:
         """Of `images`, by the recipe of the run."""
-        self._images, self._seed = images, config.seed
-        self._transform = training_transform(config.augment, config.data.size)
+        self._images = images
+        self._views = TrainingViews(config.augment, config.data.size, config.seed)
 
     def __len__(self) -> int:
         """How many images an epoch has."""
@@ -76,11 +73,9 @@ class AugmentedImages:
 
     def batch(self, rows: Rows, positions: Rows) -> Batch:
         """Views (b, 3, size, size) float32 and labels (b,) int64."""
-        views = []
-        for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
-            seed_globals(seeding.child_seed(self._seed, "view", position))
-            views.append(self._transform(self._images.load(row)))
-        return {"image": torch.stack(views), "label": torch.from_numpy(self._images.labels[rows])}
+        images = (self._images.load(row, self._views.needed) for row in rows.tolist())
+        views = self._views.made(images, positions)
+        return {"image": views, "label": torch.from_numpy(self._images.labels[rows])}
 
 
 class SuperviseTask:

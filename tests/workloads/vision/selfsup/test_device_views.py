@@ -10,7 +10,7 @@ from tests.workloads.vision.selfsup.test_multicrop import PLAIN, Pictures, pictu
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.selfsup import device_views
 from farreach_workloads.vision.selfsup.multicrop import REPLACED, MultiCrop
-from farreach_workloads.vision.selfsup.view_plans import Recipe
+from farreach_workloads.vision.view_plans import Recipe
 
 NOTHING = {**PLAIN, "jitter": (0.0, 0.0, 0.0, 0.0)}
 PICTURES = [picture(90, 70, 0), picture(64, 96, 1), picture(40, 40, 2)]

@@ -14,7 +14,7 @@ from farreach_workloads.vision.selfsup.method_configs import PriorConfig
 from farreach_workloads.vision.selfsup.simclr import contrast
 from farreach_workloads.vision.selfsup.task import PretrainTask
 from farreach_workloads.vision.selfsup.vicreg import covariance, lack_of_variance
-from farreach_workloads.vision.selfsup.view_pixels import normalised
+from farreach_workloads.vision.view_pixels import normalised
 
 
 def task_of(name, *words):

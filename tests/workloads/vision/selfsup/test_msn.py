@@ -11,7 +11,7 @@ from farreach.learn.place import Place
 from farreach.learn.settings import WorkersConfig
 from farreach_workloads.vision.selfsup.encoder import Seen
 from farreach_workloads.vision.selfsup.task import PretrainTask
-from farreach_workloads.vision.selfsup.view_pixels import normalised
+from farreach_workloads.vision.view_pixels import normalised
 
 DEBUG = "vision/msn_clipart_debug"
 

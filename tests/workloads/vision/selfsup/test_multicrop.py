@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as reference
 from farreach.data.images import ImageSet
 from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.selfsup.multicrop import MultiCrop
-from farreach_workloads.vision.selfsup.view_pixels import (
+from farreach_workloads.vision.view_pixels import (
     brightness,
     contrast,
     finished,
@@ -20,7 +20,7 @@ from farreach_workloads.vision.selfsup.view_pixels import (
     resized_crop,
     saturation,
 )
-from farreach_workloads.vision.selfsup.view_plans import (
+from farreach_workloads.vision.view_plans import (
     TRIES,
     Recipe,
     blur_taps,

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from farreach.learn.task import Batch
 from farreach_workloads.vision.augment import SOLARISE_THRESHOLD
-from farreach_workloads.vision.selfsup.view_pixels import TOP, hue, luma, normalised
-from farreach_workloads.vision.selfsup.view_plans import (
+from farreach_workloads.vision.view_pixels import TOP, hue, luma, normalised
+from farreach_workloads.vision.view_plans import (
     CONTRAST,
     HUE,
     LEAST_ASPECT,

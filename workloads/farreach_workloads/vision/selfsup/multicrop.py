@@ -13,8 +13,8 @@ from farreach.data.images import ImageSet
 from farreach.learn.order import Rows
 from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup import device_views
-from farreach_workloads.vision.selfsup.view_pixels import finished, resized_crop
-from farreach_workloads.vision.selfsup.view_plans import (
+from farreach_workloads.vision.view_pixels import finished, resized_crop
+from farreach_workloads.vision.view_plans import (
     BOX_NUMBERS,
     PLAN_NUMBERS,
     Box,

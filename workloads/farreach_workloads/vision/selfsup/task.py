@@ -32,8 +32,8 @@ from farreach_workloads.vision.selfsup.sampling import sampled
 from farreach_workloads.vision.selfsup.simclr import Simclr
 from farreach_workloads.vision.selfsup.swav import Swav
 from farreach_workloads.vision.selfsup.vicreg import Vicreg
-from farreach_workloads.vision.selfsup.view_pixels import normalised
-from farreach_workloads.vision.selfsup.view_plans import Recipe
+from farreach_workloads.vision.view_pixels import normalised
+from farreach_workloads.vision.view_plans import Recipe
 
 METHODS: Mapping[str, Callable[[PretrainConfig, Span], Method]] = {
     "msn": Msn,

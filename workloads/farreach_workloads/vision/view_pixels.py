@@ -18,7 +18,7 @@ the pixels differ from theirs, in grey levels of 0 to 255:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from farreach_workloads.vision.augment import MEAN, SOLARISE_THRESHOLD, STD
-from farreach_workloads.vision.selfsup.view_plans import Box, Flags, Plan
+from farreach_workloads.vision.view_plans import Box, Flags, Plan
 
 Operation = Callable[..., Tensor]
 
@@ -51,11 +51,16 @@ def resized_crop(pixels: Tensor, box: Box, size: int) -> Tensor:
 def finished(crops: Sequence[Tensor], plan: Plan, size: int) -> Tensor:
     """Everything after the crop: n times (3, size, size) uint8 → (n, 3, size, size) uint8."""
     views = torch.empty(len(crops), 3, size, size, dtype=torch.uint8)
-    step = max(1, FLOATS_AT_ONCE // (3 * size * size))
-    for first in range(0, len(crops), step):
-        some = slice(first, first + step)
+    for some in at_once(len(crops), size):
         _finish(crops[some], plan[some], views[some])
     return views
+
+
+def at_once(count: int, size: int) -> Iterator[slice]:
+    """Parts of so many views of `size` pixels each side that are worked on one after the other."""
+    step = max(1, FLOATS_AT_ONCE // (3 * size * size))
+    for first in range(0, count, step):
+        yield slice(first, first + step)
 
 
 def _finish(crops: Sequence[Tensor], plan: Plan, views: Tensor) -> None:
@@ -66,17 +71,17 @@ def _finish(crops: Sequence[Tensor], plan: Plan, views: Tensor) -> None:
     for order in plan.order.T:
         for number in set(order[plan.jittered].tolist()):
             now = plan.jittered & (order == number)
-            _change(colours, now, OPERATIONS[number], plan.factors[:, number, None, None])
-    _change(colours, plan.grey, luma)
+            change(colours, now, OPERATIONS[number], plan.factors[:, number, None, None])
+    change(colours, plan.grey, luma)
     for few in (True, False):
-        _change(x, (plan.reach > 0) & ((plan.reach <= FEW_TAPS) == few), blurred, plan.taps)
+        change(x, (plan.reach > 0) & ((plan.reach <= FEW_TAPS) == few), blurred, plan.taps)
     # NumPy's conversion is several times as fast as torch's.
     np.copyto(views.numpy(), x.add_(0.5).numpy(), casting="unsafe")
-    _change(views, plan.solarised, lambda part: part.where(part < SOLARISE_THRESHOLD, 255 - part))
-    _change(views, plan.flipped, lambda part: part.flip(-1))
+    change(views, plan.solarised, solarised)
+    change(views, plan.flipped, lambda part: part.flip(-1))
 
 
-def _change(x: Tensor, which: Flags, operation: Operation, *values: NDArray[np.float32]) -> None:
+def change(x: Tensor, which: Flags, operation: Operation, *values: NDArray[np.float32]) -> None:
     """Put new values in the place of some rows; `values` are of all rows."""
     rows = np.flatnonzero(which)
     if len(rows):
@@ -84,6 +89,11 @@ def _change(x: Tensor, which: Flags, operation: Operation, *values: NDArray[np.f
         changed = operation(part, *[torch.from_numpy(of_all[rows]) for of_all in values])
         if changed is not x:
             x.numpy()[rows] = changed.numpy()  # several times as fast as with torch
+
+
+def solarised(x: Tensor) -> Tensor:
+    """Values from 128 on are inverted, of any type in [0, 255]."""
+    return x.where(x < SOLARISE_THRESHOLD, 255 - x)
 
 
 def luma(x: Tensor) -> Tensor:
