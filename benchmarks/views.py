@@ -5,11 +5,11 @@ transforms, which is a tenth faster than v2. Each image gives 1 target, 1 random
 decoded, augmented and normalised, on one thread. Sources: photo-like noise of 500 × 375 as JPEG of
 about 80 KB, as photos of that size have, for `224_96`; clip arts of 64 pixels, which ship with the
 package, as PNG for `64_32`, and photo-like noise of 128 pixels as JPEG for `64_32_from_128`.
-`labelled_…`: one view of each, of 64 or 224 pixels, for training on labels with 3-Augment, against
-timm's transform for it. `224_96_large`: from photos of 2,000 × 1,500, which are decoded at half their size. Rows that end in
+`224_96_large`: from photos of 2,000 × 1,500, which are decoded at half their size. Rows that end in
 `_loader`: what a loader does where views are made on the device; `224_96_gpu`, where there is one:
-how many images a second the device then does, against one core. `transforms_ms` and
-`peer_transforms_ms` are milliseconds per image without decoding.
+how many images a second the device then does, against one core. `labelled_…`: one view of each, of
+64 or 224 pixels, for training on labels with 3-Augment, against timm's transform for it.
+`transforms_ms` and `peer_transforms_ms` are milliseconds per image without decoding.
 """
 
 from __future__ import annotations
