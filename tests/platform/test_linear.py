@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from farreach import linear as linear_module
 from farreach.linear import (
     Linear,
     activated_linear,
@@ -16,6 +17,12 @@ from farreach.linear import (
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[True, False], autouse=True)
+def whose_transposes(request, monkeypatch):
+    """Intel's CPUs and others have other libraries for some products."""
+    monkeypatch.setattr(linear_module, "_MKL_TRANSPOSES", request.param)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "tanh", "gelu"])
