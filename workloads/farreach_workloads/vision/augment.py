@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it, when it is not for training."""
+"""What happens to an image before the network sees it; views for training: `training_views`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from farreach import seeding
 from farreach.learn.order import Rows
-from farreach_workloads.vision.augment import BLUR_RADII, MEAN, STD, seed_globals
+from farreach_workloads.vision.augment import BLUR_RADII, MEAN, seed_globals
 from farreach_workloads.vision.view_pixels import (
     FEW_TAPS,
     OPERATIONS,
@@ -32,6 +32,7 @@ from farreach_workloads.vision.view_pixels import (
     blurred,
     change,
     luma,
+    normalised,
     solarised,
 )
 from farreach_workloads.vision.view_plans import (
@@ -129,8 +130,7 @@ class TrainingViews:
         for some in at_once(count, size):
             np.copyto(views[some].numpy(), pixels[some].transpose(0, 3, 1, 2))
             _change_colours(views[some], plan[some])
-        mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
-        views.mul_(1 / (TOP * std)).sub_(mean / std)
+        views = normalised(views)
         if self._config.erasing > 0:
             for i, position in enumerate(positions.tolist()):
                 seed_globals(seeding.child_seed(self._seed, "erasing", position))

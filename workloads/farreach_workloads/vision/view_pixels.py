@@ -154,6 +154,6 @@ def blurred(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def normalised(views: Tensor) -> Tensor:
-    """(…, 3, s, s) uint8 → float32, normalised, on the same device."""
+    """(…, 3, s, s) uint8 → float32, normalised, on the same device; float32 in place."""
     mean, std = (torch.tensor(v, device=views.device)[:, None, None] for v in (MEAN, STD))
     return views.float().mul_(1 / (TOP * std)).sub_(mean / std)
