@@ -104,19 +104,22 @@ def test_texts_of_all_lengths_and_equal_ones_are_encoded_in_their_places():
 
 
 def test_a_search_ranks_as_well_as_with_float32():
-    """Each query is half of the tokens of one of 300 documents."""
-    rng = np.random.default_rng(3)
-    documents = [rng.integers(5, WORDS, rng.integers(20, 120)).astype(np.int32) for _ in range(300)]
-    queries = [rng.choice(one, len(one) // 2, replace=False) for one in documents]
+    """Each query is half of the tokens of one of 300 documents; the mean of eight such sets."""
     encoder = bert({"normalised": True})
-    asked = embedded(encoder, queries)
-    gains = []
-    for one in (encoder, quantised(encoder)):
-        scores = asked @ embedded(one, documents).T
-        ranks = (scores > np.diag(scores)[:, None]).sum(1)
-        gains.append(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean())
-    assert gains[0] > 0.1  # by chance: 0.015
-    assert abs(gains[1] - gains[0]) < 0.005
+    gains = {kind: [] for kind in (encoder, quantised(encoder))}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(20, 120, 300)
+        documents = [rng.integers(5, WORDS, length).astype(np.int32) for length in lengths]
+        queries = [rng.choice(one, len(one) // 2, replace=False) for one in documents]
+        asked = embedded(encoder, queries)
+        for kind, own in gains.items():
+            scores = asked @ embedded(kind, documents).T
+            ranks = (scores > np.diag(scores)[:, None]).sum(1)
+            own.append(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean())
+    exact, small = (np.mean(own) for own in gains.values())
+    assert exact > 0.1  # by chance: 0.015
+    assert small > exact - 0.006  # 0.0017 is the standard error
 
 
 def test_the_encoder_stays_as_it_is():

@@ -196,7 +196,12 @@ def test_hits_change_places_and_none_is_lost(tmp_path):
     assert found["evaluation/ndcg@10"] == 1
     assert found["first/recall@3"] == found["evaluation/recall@3"] == 1
     assert candidates.ranks(np.array([[0.0, -1.0, 5.0]])) == ([3], [1])
-    unchanged = candidates.measured(np.zeros((1, 3), np.float32))
+    # Of equal scores d4 comes before d3 and d2, as in the files that are kept.
+    equal = np.zeros((1, 3), np.float32)
+    assert candidates.ranks(equal) == ([3], [1])
+    assert candidates.measured(equal)["evaluation/mrr@10"] == 1
+    assert trec.ranked(candidates.runs(equal)[1]) == {"d1": ["d4", "d3", "d2"]}
+    unchanged = candidates.measured(np.array([[3.0, 2.0, 1.0]], np.float32))
     assert unchanged["evaluation/ndcg@10"] == unchanged["first/ndcg@10"]
     scores = candidates.scores(CrossEncoder(Bert(25, EncoderConfig(**SIZES))).eval(), Place())
     assert np.isfinite(scores).all()

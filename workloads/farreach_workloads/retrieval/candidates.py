@@ -47,7 +47,7 @@ class Candidates:
 
     Attributes:
         given: the questions, documents and judgements.
-        hits: of the first stage.
+        hits: of the first stage, of equal scores the greater id first, as trec_eval has it.
         questions: ids of the questions.
     """
 
@@ -82,6 +82,13 @@ class Candidates:
         pieces = dict(zip(texts, words.encode(list(texts.values())), strict=True))
         own = np.array([row_of.get(name, NO_ROW) for name in names], np.int64)
         self.hits = _without(hits, own, config.depth)
+        falling = sorted(self._ids, key=lambda row: self._ids[row], reverse=True)
+        self._places = {row: place for place, row in enumerate(falling)}
+        scores, rows = self.hits.scores, self.hits.rows
+        order = self._order(scores)
+        self.hits = Hits(
+            np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        )
         self._relevant = [
             {row_of[one]: grade for one, grade in found.relevant[name].items() if one != name}
             for name in names
@@ -120,8 +127,7 @@ class Candidates:
 
     def measured(self, scores: NDArray[np.float32]) -> dict[str, float]:
         """Quality before (`first/…`) and after, with recall of all that was found beside it."""
-        order = np.argsort(-scores, axis=1, kind="stable")
-        after = np.take_along_axis(self.hits.rows, order, 1)
+        after = np.take_along_axis(self.hits.rows, self._order(scores), 1)
         wanted = {"ndcg": [10], "mrr": [10], "recall": [self._depth]}
         result = {"evaluation/questions": float(len(self))}
         for group, rows in (("first", self.hits.rows), ("evaluation", after)):
@@ -143,7 +149,7 @@ class Candidates:
 
     def ranks(self, scores: NDArray[np.float32]) -> tuple[list[int], list[int]]:
         """Of the right documents that were found: their ranks before and after, from 1 on."""
-        places = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
+        places = np.argsort(self._order(scores), axis=1)
         found = [
             (before + 1, int(places[number, before]) + 1)
             for number, rows in enumerate(self.hits.rows.tolist())
@@ -151,6 +157,11 @@ class Candidates:
             if self._relevant[number].get(row, 0) > 0
         ]
         return [before for before, _ in found], [after for _, after in found]
+
+    def _order(self, scores: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Columns of the hits as trec_eval reads a run: by falling score, then by falling id."""
+        ties = [[self._places.get(row, 0) for row in rows] for rows in self.hits.rows.tolist()]
+        return np.lexsort((np.array(ties).reshape(scores.shape), -scores))
 
 
 def _first_hits(

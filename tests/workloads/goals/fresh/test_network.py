@@ -94,7 +94,7 @@ def test_the_last_episodes_are_held_out(store, toy, monkeypatch):
 
 
 def test_it_learns_which_states_lie_ahead(walks, toy):
-    store, told = walks(apart=6.0), []
+    store, told = walks(apart=1.0), []
     settings = config(directed=True, epochs=6)
     weights = fit_network(store, settings, toy.Plane.spec, lambda *said: told.append(said))
     assert [epoch for epoch, _ in told] == [1, 2, 3, 4, 5, 6]
@@ -102,13 +102,16 @@ def test_it_learns_which_states_lie_ahead(walks, toy):
     features = Features(
         toy.Plane.spec, settings.features, settings.reachability, weights.scale, weights.unit
     )
-    states = toy.points(100.0 + np.arange(5, 25))
-    embeddings = weights.network.embed(features.reachability(states))
+    # All walks together go from 0 to 75.
+    points = toy.points(np.arange(5.0, 65.0))
+    embeddings = weights.network.embed(features.reachability(points))
     reached = weights.network.all_pairs(embeddings, embeddings) > 0
-    ahead = np.arange(20)[None] - np.arange(20)[:, None]
-    assert reached[(ahead >= 0) & (ahead <= 2)].mean() > 0.9
-    assert reached[np.abs(ahead) > 8].mean() < 0.1
-    assert reached[ahead < -4].mean() < 0.1
+    ahead = np.arange(60)[None] - np.arange(60)[:, None]
+    within = (ahead >= 0) & (ahead <= 2)
+    assert reached[within].mean() > 0.9
+    assert reached[(ahead > 8) & (ahead < 20)].mean() < 0.1
+    assert reached[(ahead < -4) & (ahead > -20)].mean() < 0.1
+    assert reached[within.T & (ahead < 0)].mean() < 0.95 * reached[within].mean()
 
 
 def test_the_same_seed_gives_the_same_network(store, toy):
