@@ -9,6 +9,7 @@ from farreach.linear import (
     activated_linear,
     batched,
     gelu_linear,
+    gram,
     product,
     use_fast_linear,
     weight_gradient,
@@ -19,10 +20,13 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=[True, False], autouse=True)
-def whose_transposes(request, monkeypatch):
-    """Intel's CPUs and others have other libraries for some products."""
-    monkeypatch.setattr(linear_module, "_MKL_TRANSPOSES", request.param)
+@pytest.fixture(params=["intel", "other", "small"], autouse=True)
+def whose_products(request, monkeypatch):
+    """Intel's CPUs have another library for most products, and so have small ones on all."""
+    monkeypatch.setattr(linear_module, "_IS_INTEL", request.param == "intel")
+    if request.param != "small":
+        monkeypatch.setattr(linear_module, "_LEAST_PRODUCT", 0)
+        monkeypatch.setattr(linear_module, "_LEAST_GELU", 0)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "tanh", "gelu"])
@@ -91,23 +95,44 @@ def test_an_activated_layer_is_the_activation_of_the_layer(shape):
             )
 
 
-@pytest.mark.parametrize("rows", [4, 200])  # below and above what a call per item pays for
+@pytest.mark.parametrize("rows", [4, 200])
 @pytest.mark.parametrize("layout", ["plain", "transposed", "strided"])
-def test_batched_products_and_their_gradients_equal_pytorchs(rows, layout):
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_batched_products_and_their_gradients_equal_pytorchs(rows, layout, with_bias):
     def inputs():
         a, b = normal(3, rows, 80), normal(3, 80, 90, seed=1)
         if layout == "transposed":
             a, b = normal(3, 80, rows).transpose(1, 2), normal(3, 90, 80, seed=1).transpose(1, 2)
         if layout == "strided":
             a, b = normal(3, rows, 160)[:, :, ::2], normal(3, 80, 180, seed=1)[:, :, ::2]
-        return [part.detach().requires_grad_() for part in (a, b)]
+        bias = [normal(3, 90, seed=2)] if with_bias else []
+        return [part.detach().requires_grad_() for part in (a, b, *bias)]
+
+    def plain(a, b, bias=None):
+        return torch.bmm(a, b) if bias is None else torch.bmm(a, b) + bias[:, None]
 
     results = []
-    for multiply in (batched, torch.bmm):
-        a, b = inputs()
-        output = multiply(a, b)
+    for multiply in (batched, plain):
+        leaves = inputs()
+        output = multiply(*leaves)
         (output * normal(*output.shape, seed=3)).sum().backward()
-        results.append([output, a.grad, b.grad])
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 47, 96, 130, 192, 250])
+@pytest.mark.parametrize("batch", [0, 3])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_gram_matrices_and_their_gradients_equal_pytorchs(width, batch, kind):
+    x = normal(batch, 70, width).to(kind)
+    outer = normal(batch, width, width, seed=1).to(kind)
+    results = []
+    for multiply in (gram, lambda x: torch.einsum("bni,bnj->bij", x, x)):
+        leaf = x.clone().requires_grad_()
+        output = multiply(leaf)
+        (output * outer).sum().backward()
+        results.append([output, leaf.grad])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 

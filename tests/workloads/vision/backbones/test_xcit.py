@@ -4,7 +4,7 @@ import torch
 from timm.models.cait import ClassAttn
 from timm.models.xcit import XCA
 
-from farreach_workloads.vision.backbones.class_attention import attend
+from farreach_workloads.vision.backbones.class_attention import attend, attend_with_weights
 from farreach_workloads.vision.backbones.xcit import SIZES, Xca, adapt_weights, cheaper_form
 
 
@@ -145,7 +145,7 @@ def test_the_gram_form_is_used_where_it_needs_fewer_multiplications():
     assert cheaper_form(196, 768, 48) == "late"
 
 
-@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize("queries", [1, 2, 40])  # few, few and more than there are tokens
 def test_class_attention_equals_keys_and_values_of_all_tokens(queries):
     torch.manual_seed(0)
     layer = scattered(ClassAttn(24, 3, qkv_bias=True)).double()
@@ -156,11 +156,12 @@ def test_class_attention_equals_keys_and_values_of_all_tokens(queries):
         for part, rows in ((layer.q, own), (layer.k, x), (layer.v, x))
     )
     scores = layer.scale * q @ k.transpose(2, 3)
-    found, weights = attend(layer.scale * q, x, layer.k, layer.v)
+    found, weights = attend_with_weights(layer.scale * q, x, layer.k, layer.v)
     torch.testing.assert_close(found, scores.softmax(-1) @ v)
     torch.testing.assert_close(weights, scores.softmax(-1))
+    torch.testing.assert_close(attend(layer.scale * q, x, layer.k, layer.v), found)
     layer.k.bias.data += 3.0
-    torch.testing.assert_close(attend(layer.scale * q, x, layer.k, layer.v)[0], found)
+    torch.testing.assert_close(attend(layer.scale * q, x, layer.k, layer.v), found)
 
 
 def test_dropped_weights_drop_their_share_of_the_values_bias():
@@ -169,10 +170,12 @@ def test_dropped_weights_drop_their_share_of_the_values_bias():
     x = torch.randn(1, 20, 24, dtype=torch.float64)
     q, v = (p(x).unflatten(2, (3, 8)).transpose(1, 2) for p in (layer.q, layer.v))
     torch.manual_seed(5)
-    found, weights = attend(q[:, :, :1], x, layer.k, layer.v, 0.5)
+    found, weights = attend_with_weights(q[:, :, :1], x, layer.k, layer.v, 0.5)
     torch.manual_seed(5)
     kept = torch.nn.functional.dropout(weights.flatten(1, 2), 0.5).unflatten(1, (3, 1))
     torch.testing.assert_close(found, kept @ v)
+    torch.manual_seed(5)
+    torch.testing.assert_close(attend(q[:, :, :1], x, layer.k, layer.v, 0.5), found)
 
 
 def test_attention_maps_are_what_the_class_token_looks_at():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from farreach.linear import activated_linear, linear, use_fast_linear
 from farreach_workloads.vision.backbones.building import register
-from farreach_workloads.vision.backbones.class_attention import attend
+from farreach_workloads.vision.backbones.class_attention import attend_with_weights
 from farreach_workloads.vision.backbones.residual import FusedMlp, add_scaled
 
 PATCH = 16
@@ -134,7 +134,7 @@ class PoolAttention(nn.Module):
     def forward(self, own: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(1, k, c) and (b, n, c) → (b, k, c), and the weights (b, k, n)."""
         query = (self.q(own) * self.scale)[:, None]
-        result, weights = attend(query, tokens, self.k, self.v)
+        result, weights = attend_with_weights(query, tokens, self.k, self.v)
         return self.proj(result[:, 0]), weights[:, 0]
 
 

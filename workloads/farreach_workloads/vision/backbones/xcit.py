@@ -19,9 +19,9 @@ from timm.models import get_arch_pretrained_cfgs, xcit
 from timm.models._registry import generate_default_cfgs
 from torch import Tensor
 
-from farreach.linear import batched, use_fast_linear
+from farreach.linear import batched, gram, use_fast_linear
 from farreach_workloads.vision.backbones.building import register
-from farreach_workloads.vision.backbones.class_attention import attend
+from farreach_workloads.vision.backbones.class_attention import attend, attend_with_weights
 from farreach_workloads.vision.backbones.residual import FusedMlp, add_scaled
 
 EPSILON = 1e-12
@@ -75,27 +75,37 @@ class Xca(xcit.XCA):
         return projected
 
     def _gram(self, x: Tensor) -> Tensor:
-        heads, width = self.num_heads, x.shape[2]
+        (batch, tokens, width), heads = x.shape, self.num_heads
         exact = torch.promote_types(x.dtype, torch.float32)
-        weight = self.qkv.weight.to(exact)
-        bias = torch.zeros_like(weight[:, 0]) if self.qkv.bias is None else self.qkv.bias.to(exact)
-        wq, wk, wv = torch.cat([weight, bias[:, None]], dim=1).chunk(3)  # (c, c + 1)
         with _as_it_is(x.device):
-            gram = _gram_of(x.to(exact))
-            q_gram, k_gram = wq @ gram, wk @ gram  # (b, c, c + 1)
-            q_length, k_length = (
-                (part * w).sum(2).clamp(min=EPSILON**2).sqrt().unflatten(1, (heads, -1))
-                for part, w in ((q_gram, wq), (k_gram, wk))
-            )
-            product = q_gram.unflatten(1, (heads, -1)) @ wk.unflatten(0, (heads, -1)).transpose(
-                1, 2
-            )
-            attention = self._softmax(product, q_length, k_length)
-            mixed = (attention @ wv.unflatten(0, (heads, -1))).flatten(1, 2)  # (b, c, c + 1)
-            whole = self.proj.weight.to(exact) @ mixed
-        matrix, shift = whole[:, :, :width], whole[:, :, width]
-        y = batched(x, matrix.to(x.dtype).contiguous().transpose(1, 2))
-        y = y + (shift + self.proj.bias)[:, None].to(y.dtype)
+            wqk, wv = self.qkv.weight.to(exact).split([2 * width, width])
+            wk = wqk[width:].unflatten(0, (heads, -1))  # (h, d, c)
+            by_tokens = x.to(exact)
+            # W S, W the weights of queries and keys; its products with Wᵀ are the ones wanted.
+            turned = torch.bmm(wqk.expand(batch, -1, -1), gram(by_tokens))  # (b, 2 c, c)
+            squares = (turned * wqk).sum(2)  # (b, 2 c)
+            product = turned[:, :width].unflatten(1, (heads, -1)) @ wk.transpose(1, 2)
+            if self.qkv.bias is not None:
+                # W̃ S̃ W̃ᵀ = W S Wᵀ + (W s) bᵀ + b (W s + n b)ᵀ, s the sum over the n tokens.
+                bias, value_bias = self.qkv.bias.to(exact).split([2 * width, width])
+                sums = by_tokens.sum(1) @ wqk.t()
+                more = sums + tokens * bias
+                squares = squares + (sums + more) * bias
+                q_sums, _ = _by_head(sums, heads)
+                _, k_more = _by_head(more, heads)
+                q_bias, k_bias = _by_head(bias, heads)
+                product = product + q_sums[..., None] * k_bias[..., None, :]
+                product = product + q_bias[..., None] * k_more[..., None, :]
+            lengths = squares.clamp(min=EPSILON**2).sqrt()
+            attention = self._softmax(product, *_by_head(lengths, heads))
+            mixed = (attention @ wv.unflatten(0, (heads, -1))).flatten(1, 2)  # (b, c, c)
+            projection = self.proj.weight.to(exact).t()
+            matrix = torch.bmm(mixed.transpose(1, 2), projection.expand(batch, -1, -1))
+            shift = self.proj.bias.to(exact).expand(batch, -1)
+            if self.qkv.bias is not None:
+                own = (attention * value_bias.unflatten(0, (heads, 1, -1))).sum(3).flatten(1)
+                shift = shift + own @ projection
+        y = batched(x, matrix.to(x.dtype), shift.to(x.dtype))
         projected: Tensor = self.proj_drop(y)
         return projected
 
@@ -107,19 +117,17 @@ class Xca(xcit.XCA):
         return attention
 
 
+def _by_head(values: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """What belongs to queries and to keys: (…, 2 c) → (…, h, d) twice."""
+    queries, keys = values.unflatten(-1, (2 * heads, -1)).split(heads, dim=-2)
+    return queries, keys
+
+
 def _as_it_is(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Without autocast, which shapes alone (the meta device) do not know."""
     if device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def _gram_of(x: Tensor) -> Tensor:
-    """X̃ᵀ X̃ for X̃ = [x, 1]: (b, n, c) → (b, c + 1, c + 1)."""
-    total = x.sum(1)
-    body = batched(x.transpose(1, 2), x)
-    side = torch.cat([total, torch.full_like(total[:, :1], x.shape[1])], dim=1)
-    return torch.cat([torch.cat([body, total[:, None]], dim=1), side[:, :, None]], dim=2)
 
 
 class XcaBlock(xcit.XCABlock):
@@ -142,7 +150,7 @@ class ClassBlock(xcit.ClassAttentionBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(b, 1 + n, c) → (b, 1 + n, c); see the module for what patch rows become."""
         z = self.norm1(x)
-        x = x + self.drop_path1(self.gamma1 * torch.cat([self._attend(z)[0], z[:, 1:]], dim=1))
+        x = x + self.drop_path1(self.gamma1 * torch.cat([self._attend(z), z[:, 1:]], dim=1))
         if self.tokens_norm:
             x = self.norm2(x)
         else:
@@ -153,21 +161,28 @@ class ClassBlock(xcit.ClassAttentionBlock):
     def class_row(self, x: Tensor) -> Tensor:
         """The first row of what `forward` gives, (b, 1, c), without the others."""
         z = self.norm1(x)
-        own = self.norm2(x[:, :1] + self.drop_path1(self.gamma1 * self._attend(z)[0]))
+        own = self.norm2(x[:, :1] + self.drop_path1(self.gamma1 * self._attend(z)))
         row: Tensor = own + self.drop_path2(self.gamma2 * self.mlp(own))
         return row
 
     def attention(self, x: Tensor) -> Tensor:
         """Weights of the class token over all tokens, (b, h, 1 + n)."""
-        return self._attend(self.norm1(x))[1][:, :, 0]
+        z = self.norm1(x)
+        return attend_with_weights(self._query(z), z, self.attn.k, self.attn.v)[1][:, :, 0]
 
-    def _attend(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 1 + n, c) → (b, 1, c), and (b, h, 1, 1 + n)."""
+    def _attend(self, z: Tensor) -> Tensor:
+        """(b, 1 + n, c) → (b, 1, c)."""
         attn = self.attn
-        query = (attn.q(z[:, :1]) * attn.scale).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
         drop_rate = attn.attn_drop.p if self.training else 0.0
-        result, weights = attend(query, z, attn.k, attn.v, drop_rate)
-        return attn.proj_drop(attn.proj(result.transpose(1, 2).flatten(2))), weights
+        result = attend(self._query(z), z, attn.k, attn.v, drop_rate)
+        projected: Tensor = attn.proj_drop(attn.proj(result.flatten(1)))
+        return projected[:, None]
+
+    def _query(self, z: Tensor) -> Tensor:
+        """That of the class token: (b, 1 + n, c) → (b, h, 1, d)."""
+        attn = self.attn
+        query: Tensor = attn.q(z[:, 0]) * attn.scale
+        return query.unflatten(1, (attn.num_heads, 1, -1))
 
 
 class Positions(xcit.PositionalEncodingFourier):
