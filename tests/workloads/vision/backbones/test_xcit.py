@@ -4,6 +4,7 @@ import torch
 from timm.models.cait import ClassAttn
 from timm.models.xcit import XCA
 
+from farreach_workloads.vision.backbones import channel_attention
 from farreach_workloads.vision.backbones.class_attention import attend, attend_with_weights
 from farreach_workloads.vision.backbones.xcit import SIZES, Xca, adapt_weights, cheaper_form
 
@@ -19,6 +20,13 @@ def scattered(model, seed=0):
         if name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     return model
+
+
+@pytest.fixture(params=["late", "parts", "gram"])
+def form(request, monkeypatch):
+    """The two forms, the first in both of its ways."""
+    monkeypatch.setattr(channel_attention, "_LEAST", 1 << 30 if request.param == "parts" else 0)
+    return request.param.replace("parts", "late")
 
 
 def pair(size, patch, **arguments):
@@ -85,7 +93,6 @@ def test_weights_of_the_authors_load():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("form", ["late", "gram"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_both_forms_equal_the_definition(form, bias, dtype):
     torch.manual_seed(0)
@@ -107,7 +114,6 @@ def test_both_forms_equal_the_definition(form, bias, dtype):
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("form", ["late", "gram"])
 def test_channels_are_divided_by_their_length_over_the_tokens(form):
     # One head of two channels, two tokens, identity projections: q = k = v = x, with columns (3, 4)
     # and (0, 1). Their cosine is 4/5, so A = softmax([[1, .8], [.8, 1]]); with a temperature of 0,
@@ -126,7 +132,6 @@ def test_channels_are_divided_by_their_length_over_the_tokens(form):
     torch.testing.assert_close(layer(x)[0], torch.tensor([[1.5, 1.5], [2.5, 2.5]]))
 
 
-@pytest.mark.parametrize("form", ["late", "gram"])
 def test_channels_of_zeros_give_zeros_and_finite_gradients(form):
     layer = Xca(4, 2, qkv_bias=True)
     layer.form = form
@@ -135,6 +140,16 @@ def test_channels_of_zeros_give_zeros_and_finite_gradients(form):
     layer(x).sum().backward()
     assert torch.isfinite(x.grad).all()
     assert torch.isfinite(layer.qkv.weight.grad).all()
+
+
+def test_dropped_attention_goes_by_parts():
+    layer = Xca(24, 3, qkv_bias=True, attn_drop=0.5).train()
+    x = torch.randn(2, 4000, 24)  # enough tokens for the other way
+    layer.form = "late"
+    torch.manual_seed(0)
+    one, other = layer(x), layer(x)
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(layer.eval()(x), layer(x))
 
 
 def test_the_gram_form_is_used_where_it_needs_fewer_multiplications():

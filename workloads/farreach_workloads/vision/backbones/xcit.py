@@ -20,11 +20,11 @@ from timm.models._registry import generate_default_cfgs
 from torch import Tensor
 
 from farreach.linear import batched, gram, use_fast_linear
+from farreach_workloads.vision.backbones import channel_attention
 from farreach_workloads.vision.backbones.building import register
+from farreach_workloads.vision.backbones.channel_attention import EPSILON
 from farreach_workloads.vision.backbones.class_attention import attend, attend_with_weights
 from farreach_workloads.vision.backbones.residual import FusedMlp, add_scaled
-
-EPSILON = 1e-12
 
 Form = Literal["auto", "late", "gram"]
 
@@ -62,17 +62,25 @@ class Xca(xcit.XCA):
         return self._gram(x) if form == "gram" else self._late(x)
 
     def _late(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
-        q, k, v = qkv.unbind(2)  # (b, n, h, d)
+        qkv = self.qkv(x)
+        dropped = self.training and self.attn_drop.p > 0
+        if channel_attention.suits(qkv) and not dropped:
+            y = channel_attention.attend_channels(qkv, self.temperature)
+        else:
+            y = self._late_by_parts(qkv)
+        projected: Tensor = self.proj_drop(self.proj(y))
+        return projected
+
+    def _late_by_parts(self, qkv: Tensor) -> Tensor:
+        """(b, n, 3 c) → (b, n, c)."""
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (b, n, h, d)
         exact = torch.promote_types(q.dtype, torch.float32)
         product = torch.einsum("bnhd,bnhe->bhde", q, k).to(exact)
         q_length, k_length = (  # (b, h, d)
             torch.linalg.vector_norm(t, dim=1, dtype=exact) for t in (q, k)
         )
         attention = self._softmax(product, q_length, k_length).to(v.dtype)
-        y = torch.einsum("bhde,bnhe->bnhd", attention, v)
-        projected: Tensor = self.proj_drop(self.proj(y.flatten(2)))
-        return projected
+        return torch.einsum("bhde,bnhe->bnhd", attention, v).flatten(2)
 
     def _gram(self, x: Tensor) -> Tensor:
         (batch, tokens, width), heads = x.shape, self.num_heads
