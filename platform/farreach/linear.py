@@ -3,14 +3,14 @@
 PyTorch multiplies float32 matrices with MKL, which keeps to 256-bit instructions on CPUs that are
 not Intel's. oneDNN, which PyTorch brings along too, uses all that the CPU has: about twice as fast
 on a Zen 5, 0.94 to 1.5 times on a Zen 4, and as exact; a call costs 20 µs more. On Intel's CPUs MKL
-is as fast or faster (gradients of weights: 1.3 to 1.9 times), but for a GELU that oneDNN computes
-along, up to 1.8 times. Anything else (another device, another type, autocast) goes the ordinary
-way.
+is as fast, in gradients of weights 1.3 to 1.9 times, and has all products. So it has anything else
+(another device, another type, autocast), the ordinary way.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,11 @@ Activation = Literal["none", "relu", "tanh", "gelu"]
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
-_ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+    "gelu": torch.ops.aten.gelu_,
+}
 
 
 def _is_intel() -> bool:
@@ -35,9 +39,8 @@ def _is_intel() -> bool:
 
 
 _IS_INTEL = _is_intel()
-# Multiplications from which oneDNN's call pays, and on Intel's CPUs one with a GELU.
+# Multiplications from which oneDNN's call pays.
 _LEAST_PRODUCT = 1 << 20
-_LEAST_GELU = 1 << 24
 # The most blocks of columns into which a Gram matrix is split, and the fewest columns of one.
 _MOST_BLOCKS, _LEAST_BLOCK = 4, 48
 # Of fewer outputs there is nothing to gain.
@@ -58,12 +61,20 @@ def product(
     Returns:
         (n, after).
     """
-    if not _pays(inputs, weight, activation) or len(weight) < _LEAST_OUTPUTS:
+    if not _pays(inputs, weight) or len(weight) < _LEAST_OUTPUTS:
         result = F.linear(inputs, weight, bias)
         return result if activation == "none" else _ACTIVATIONS[activation](result)
     if torch.compiler.is_compiling():
         return _opaque_product(inputs, weight, bias, activation)
     return _product(inputs, weight, bias, activation)
+
+
+def add_product(to: Tensor, inputs: Tensor, weight: Tensor) -> None:
+    """To += inputs weightᵀ, without gradients: (n, after), (n, before), (after, before)."""
+    if _pays(inputs, weight):
+        to.add_(product(inputs, weight))
+    else:
+        to.addmm_(inputs, weight.t())
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -104,7 +115,7 @@ def activated_linear(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
 ) -> Tensor:
     """activation(`linear`), without gradients."""
-    if not _pays(inputs, weight, activation) or torch.is_autocast_enabled("cpu"):
+    if not _pays(inputs, weight) or torch.is_autocast_enabled("cpu"):
         return _ACTIVATIONS[activation](F.linear(inputs, weight, bias))
     flat = inputs.reshape(-1, inputs.shape[-1])
     return product(flat, weight, bias, activation).unflatten(0, inputs.shape[:-1])
@@ -186,16 +197,11 @@ def _suits(inputs: Tensor, weight: Tensor) -> bool:
     return kinds == (torch.float32, torch.float32, "cpu") and inputs.numel() > 0
 
 
-def _pays(
-    inputs: Tensor, weight: Tensor, activation: Activation = "none", size: int | None = None
-) -> bool:
+def _pays(inputs: Tensor, weight: Tensor, size: int | None = None) -> bool:
     """Whether oneDNN is the faster one; `size` is how many multiplications there are at a time."""
-    if not _suits(inputs, weight):
+    if _IS_INTEL or not _suits(inputs, weight):
         return False
-    size = inputs.numel() * len(weight) if size is None else size
-    if _IS_INTEL:
-        return activation == "gelu" and size >= _LEAST_GELU
-    return size >= _LEAST_PRODUCT
+    return (inputs.numel() * len(weight) if size is None else size) >= _LEAST_PRODUCT
 
 
 def use_fast_linear(module: nn.Module) -> None:

@@ -26,7 +26,6 @@ def whose_products(request, monkeypatch):
     monkeypatch.setattr(linear_module, "_IS_INTEL", request.param == "intel")
     if request.param != "small":
         monkeypatch.setattr(linear_module, "_LEAST_PRODUCT", 0)
-        monkeypatch.setattr(linear_module, "_LEAST_GELU", 0)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "tanh", "gelu"])

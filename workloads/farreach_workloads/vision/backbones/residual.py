@@ -10,7 +10,7 @@ from farreach.linear import Linear, activated_linear
 
 
 def add_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
-    """X + scale × branch in one pass; without gradients, in the branch's own memory.
+    """X + scale × branch in one pass, laid out as x; without gradients in the branch's own memory.
 
     Args:
         x: (…, c).
@@ -19,6 +19,8 @@ def add_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or branch.dtype != x.dtype:
         return torch.addcmul(x, scale, branch)
+    if branch.stride() != x.stride():
+        branch = branch.contiguous()
     return torch.addcmul(x, scale, branch, out=branch)
 
 

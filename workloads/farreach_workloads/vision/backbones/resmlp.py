@@ -20,7 +20,7 @@ from timm.models._registry import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from farreach.linear import product, use_fast_linear
+from farreach.linear import add_product, product, use_fast_linear
 from farreach_workloads.vision.backbones.building import register
 from farreach_workloads.vision.backbones.residual import FusedMlp, add_scaled
 
@@ -146,7 +146,6 @@ class _FoldedBlock(nn.Module):
     weight1: Tensor
     bias1: Tensor
     weight2: Tensor
-    bias2: Tensor
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -154,24 +153,32 @@ class _FoldedBlock(nn.Module):
         mix, fc1, fc2 = block.linear_tokens, block.mlp_channels.fc1, block.mlp_channels.fc2
         shift = mix.weight.sum(1)[:, None] * (block.ls1 * beta) + mix.bias[:, None] * block.ls1
         second = block.norm2
+        # The last bias is added with the first shift, and taken back where the network reads.
+        bias2 = fc2.bias * block.ls2
+        weight1 = fc1.weight * second.alpha[0, 0]
         values = {
             "mix": mix.weight,
             "scale": block.ls1 * alpha,
-            "shift": shift,
-            "weight1": fc1.weight * second.alpha[0, 0],
-            "bias1": fc1.bias + fc1.weight @ second.beta[0, 0],
+            "shift": shift + bias2,
+            "weight1": weight1,
+            "bias1": fc1.bias + fc1.weight @ second.beta[0, 0] - weight1 @ bias2,
             "weight2": fc2.weight * block.ls2[:, None],
-            "bias2": fc2.bias * block.ls2,
         }
         for name, value in values.items():
             self.register_buffer(name, value.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) → (b, n, c)."""
+        x = x.contiguous()
         mixed = torch.matmul(self.mix, x)
-        x = torch.addcmul(x + self.shift, self.scale, mixed)
-        hidden = product(x.flatten(0, 1), self.weight1, self.bias1, "gelu")
-        return x + product(hidden, self.weight2, self.bias2).view_as(x)
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            result = torch.addcmul(x + self.shift, self.scale, mixed)
+            hidden = product(result.flatten(0, 1), self.weight1, self.bias1, "gelu")
+            return result + product(hidden, self.weight2).view_as(x)
+        result = torch.addcmul(x, self.scale, mixed, out=mixed).add_(self.shift)
+        rows = result.view(-1, x.shape[2])
+        add_product(rows, product(rows, self.weight1, self.bias1, "gelu"), self.weight2)
+        return result
 
 
 def adapt_weights(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
