@@ -30,9 +30,9 @@ MODELS = {
     "xcit": ("xcit_tiny_12_p16", 8),
     "swin": ("swin_tiny_patch4_window7_224", 4),
     "convnext": ("convnext_atto", 8),
-    "regnety": ("regnety_004", 8),
+    "regnety": ("regnety_004", 16),
     "resmlp": ("resmlp_s12", 8),
-    "patchconvnet": ("patchconvnet_s60", 4),
+    "patchconvnet": ("patchconvnet_s60", 8),
 }
 
 

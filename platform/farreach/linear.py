@@ -9,14 +9,14 @@ is as fast, in gradients of weights 1.3 to 1.9 times, and has all products. So i
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from farreach import cpu
 
 Activation = Literal["none", "relu", "tanh", "gelu"]
 
@@ -30,15 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _is_intel() -> bool:
-    """Whether the CPU is one for which MKL has its best instructions."""
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return "Intel" in platform.processor()
-
-
-_IS_INTEL = _is_intel()
+_IS_INTEL = cpu.is_intel()
 # Multiplications from which oneDNN's call pays.
 _LEAST_PRODUCT = 1 << 20
 # The most blocks of columns into which a Gram matrix is split, and the fewest columns of one.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from farreach import seeding
+from farreach import cpu, seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.disk import atomic_write
 from farreach.learn.asam import Asam
@@ -107,6 +107,7 @@ class Loop:
         self._begun = time.monotonic()
         if self._place.is_first:
             self._outlet.begin(self.step, self.total)
+            self._remark_precision()
         task = self._task
         try:
             if not isinstance(task, Helped):
@@ -121,6 +122,15 @@ class Loop:
             raise
         finally:
             self._keeper.close()
+
+    def _remark_precision(self) -> None:
+        on_cpu = self._place.device.type == "cpu"
+        if on_cpu and self._config.precision == "bfloat16" and cpu.lacks_bfloat16():
+            self._outlet.remark(
+                self.step,
+                "this CPU has no products in bfloat16, which take several times as long as in "
+                "float32: training.precision=float32 is faster here",
+            )
 
     def _train(self, model: nn.Module) -> tuple[dict[str, float], bool]:
         sums, idle_s = Sums(), time.monotonic()

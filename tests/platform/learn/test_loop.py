@@ -12,6 +12,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from regression import SAMPLES, Notes, Regression, loop_of, trained
 
+from farreach import cpu
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import CheckpointError
 from farreach.learn.keeping import Keeper, LearnError, as_tensors
@@ -25,6 +26,16 @@ PROGRAM = Path(__file__).with_name("regression.py")
 
 def weights(task):
     return torch.cat([p.detach().flatten() for p in task.model.parameters()])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lacks", [True, False])
+def test_slow_products_in_bfloat16_are_remarked(tmp_path, monkeypatch, precision, lacks):
+    monkeypatch.setattr(cpu, "lacks_bfloat16", lambda: lacks)
+    notes = Notes()
+    loop_of(tmp_path, Regression(), notes, epochs=1, precision=precision).run()
+    said = [step for step, text in notes.remarks if "training.precision=float32" in text]
+    assert said == ([0] if lacks and precision == "bfloat16" else [])
 
 
 def test_training_fits_and_says_so(tmp_path):

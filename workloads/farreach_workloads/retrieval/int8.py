@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from farreach import cpu
 from farreach.errors import ConfigError
 from farreach.linear import activated_linear, linear
 from farreach_workloads.retrieval.encoder import Bert, TextEncoder
@@ -42,15 +43,10 @@ LEAST_SUM, MOST_SUM = 2.0**-60, 2.0**100
 LOG2_E = 1.4426950408889634
 
 
-def _has(*instructions: str) -> bool:
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(known.get(name, False) for name in instructions)
-
-
 # What is not multiplied as bytes.
-KIND = torch.bfloat16 if _has("avx512_bf16", "amx_bf16") else torch.float32
+KIND = torch.bfloat16 if cpu.has("avx512_bf16", "amx_bf16") else torch.float32
 # Without these instructions sums of two products of 8 bits may overflow.
-LEVELS = 255 if _has("avx512_vnni", "avx_vnni") else 127
+LEVELS = 255 if cpu.has("avx512_vnni", "avx_vnni") else 127
 
 
 def quantised(encoder: TextEncoder) -> TextEncoder:
