@@ -2,9 +2,9 @@
 
 PyTorch multiplies float32 matrices with MKL, which keeps to 256-bit instructions on CPUs that are
 not Intel's. oneDNN, which PyTorch brings along too, uses all that the CPU has: about twice as fast
-on a Zen 5, 0.94 to 1.5 times on a Zen 4, and as exact; a call costs 20 µs more. On Intel's CPUs MKL
-is as fast, in gradients of weights 1.3 to 1.9 times, and has all products. So it has anything else
-(another device, another type, autocast), the ordinary way.
+on a Zen 5, 0.94 to 1.5 times on a Zen 4, and as exact; a call costs 20 µs more. On Intel's CPUs all
+products are left to MKL, which is as fast, and in gradients of weights 1.3 to 1.9 times. What is on
+another device, of another type or under autocast goes the ordinary way too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh_,
     "gelu": torch.ops.aten.gelu_,
 }
-
-
 _IS_INTEL = cpu.is_intel()
 # Multiplications from which oneDNN's call pays.
 _LEAST_PRODUCT = 1 << 20
