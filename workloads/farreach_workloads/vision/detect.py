@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -36,6 +35,7 @@ from farreach_workloads.vision.augment import MEAN, STD
 from farreach_workloads.vision.dense.average_precision import Collected, average_precision
 from farreach_workloads.vision.dense.checks import check_backbone
 from farreach_workloads.vision.dense.config import STRIDES, DetectAugmentConfig, DetectConfig
+from farreach_workloads.vision.dense.optimizer import optimizer_of
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size
 from farreach_workloads.vision.dense.scenes import SceneInstances, open_scenes
 from farreach_workloads.vision.pictures import Found
@@ -192,15 +192,11 @@ class DetectTask:
             self._depth = install(self.model.body.pyramid, rate, schedule, seed=config.seed)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """timm's, which knows what of a model is not decayed."""
-        settings = self._config.optimizer
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            self.model,
-            opt=settings.kind,
-            lr=self._config.training.lr,
-            weight_decay=settings.weight_decay,
+        """See `optimizer_of`."""
+        config = self._config
+        return optimizer_of(
+            self.model, self.model.body.pyramid, config.optimizer, config.training.lr
         )
-        return optimizer
 
     def loss(
         self, model: nn.Module, batch: Batch, step: int, rank: int

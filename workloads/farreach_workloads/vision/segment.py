@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -33,6 +32,7 @@ from farreach_workloads.vision.augment import MEAN, STD, seed_globals
 from farreach_workloads.vision.dense.checks import check_backbone
 from farreach_workloads.vision.dense.config import SegmentConfig
 from farreach_workloads.vision.dense.heads import AuxiliaryHead, FpnHead, UperHead
+from farreach_workloads.vision.dense.optimizer import optimizer_of
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size, padded
 from farreach_workloads.vision.dense.scenes import SceneLabelMaps, open_scenes
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
@@ -150,15 +150,9 @@ class SegmentTask:
         self._windows = has_fixed_size(self.model.pyramid.backbone)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """timm's, which knows what of a model is not decayed."""
-        settings = self._config.optimizer
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            self.model,
-            opt=settings.kind,
-            lr=self._config.training.lr,
-            weight_decay=settings.weight_decay,
-        )
-        return optimizer
+        """See `optimizer_of`."""
+        config = self._config
+        return optimizer_of(self.model, self.model.pyramid, config.optimizer, config.training.lr)
 
     def loss(
         self, model: nn.Module, batch: Batch, step: int, rank: int
