@@ -243,7 +243,7 @@ class _Batched(torch.autograd.Function):
 def gram(x: Tensor) -> Tensor:
     """Gram matrices xᵀ x, gradients included: (batch, n, k) → (batch, k, k).
 
-    They are symmetric: on Intel's CPUs the blocks below the diagonal are copied, and everywhere the
+    They are symmetric: where MKL multiplies, blocks below the diagonal are copied, and on CPUs the
     backward pass is one product. Can be differentiated once.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
