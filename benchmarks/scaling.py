@@ -59,6 +59,8 @@ from farreach_workloads.goals.sac import Policy
 
 ROUNDS = 5
 STORE_BYTES = 1_500_000_000
+# Calls of a rollout that are under way at once while the learner waits.
+CALLS = 2
 # Fragments of each actor in a round of `two_actors`, and steps in one of `rollout_*`.
 FRAGMENTS, STEPS = 20, {"maze": 48_000, "walker": 16_000, "cheetah": 12_000}
 UPDATES = 640
@@ -183,24 +185,29 @@ def actors_of(config: GoalsRunConfig, count: int) -> list[ActorService]:
 
 
 def collect(actors: Sequence[ActorService], policy: Any, guide: Any, fragments: int) -> None:
-    """So many fragments of each actor, the next as soon as one is there, as a run does."""
+    """So many fragments of each actor, as a run has them while its learner waits for data."""
     left = dict.fromkeys(range(len(actors)), fragments)
     flight: dict[Any, int] = {}
-    loans = Loans()
-    while left or flight:
-        for index in [i for i in left if i not in flight.values()]:
-            boxes = (
-                loans.box(actors[index].role, name, value)
-                for name, value in (("policy", policy), ("guide", guide))
-            )
-            results = actors[index].call("collect_newest", *boxes, 0, returns=3)
-            flight[results[2]] = index
-            left[index] -= 1
-            if not left[index]:
-                del left[index]
+    loans = Loans(CALLS)
+
+    def ask(index: int) -> None:
+        if not left[index]:
+            return
+        left[index] -= 1
+        boxes = (
+            loans.box(actors[index].role, name, value)
+            for name, value in (("policy", policy), ("guide", guide))
+        )
+        results = actors[index].call("collect_newest", *boxes, 0, returns=3)
+        flight[results[2]] = index
+
+    for _ in range(CALLS):
+        for index in left:
+            ask(index)
+    while flight:
         for reference in ray.wait(list(flight), num_returns=1)[0]:
             fetch(reference)
-            del flight[reference]
+            ask(flight.pop(reference))
 
 
 def two_actors(trained: Trained) -> None:

@@ -37,6 +37,7 @@ class Kept:
         """Nothing was read yet."""
         self._reference: Any = None
         self._value: Any = None
+        self._missed: Exception | None = None
 
     def read(self, boxed: Sequence[Any]) -> Any:
         """The value of a reference in a list of one, or of the one before if there is none.
@@ -44,15 +45,23 @@ class Kept:
         Any other value than a reference is as it is.
 
         Raises:
-            ray.exceptions.ObjectLostError: it was on a machine that is gone.
+            ray.exceptions.ObjectLostError: it was on a machine that is gone. So is every other
+                call's until there is a reference again: whoever made it did not know.
         """
         import ray
 
+        if self._missed is not None and not boxed:
+            raise self._missed
         for handed in boxed:
+            self._missed = None
             if not isinstance(handed, ray.ObjectRef):
                 self._value, self._reference = handed, None
             elif handed != self._reference:
-                self._value, self._reference = ray.get(handed), handed
+                try:
+                    self._value, self._reference = ray.get(handed), handed
+                except Exception as error:
+                    self._missed = error
+                    raise
         return self._value
 
 
@@ -60,18 +69,19 @@ class Loans:
     """References that readers go on holding when a call is over, and until when we do.
 
     Ray (2.60) never frees a small value if its owner lets go of it before whoever has borrowed it.
-    A reader with one call at a time lets go of a reference while it is called with the next one;
-    whoever calls it holds the newest two. A reference that a reader has is not handed out again:
+    A reader lets go of a reference while it is called with the next one. So whoever calls it holds
+    one more than there are calls at a time. A reference that a reader has is not handed out again:
     Ray keeps account of each with its lender.
     """
 
-    def __init__(self) -> None:
-        """Nothing was handed out yet."""
+    def __init__(self, calls: int = 1) -> None:
+        """Nothing was handed out yet; of each reader up to `calls` calls are under way at once."""
         self._lent: dict[tuple[str, str], deque[Any]] = {}
+        self._held = calls + 1
 
     def box(self, reader: str, name: str, value: Any) -> list[Any]:
-        """An argument for `Kept` to read: the newest of that name, if it has not read it."""
-        lent = self._lent.setdefault((reader, name), deque(maxlen=2))
+        """An argument for `Kept` to read: the newest of that name, if it was not handed it."""
+        lent = self._lent.setdefault((reader, name), deque(maxlen=self._held))
         if lent and lent[-1] is value:
             return []
         lent.append(value)

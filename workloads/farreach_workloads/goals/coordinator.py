@@ -45,6 +45,9 @@ NODES = "memory/nodes_"
 class Coordinator(ABC):
     """Runs the parts until training is done, the user stops it, or too much has died."""
 
+    _rollout_calls = 1
+    """Of each rollout at a time."""
+
     def __init__(
         self, config: GoalsRunConfig, run: RunDirectory, reporter: Reporter, stop: StopRequest
     ) -> None:
@@ -76,7 +79,7 @@ class Coordinator(ABC):
 
     def _reset(self) -> None:
         """Forget what was done."""
-        self._board, self._loans = WeightBoard(), Loans()
+        self._board, self._loans = WeightBoard(), Loans(self._rollout_calls)
         self._counters = Counters()
         self._visits = np.zeros(0, np.int64)
         self._saved_time = time.monotonic()

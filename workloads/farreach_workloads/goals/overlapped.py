@@ -29,6 +29,9 @@ FACTS_EVERY_S, FACTS_EACH_S = 10.0, 0.05
 class Overlapped(Coordinator):
     """Hands out work and takes in small messages; see `Coordinator`."""
 
+    # The second one waits in the actor as well. There is one only while the learner waits for data:
+    # its weights are older by a fragment.
+    _rollout_calls = 2
     _overlapping = _is_recovering = False
 
     def _tell(self, part: Service, method: str, *arguments: Any) -> None:
@@ -58,7 +61,10 @@ class Overlapped(Coordinator):
         self._facts_due, self._asked = self._begun, set[str]()
         self._overlapping = True
         rollouts = enumerate(self._parts.rollouts)
-        self._idle = [index for index, rollout in rollouts if rollout.is_ready]
+        # Number of calls under way → rollouts with so many that may get one more, in that order.
+        self._open: list[dict[int, None]] = [{} for _ in range(self._rollout_calls)]
+        self._open[0] = {index: None for index, rollout in rollouts if rollout.is_ready}
+        self._calls = [0] * len(self._parts.rollouts)
         self._busy: dict[str, int] = {"learner": 0, "refresh": 0, "evaluator": 0}
         while not self._finished():
             if self._stop.signum is not None or self._save_due():
@@ -84,9 +90,9 @@ class Overlapped(Coordinator):
         if not self._guard.news():
             return
         leaving = self._guard.leaving()
-        for index in [i for i in self._idle if self._parts.rollouts[i].role in leaving]:
-            self._idle.remove(index)
-            self._start_rollout(index)
+        for index, rollout in enumerate(self._parts.rollouts):
+            if rollout.role in leaving:
+                self._have_replaced(index)
         if "evaluator" in leaving and not self._busy["evaluator"]:
             self._restart_evaluator()
         stateful = [part.role for part in self._parts.singular() if part.role in leaving]
@@ -101,7 +107,7 @@ class Overlapped(Coordinator):
         """Who waits for whom, and how much is under way."""
         return {
             "throughput/learner_waiting_share": float(self._busy["learner"] == 0),
-            "throughput/rollouts_held_share": len(self._idle) / len(self._parts.rollouts),
+            "throughput/rollouts_held_share": len(self._open[0]) / len(self._parts.rollouts),
             "queue/calls_in_flight": len(self._flight),
             "queue/learner_calls": self._busy["learner"],
             "queue/steps_waiting": self._ratio.waiting_steps,
@@ -141,8 +147,6 @@ class Overlapped(Coordinator):
 
     def _dispatch(self) -> None:
         parts, config, counters = self._parts, self._config, self._counters
-        while self._idle and self._ratio.may_collect:
-            self._collect(self._idle.pop(0))
         while self._busy["learner"] < LEARNER_CALLS_IN_FLIGHT:
             count = min(self._ratio.due, config.runtime.learner_chunk)
             if count < config.runtime.learner_chunk:
@@ -151,6 +155,8 @@ class Overlapped(Coordinator):
             self._busy["learner"] += 1
             draws, metrics, weights = self._update(count)
             self._flight[metrics] = self._on_update(draws, weights, count)
+        while (index := self._next_rollout()) is not None:
+            self._collect(index)
         if self._refresh_due() and not self._busy["refresh"]:
             counters.walk_steps_at_refresh = counters.walk_steps
             self._busy["refresh"] = 1
@@ -184,10 +190,34 @@ class Overlapped(Coordinator):
             self._start_rollout(index)
         return super()._restart([role for role in roles if not role.startswith("rollout-")])
 
+    def _steps_missing(self) -> int:
+        """Environment steps to the end of the run, without those that are under way."""
+        phases, copies = self._config.phases, self._config.environment.num_envs
+        each = copies * (phases.policy_steps + phases.random_steps)
+        done = self._counters.env_steps + sum(self._calls) * each
+        return self._config.training.env_steps - done
+
+    def _next_rollout(self) -> int | None:
+        """Who shall be called now, if anybody: first of all a rollout that does nothing."""
+        if self._steps_missing() <= 0:
+            return None
+        if self._busy["learner"] == 0:
+            return next((index for waiting in self._open for index in waiting), None)
+        return next(iter(self._open[0]), None) if self._ratio.may_collect else None
+
+    def _set_calls(self, index: int, calls: int, *, may_have_more: bool = True) -> None:
+        """Take note of how many calls of a rollout are under way."""
+        for waiting in self._open:
+            waiting.pop(index, None)
+        self._calls[index] = calls
+        if may_have_more and calls < len(self._open):
+            self._open[calls][index] = None
+
     def _collect(self, index: int) -> None:
         rollout = self._parts.rollouts[index]
         policy, guide = self._board.newest("policy"), self._board.newest("guide")
         self._ratio.request(self._fragment)
+        self._set_calls(index, self._calls[index] + 1)
         result = self._call_rollout(rollout, policy.value, guide.value)
         self._flight[result[2]] = self._on_fragment(index, result[0], result[1], policy)
 
@@ -208,18 +238,28 @@ class Overlapped(Coordinator):
     def _on_fragment(
         self, index: int, episodes: Any, walks: Any, policy: Published
     ) -> Callable[[Any], None]:
+        rollout = self._parts.rollouts[index]
+
+        def is_there() -> bool:
+            """Whether it still has its place; else another call has told of its death."""
+            return self._parts.rollouts[index] is rollout
+
         def arrived(reference: Any) -> None:
             try:
                 info = fetch(reference)
             except LOSSES:  # what it was to act with; who had that has died or is about to be found
                 self._ratio.lost(self._fragment)
-                self._loans.forget(self._parts.rollouts[index].role)
-                self._free(index)
+                if is_there():
+                    self._loans.forget(rollout.role)
+                    self._returned(index)
                 return
             except DEATHS as error:
-                self._replace_rollout(index, error)
+                self._ratio.lost(self._fragment)
+                if is_there():
+                    self._replace_rollout(index, error)
                 return
-            self._free(index)
+            if is_there():
+                self._returned(index)
             self._add(index, episodes)
             age = {
                 "weights/age_versions": self._board.version("policy") - policy.version,
@@ -280,18 +320,23 @@ class Overlapped(Coordinator):
 
     def _replace_rollout(self, index: int, error: Exception) -> None:
         """A rollout holds nothing that matters: its running episodes are lost, and that is all."""
-        self._ratio.lost(self._fragment)
-        lost = f"the fragment under way, {self._fragment:,} steps of the policy"
+        steps = self._calls[index] * self._fragment
+        lost = f"what it was asked for, {steps:,} steps of the policy"
         role = self._parts.rollouts[index].role
         self._deaths.died(role, error, lost=lost, then="a new one takes its place")
         self._start_rollout(index)
 
-    def _free(self, index: int) -> None:
-        """A rollout has handed over what it had: more work, or another if its machine leaves."""
+    def _returned(self, index: int) -> None:
+        """A call of a rollout is done: it may be called again, or leaves with its machine."""
+        self._set_calls(index, self._calls[index] - 1)
         if self._parts.rollouts[index].role in self._guard.leaving():
+            self._have_replaced(index)
+
+    def _have_replaced(self, index: int) -> None:
+        """Call a rollout no more, and start another as soon as it has handed over what it has."""
+        self._set_calls(index, self._calls[index], may_have_more=False)
+        if self._parts.rollouts[index].is_ready and not self._calls[index]:
             self._start_rollout(index)
-        else:
-            self._idle.append(index)
 
     def _take_state(self, part: Service, state: Any) -> Any:
         """A rollout that died meanwhile is left out; its next call tells of it."""
@@ -305,6 +350,8 @@ class Overlapped(Coordinator):
     def _start_rollout(self, index: int) -> None:
         """Let another rollout take a place; nobody waits until it has found room and is ready."""
         old = self._parts.rollouts[index]
+        if self._overlapping:
+            self._set_calls(index, 0, may_have_more=False)
         self._guard.forget([old.role])
         self._loans.forget(old.role)
         old.stop()
@@ -329,4 +376,4 @@ class Overlapped(Coordinator):
             self._deaths.died(rollout.role, error, lost="nothing", then="a new one takes its place")
             self._start_rollout(index)
         else:
-            self._free(index)
+            self._set_calls(index, 0)
