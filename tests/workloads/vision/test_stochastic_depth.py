@@ -180,6 +180,49 @@ def test_checkpointed_blocks_are_computed_again_under_the_same_plan():
         torch.testing.assert_close(one, other)
 
 
+class Alone(nn.Module):
+    """The first block of a model, with what it is called with besides."""
+
+    def __init__(self, model, x):
+        super().__init__()
+        block = next(part for part in model.modules() if type(part) in ADAPTERS)
+        called = []
+        hook = block.register_forward_pre_hook(lambda m, args: called.append(args))
+        model(x)
+        hook.remove()
+        self.block, self.x, self.rest = block, called[0][0].detach(), called[0][1:]
+
+    def forward(self, x):
+        return self.block(x, *self.rest)
+
+
+def kept_bytes(model, x):
+    """What a forward pass keeps for the backward pass beside parameters and row numbers."""
+    own = {p.data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(x)
+    total = sum(kept.values())
+    del output
+    return total
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("regnet")])
+def test_nothing_is_kept_but_what_the_kept_rows_need(name):
+    alone = Alone(build(name), images(name))
+    x = alone.x.clone().requires_grad_()
+    half = kept_bytes(alone, x[: len(x) // 2].detach().clone().requires_grad_())
+    install(alone, 0.5)
+    assert kept_bytes(alone, x) == half
+
+
 def test_channels_last_memory_is_kept():
     model = build("convnext_atto").to(memory_format=torch.channels_last)
     install(model, 0.5)
