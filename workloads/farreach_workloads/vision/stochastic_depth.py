@@ -334,7 +334,7 @@ def _add_rows(base: Tensor, rows: Tensor, added: Tensor, scale: float = 1.0) -> 
     """Add scale · added to some rows of base, in its place."""
     if base.device.type != "cpu":
         return base.index_add_(0, rows, added, alpha=scale)
-    # Row by row in whole vectors: index_add_ goes number by number where it can, which takes longer.
+    # Row by row in whole vectors: index_add_ goes number by number and takes longer.
     for row, each in zip(rows.tolist(), added.unbind(), strict=True):
         base[row].add_(each, alpha=scale)
     return base
