@@ -61,8 +61,9 @@ ROUNDS = 5
 STORE_BYTES = 1_500_000_000
 # Calls of a rollout that are under way at once while the learner waits.
 CALLS = 2
-# Fragments of each actor in a round of `two_actors`, and steps in one of `rollout_*`.
-FRAGMENTS, STEPS = 20, {"maze": 48_000, "walker": 16_000, "cheetah": 12_000}
+# Fragments for each actor in a round of `two_actors`, and steps in one of `rollout_*`. The last one
+# leaves a core without work for up to its length.
+FRAGMENTS, STEPS = 60, {"maze": 48_000, "walker": 16_000, "cheetah": 12_000}
 UPDATES = 640
 # More fragments than are collected while the learner takes so many updates.
 BESIDE = 300
@@ -185,15 +186,14 @@ def actors_of(config: GoalsRunConfig, count: int) -> list[ActorService]:
 
 
 def collect(actors: Sequence[ActorService], policy: Any, guide: Any, fragments: int) -> None:
-    """So many fragments of each actor, as a run has them while its learner waits for data."""
-    left = dict.fromkeys(range(len(actors)), fragments)
+    """So many fragments of all actors, as a run has them while its learner waits for data."""
+    left = iter(range(fragments))
     flight: dict[Any, int] = {}
     loans = Loans(CALLS)
 
     def ask(index: int) -> None:
-        if not left[index]:
+        if next(left, None) is None:
             return
-        left[index] -= 1
         boxes = (
             loans.box(actors[index].role, name, value)
             for name, value in (("policy", policy), ("guide", guide))
@@ -202,7 +202,7 @@ def collect(actors: Sequence[ActorService], policy: Any, guide: Any, fragments: 
         flight[results[2]] = index
 
     for _ in range(CALLS):
-        for index in left:
+        for index in range(len(actors)):
             ask(index)
     while flight:
         for reference in ray.wait(list(flight), num_returns=1)[0]:
@@ -220,7 +220,7 @@ def two_actors(trained: Trained) -> None:
     one, two, nothing = in_turns(
         [
             lambda: spent(lambda: collect(actors[:1], policy, guide, FRAGMENTS)),
-            lambda: spent(lambda: collect(actors, policy, guide, FRAGMENTS)),
+            lambda: spent(lambda: collect(actors, policy, guide, 2 * FRAGMENTS)),
             idle,
         ]
     )

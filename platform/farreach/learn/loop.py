@@ -133,6 +133,8 @@ class Loop:
             )
 
     def _train(self, model: nn.Module) -> tuple[dict[str, float], bool]:
+        if self.step == 0 and self._config.evaluate_first:
+            self._measure(model)
         sums, idle_s = Sums(), time.monotonic()
         self._look_at_clock()
         for parts in self._feed():
@@ -321,24 +323,30 @@ class Loop:
         return math.floor(self.step / every) > math.floor((self.step - 1) / every)
 
     def _evaluate(self, model: nn.Module) -> None:
-        begun = time.monotonic()
-        self._place.share_buffers(self._task.model)
-        self._task.model.eval()
-        with torch.no_grad():
-            self._evaluated = self._task.evaluate(self._place)
-            seconds = {"evaluation/seconds": time.monotonic() - begun}
-            pictures = self._task.pictures()
+        self._evaluated = self._measure(model)
         self._evaluated_step = self.step
         score = self._evaluated.get(self._task.score, -math.inf)
         self._since_best = 0 if score > self._best else self._since_best + 1
         self._best = max(self._best, score)
-        model.train()
         if self._place.is_first:
-            self._outlet.scalars(self.step, self._evaluated | seconds, self._done())
-            for name, picture in pictures.items():
-                self._outlet.picture(self.step, name, picture)
             for text in self._task.remarks():
                 self._outlet.remark(self.step, text)
+
+    def _measure(self, model: nn.Module) -> dict[str, float]:
+        """Have the task evaluate the network as it is, and show what it has found."""
+        begun = time.monotonic()
+        self._place.share_buffers(self._task.model)
+        self._task.model.eval()
+        with torch.no_grad():
+            found = self._task.evaluate(self._place)
+            seconds = {"evaluation/seconds": time.monotonic() - begun}
+            pictures = self._task.pictures()
+        model.train()
+        if self._place.is_first:
+            self._outlet.scalars(self.step, found | seconds, self._done())
+            for name, picture in pictures.items():
+                self._outlet.picture(self.step, name, picture)
+        return found
 
     def _has_settled(self) -> bool:
         """Whether scores have not risen for as long as it was to wait for that."""

@@ -41,6 +41,8 @@ class LoopConfig(Config):
     max_minutes: float | None = Field(None, gt=0)
     """Wall-clock limit of training; a rate that falls with time then takes it as the whole."""
     evaluate_every_epochs: float = Field(1.0, gt=0)
+    evaluate_first: bool = False
+    """Before the first update too, to see what training adds; no best checkpoint comes of it."""
     patience: int | None = Field(None, ge=1)
     """Evaluations in a row that bring no better score, after which training ends early; the best
     checkpoint is kept anyway. None: it never does."""

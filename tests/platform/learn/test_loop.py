@@ -164,15 +164,31 @@ def test_checkpoints_and_evaluations_come_as_often_as_asked(tmp_path):
     assert newest.score == pytest.approx(notes.lines[-1][1]["evaluation/top1"])
 
 
+def test_the_start_is_evaluated_where_asked_and_changes_nothing(tmp_path):
+    found = {}
+    for first in (False, True):
+        torch.manual_seed(0)
+        notes, task = Notes(), Scored([9.0, 1.0, 3.0, 2.0], before=0)
+        loop_of(tmp_path / str(first), task, notes, evaluate_first=first, patience=2).run()
+        evaluated = {n: line["evaluation/top1"] for n, line, _ in notes.lines if n in (0, 5, 10)}
+        found[first] = evaluated, notes.checkpoints, weights(task)
+        best = CheckpointStore(tmp_path / str(first)).best()
+        assert (best.step, best.score) == (10, 3.0)  # the start has 9, and is none
+    assert found[True][0] == {0: 9.0, 5: 1.0, 10: 3.0}
+    assert found[False][0] == {5: 1.0, 10: 3.0}
+    assert found[True][1] == found[False][1]
+    torch.testing.assert_close(found[True][2], found[False][2], atol=0, rtol=0)
+
+
 class Scored(Regression):
     """Evaluates to scores that are given, one after the other."""
 
-    def __init__(self, scores):
+    def __init__(self, scores, before=1):
         super().__init__()
-        self.scores = list(scores)
+        self.scores, self.before = list(scores), before
 
     def evaluate(self, place):
-        return {"evaluation/top1": self.scores[len(self.updates) // 5 - 1]}
+        return {"evaluation/top1": self.scores[len(self.updates) // 5 - self.before]}
 
 
 RISE = [1.0, 3.0, 2.0, 4.0, 4.0, 3.9, 5.0, 6.0]

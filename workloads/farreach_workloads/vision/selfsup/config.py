@@ -87,6 +87,7 @@ class PretrainLoopConfig(LoopConfig):
     """Schedules are those of a run so many times as long, which is cut off."""
     ahead: int = Field(1, ge=0, le=1)
     """Updates by which the rate is ahead; with 1 the first update has what it ends with."""
+    evaluate_first: bool = True
 
 
 class ProbeConfig(Config):
