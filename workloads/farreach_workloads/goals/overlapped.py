@@ -251,7 +251,7 @@ class Overlapped(Coordinator):
                 self._ratio.lost(self._fragment)
                 if is_there():
                     self._loans.forget(rollout.role)
-                    self._returned(index)
+                    self._free(index, self._calls[index] - 1)
                 return
             except DEATHS as error:
                 self._ratio.lost(self._fragment)
@@ -259,7 +259,7 @@ class Overlapped(Coordinator):
                     self._replace_rollout(index, error)
                 return
             if is_there():
-                self._returned(index)
+                self._free(index, self._calls[index] - 1)
             self._add(index, episodes)
             age = {
                 "weights/age_versions": self._board.version("policy") - policy.version,
@@ -326,9 +326,9 @@ class Overlapped(Coordinator):
         self._deaths.died(role, error, lost=lost, then="a new one takes its place")
         self._start_rollout(index)
 
-    def _returned(self, index: int) -> None:
-        """A call of a rollout is done: it may be called again, or leaves with its machine."""
-        self._set_calls(index, self._calls[index] - 1)
+    def _free(self, index: int, calls: int) -> None:
+        """A rollout that has only so many calls left may have another, or leaves with its machine."""
+        self._set_calls(index, calls)
         if self._parts.rollouts[index].role in self._guard.leaving():
             self._have_replaced(index)
 
@@ -376,4 +376,4 @@ class Overlapped(Coordinator):
             self._deaths.died(rollout.role, error, lost="nothing", then="a new one takes its place")
             self._start_rollout(index)
         else:
-            self._set_calls(index, 0)
+            self._free(index, 0)
