@@ -327,7 +327,7 @@ class Overlapped(Coordinator):
         self._start_rollout(index)
 
     def _free(self, index: int, calls: int) -> None:
-        """A rollout that has only so many calls left may have another, or leaves with its machine."""
+        """A rollout with only so many calls may have another, or leaves with its machine."""
         self._set_calls(index, calls)
         if self._parts.rollouts[index].role in self._guard.leaving():
             self._have_replaced(index)
