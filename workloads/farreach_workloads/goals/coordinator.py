@@ -45,8 +45,7 @@ NODES = "memory/nodes_"
 class Coordinator(ABC):
     """Runs the parts until training is done, the user stops it, or too much has died."""
 
-    _rollout_calls = 1
-    """Of each rollout at a time."""
+    _rollout_calls = 1  # of each at a time
 
     def __init__(
         self, config: GoalsRunConfig, run: RunDirectory, reporter: Reporter, stop: StopRequest
@@ -288,11 +287,9 @@ class Coordinator(ABC):
             checkpoint = self._store.newest()
             if checkpoint is None:
                 raise ActorError(self._deaths.nothing_to_go_back_to(death))
-            step = checkpoint.step
-            lost = f"{reached - step:,} environment steps and "
-            lost += (
-                f"{updates - int(checkpoint.info['updates']):,} updates since the last checkpoint"
-            )
+            step, before = checkpoint.step, int(checkpoint.info["updates"])
+            lost = f"{reached - step:,} environment steps and {updates - before:,} updates "
+            lost += "since the last checkpoint"
             then = f"all parts go back to the checkpoint at step {step:,}"
             gone = self._deaths.gone_with(death, lost, then)
             self._reset()
