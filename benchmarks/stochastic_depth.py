@@ -16,11 +16,10 @@ import sys
 import backbones
 import measure
 import timm
-import torch
 from timm.layers import DropPath
-from torch import nn
 
 import farreach_workloads.vision.backbones
+from farreach_workloads.vision.bench import saved_bytes
 from farreach_workloads.vision.stochastic_depth import install
 
 # A small one of each family, and how many images.
@@ -34,24 +33,6 @@ MODELS = {
     "resmlp": ("resmlp_s12", 8),
     "patchconvnet": ("patchconvnet_s60", 8),
 }
-
-
-def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, parameters left out."""
-    parameters = {p.data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(x)
-    total = sum(kept.values())
-    del output
-    return total
 
 
 def main() -> None:

@@ -282,8 +282,8 @@ def _medians(steps: Sequence[Callable[[], None]], config: BenchConfig) -> list[f
     return [statistics.median(seconds) for seconds in taken]
 
 
-def _saved_megabytes(model: nn.Module, config: BenchConfig, device: torch.device) -> float:
-    """What autograd keeps of an image in training, parameters apart."""
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, parameters left out."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -293,9 +293,14 @@ def _saved_megabytes(model: nn.Module, config: BenchConfig, device: torch.device
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    half = config.precision == "bfloat16"
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast(device.type, torch.bfloat16, half):
-            logits = model.train()(_images(config, device))
-        del logits
-    return sum(kept.values()) / 1e6 / config.batch
+        output = model(x)
+    total = sum(kept.values())
+    del output  # memory that is kept is not used again before it was counted
+    return total
+
+
+def _saved_megabytes(model: nn.Module, config: BenchConfig, device: torch.device) -> float:
+    """What autograd keeps of an image in training, parameters apart."""
+    with torch.autocast(device.type, torch.bfloat16, config.precision == "bfloat16"):
+        return saved_bytes(model.train(), _images(config, device)) / 1e6 / config.batch
