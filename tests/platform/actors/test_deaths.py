@@ -67,7 +67,7 @@ def test_what_a_call_raises_is_no_death_and_has_its_trace(guard):
 def test_an_actor_that_ray_ended_is_not_called_killed(guard):
     service = service_of("mortal", guard)
     service.stop()
-    assert death_of(service, guard, "nap", 0)["cause"] == "ended"
+    assert death_of(service, guard, "nap", 60)["cause"] == "ended"
 
 
 def lines(*arguments, limit_s):
