@@ -300,7 +300,8 @@ def _forward(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         else:
             x = _subset(step, x, rows, scale, mine=offset > 0)
         if step.post is not None:
-            x = step.post(x)
+            spare = depth.mode == "subset" and not torch.compiler.is_compiling()
+            x = _Rectified.apply(x) if spare and type(step.post) is nn.ReLU else step.post(x)
     return x
 
 
@@ -379,6 +380,24 @@ class _Joined(torch.autograd.Function):
     def backward(ctx: Any, whole: Tensor) -> tuple[Tensor, None, Tensor, None]:
         (rows,) = ctx.saved_tensors
         return whole, None, (_rows_of(whole, rows) * ctx.scale).to(ctx.dtype), None
+
+
+class _Rectified(torch.autograd.Function):
+    """ReLU in the place of x, of which a byte a number is kept for the backward pass.
+
+    PyTorch's own keeps the result, all of it; but the next branch needs no more than its rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x <= 0)
+        ctx.mark_dirty(x)
+        return x.relu_()
+
+    @staticmethod
+    def backward(ctx: Any, whole: Tensor) -> Tensor:
+        (is_flat,) = ctx.saved_tensors
+        return whole.masked_fill(is_flat, 0)
 
 
 def _masked(step: Step, x: Tensor, rows: Tensor, scale: float) -> Tensor:
