@@ -3,9 +3,9 @@
 `python benchmarks/long/classify.py` trains XCiT, ResMLP and PatchConvNet on the shipped clip arts
 (the 18 classes with 20 pictures or more) and on Fashion-MNIST, with the same recipe. The peer is
 the loop of timm's `train.py`, made of its parts: its transforms, optimizer and schedule, and its
-models; for PatchConvNet, which it lacks, a plain implementation. Each side trains as many epochs as
-its speed, measured before, gives it in the budget. Prints one JSON line per pair: top-1, and the
-epochs of both.
+models; for PatchConvNet, which it lacks, a plain implementation. Each side makes as many updates as
+its speed, measured before in turns, gives it in the budget. Prints one JSON line per pair: top-1,
+and the updates of both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,8 @@ FASHION = "/usr/share/datasets/fashion-mnist"
 LEAST_OF_A_CLASS = 20
 BATCH, LR, DECAY, SMOOTHING, MIN_SCALE, JITTER = 128, 1e-3, 0.05, 0.1, 0.35, 0.3
 WARMUP_SHARE = 0.05
-CALIBRATION = 6
+CALIBRATION = 10
+PRESET = "vision/classify_clipart"
 # Family → ours, timm's, and the side of the images of each set.
 FAMILIES = {
     "xcit": ("xcit_nano_12_p8", "xcit_nano_12_p8_224", {"openclipart": 64, "fashion": 32}),
@@ -67,81 +67,101 @@ def frequent_classes(file: Path, out: Path) -> Path:
     return out
 
 
-def ours(name: str, path: Path, size: int, budget_s: float, seed: int, root: Path) -> Any:
-    """Top-1 and epochs of `farreach train`."""
-    settings = [
-        f"backbone={name}",
-        f"data.path={path}",
-        f"data.size={size}",
-        f"training.batch={BATCH}",
-        f"training.lr={LR}",
-        f"seed={seed}",
-        f"augment.min_scale={MIN_SCALE}",
-        f"augment.color_jitter={JITTER}",
-        f"mix.smoothing={SMOOTHING}",
-        f"optimizer.weight_decay={DECAY}",
-        "training.evaluate_every_epochs=1000000",
-        "training.checkpoint_every_epochs=1000000",
-    ]
-    config: Any = configs.load(configs.find("vision/classify_clipart"), settings).config
-    task = SuperviseTask(config)
-    optimizer = task.optimizer()
-    task.model.train()
+class Ours:
+    """`farreach train`."""
 
-    def update(step: int) -> None:
-        rows = np.arange(step * BATCH, (step + 1) * BATCH) % len(task.data)
-        loss, _ = task.loss(task.model, task.data.batch(rows, rows), step, 0)
-        optimizer.zero_grad()
+    def __init__(self, name: str, path: Path, size: int, seed: int) -> None:
+        """Of a backbone, on a set of images."""
+        self._settings = [
+            f"backbone={name}",
+            f"data.path={path}",
+            f"data.size={size}",
+            f"training.batch={BATCH}",
+            f"training.lr={LR}",
+            f"seed={seed}",
+            f"augment.min_scale={MIN_SCALE}",
+            f"augment.color_jitter={JITTER}",
+            f"mix.smoothing={SMOOTHING}",
+            f"optimizer.weight_decay={DECAY}",
+            "training.evaluate_every_epochs=1000000",
+            "training.checkpoint_every_epochs=1000000",
+        ]
+        config: Any = configs.load(configs.find(PRESET), self._settings).config
+        self._task = SuperviseTask(config)
+        self._optimizer = self._task.optimizer()
+        self._task.model.train()
+        self._step = 0
+
+    def update(self) -> None:
+        """One more, to see how long it takes."""
+        data = self._task.data
+        rows = np.arange(self._step * BATCH, (self._step + 1) * BATCH) % len(data)
+        loss, _ = self._task.loss(self._task.model, data.batch(rows, rows), self._step, 0)
+        self._optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self._optimizer.step()
+        self._step += 1
 
-    epochs = budget_s / seconds_of(update) * BATCH / len(task.data)
-    warmup = WARMUP_SHARE * epochs
-    command = [str(Path(sys.executable).with_name("farreach")), "train", "vision/classify_clipart"]
-    command += [*settings, f"training.epochs={epochs}", f"training.warmup_epochs={warmup}"]
-    run = root / f"{name}-{path.stem}-{seed}"
-    subprocess.run([*command, "--run-dir", str(run)], check=True, stdout=subprocess.DEVNULL)
-    result = json.loads((run / "result.json").read_text())
-    return result["evaluation/top1"], epochs
+    def trained(self, updates: int, run: Path) -> float:
+        """Top-1 after so many updates from the start, in a process of its own."""
+        epochs = updates * BATCH / len(self._task.data)
+        command = [str(Path(sys.executable).with_name("farreach")), "train", PRESET]
+        command += [*self._settings, f"training.epochs={epochs}"]
+        command += [f"training.warmup_epochs={WARMUP_SHARE * epochs}", "--run-dir", str(run)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        result = json.loads((run / "result.json").read_text())
+        return float(result["evaluation/top1"])
 
 
-def theirs(model: nn.Module, path: Path, size: int, budget_s: float, seed: int) -> Any:
-    """Top-1 and epochs of the loop of timm's script."""
-    train, held_out = open_images(path)
-    data = {"mean": MEAN, "std": STD, "interpolation": "bicubic"}
-    augment = create_transform(
-        size, is_training=True, scale=(MIN_SCALE, 1.0), color_jitter=JITTER, **data
-    )
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=DECAY)
-    criterion = LabelSmoothingCrossEntropy(SMOOTHING)
-    model.train()
+class Theirs:
+    """The loop of timm's script."""
 
-    def step_on(rows: Any) -> None:
-        images = torch.stack([augment(train.load(int(row))) for row in rows])
-        loss = criterion(model(images), torch.from_numpy(train.labels[rows]))
-        optimizer.zero_grad()
+    def __init__(self, model: nn.Module, path: Path, size: int, seed: int) -> None:
+        """Of a model, on a set of images."""
+        self._model, self._size, self._seed = model.train(), size, seed
+        self._train, self._held_out = open_images(path)
+        data = {"mean": MEAN, "std": STD, "interpolation": "bicubic"}
+        self._augment = create_transform(
+            size, is_training=True, scale=(MIN_SCALE, 1.0), color_jitter=JITTER, **data
+        )
+        self._criterion = LabelSmoothingCrossEntropy(SMOOTHING)
+        self._start = {key: value.clone() for key, value in model.state_dict().items()}
+        self._begin()
+        self._step = 0
+
+    def _begin(self) -> None:
+        self._model.load_state_dict(self._start)
+        self._optimizer = create_optimizer_v2(self._model, opt="adamw", lr=LR, weight_decay=DECAY)
+
+    def update(self) -> None:
+        """One more, to see how long it takes."""
+        self._step_on(np.arange(self._step * BATCH, (self._step + 1) * BATCH) % len(self._train))
+        self._step += 1
+
+    def _step_on(self, rows: Any) -> None:
+        images = torch.stack([self._augment(self._train.load(int(row))) for row in rows])
+        loss = self._criterion(self._model(images), torch.from_numpy(self._train.labels[rows]))
+        self._optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self._optimizer.step()
 
-    start = {key: value.clone() for key, value in model.state_dict().items()}
-    of_step = seconds_of(lambda step: step_on(np.arange(BATCH) + step * BATCH))
-    model.load_state_dict(start)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=LR, weight_decay=DECAY)
-    updates = max(1, round(budget_s / of_step))
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=updates,
-        lr_min=1e-5,
-        warmup_t=round(WARMUP_SHARE * updates),
-        warmup_lr_init=1e-6,
-        t_in_epochs=False,
-        warmup_prefix=True,
-    )
-    rng = np.random.default_rng(seed)
-    for number, rows in enumerate(batches(len(train), updates, rng)):
-        step_on(rows)
-        schedule.step_update(number + 1)
-    return top1(model, held_out, size), updates * BATCH / len(train)
+    def trained(self, updates: int) -> float:
+        """Top-1 after so many updates from the start."""
+        self._begin()
+        schedule = CosineLRScheduler(
+            self._optimizer,
+            t_initial=updates,
+            lr_min=1e-5,
+            warmup_t=round(WARMUP_SHARE * updates),
+            warmup_lr_init=1e-6,
+            t_in_epochs=False,
+            warmup_prefix=True,
+        )
+        rng = np.random.default_rng(self._seed)
+        for number, rows in enumerate(batches(len(self._train), updates, rng)):
+            self._step_on(rows)
+            schedule.step_update(number + 1)
+        return top1(self._model, self._held_out, self._size)
 
 
 def batches(samples: int, count: int, rng: np.random.Generator) -> Iterator[Any]:
@@ -171,16 +191,6 @@ def top1(model: nn.Module, images: ImageSet, size: int) -> float:
     return right / len(images)
 
 
-def seconds_of(update: Any) -> float:
-    """CPU seconds of an update, the median of some; a first one is to warm up."""
-    taken = []
-    for step in range(CALIBRATION + 1):
-        begun = time.process_time()
-        update(step)
-        taken.append(time.process_time() - begun)
-    return float(np.median(taken[1:]))
-
-
 def plain(name: str | None, own: str, classes: int, size: int) -> nn.Module:
     """Timm's model, or the plain PatchConvNet, as each starts."""
     if name is None:
@@ -208,19 +218,24 @@ def main() -> None:
             for family in arguments.families:
                 own, peer, sizes = FAMILIES[family]
                 for seed in arguments.seeds:
-                    common = (paths[data], sizes[data], 60 * arguments.minutes, seed)
                     torch.manual_seed(seed)
-                    other = theirs(plain(peer, own, classes, sizes[data]), *common)
-                    mine = ours(own, *common, root)
+                    model = plain(peer, own, classes, sizes[data])
+                    common = (paths[data], sizes[data], seed)
+                    mine, other = Ours(own, *common), Theirs(model, *common)
+                    taken = measure.medians([mine.update, other.update], CALIBRATION)
+                    updates = [round(60 * arguments.minutes / seconds) for seconds in taken]
+                    scores = [
+                        mine.trained(updates[0], root / f"{data}-{family}-{seed}"),
+                        other.trained(updates[1]),
+                    ]
                     measure.row(
                         f"{data}_{family}",
-                        mine[0],
-                        other[0],
+                        *scores,
                         "top-1",
-                        mine[0] / other[0],
+                        scores[0] / scores[1],
                         seed=seed,
-                        epochs=round(mine[1], 2),
-                        peer_epochs=round(other[1], 2),
+                        updates=updates[0],
+                        peer_updates=updates[1],
                     )
 
 

@@ -102,8 +102,8 @@ class ImageSet(ABC):
                 f"{self.name(index)}: is no image that can be read: {error}. Remove or replace it."
             ) from error
 
-    def load_or_next(self, index: int, needed: int | None = None) -> tuple[Image.Image, bool]:
-        """An image, or the next in the set that can be read; whether it is another.
+    def load_or_next(self, index: int, needed: int | None = None) -> tuple[Image.Image, int]:
+        """An image, or the next in the set that can be read, and its index.
 
         Args:
             index: of the image.
@@ -115,7 +115,7 @@ class ImageSet(ABC):
         faults = []
         for other in range(index, index + min(TRIED, len(self))):
             try:
-                return self.load(other % len(self), needed), other != index
+                return self.load(other % len(self), needed), other % len(self)
             except DataError as error:  # noqa: PERF203
                 faults.append(error)
         raise faults[0]

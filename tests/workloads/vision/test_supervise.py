@@ -1,8 +1,11 @@
+import io
 import json
 import signal
 
 import numpy as np
 import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -13,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from farreach import afterwards, launch
 from farreach import config as configs
 from farreach.errors import ConfigError, DataError, FarreachError
+from farreach.learn.place import Place
 from farreach.learn.report import Report
 from farreach.learn.restored import restored
 from farreach.metrics import read_metrics
@@ -21,7 +25,7 @@ from farreach.stopping import Stopped
 from farreach_workloads.vision import export, supervise
 from farreach_workloads.vision.config import BackboneConfig, SuperviseConfig
 from farreach_workloads.vision.image_sets import images_of
-from farreach_workloads.vision.models import make_model
+from farreach_workloads.vision.models import make_model, rest_note
 from farreach_workloads.vision.supervise import SuperviseTask
 
 DEBUG = "vision/classify_clipart_debug"
@@ -123,6 +127,63 @@ def test_bad_settings_are_refused_before_anything_starts(override, message):
     overrides = override.split(" ") if "options={heads" not in override else [override]
     with pytest.raises((ConfigError, DataError), match=message):
         launch.check(DEBUG, overrides)
+
+
+def a_damaged_set(tmp_path, bad):
+    """A Parquet file of 60 pictures in two colours, of which some rows are none."""
+    rows = []
+    for number in range(60):
+        content = io.BytesIO()
+        Image.new("RGB", (12, 12), (200, 20, 20) if number % 2 else (20, 20, 200)).save(
+            content, "PNG"
+        )
+        rows.append(b"no picture" if number in bad else content.getvalue())
+    split = ["train" if number < 40 else "test" for number in range(60)]
+    table = {"image": rows, "label": [number % 2 for number in range(60)], "split": split}
+    pq.write_table(pa.table(table), tmp_path / "set.parquet")
+    return f"data.path={tmp_path / 'set.parquet'}"
+
+
+def test_the_next_image_and_its_label_come_in_place_of_one_that_cannot_be_read(tmp_path):
+    data = SuperviseTask(config_of(a_damaged_set(tmp_path, {3, 4}), "training.batch=8")).data
+    batch = data.batch(np.array([2, 3, 4, 5]), np.arange(4))
+    assert batch["replaced"].tolist() == [False, True, True, False]
+    assert batch["label"].tolist() == [0, 1, 1, 1]
+    reds = batch["image"].mean((2, 3))[:, 0] > batch["image"].mean((2, 3))[:, 2]
+    assert reds.tolist() == [False, True, True, True]
+
+
+def test_a_run_counts_images_that_cannot_be_read_and_goes_on(tmp_path):
+    words = [a_damaged_set(tmp_path, {3, 41, 42}), "training.batch=8", "training.epochs=2"]
+    run = train(tmp_path / "run", *words)
+    assert result(run)["evaluation/images"] == 18
+    notes = [event["text"] for event in run.events() if event["event"] == "remark"]
+    assert any("2 held-out images cannot be read and are left out" in note for note in notes)
+    shares = [line.get("data/replaced_share", 0) for line in read_metrics(run.metrics_path)]
+    assert max(shares) > 0
+
+
+def test_a_held_out_set_of_which_nothing_can_be_read_is_no_result(tmp_path):
+    task = SuperviseTask(config_of(a_damaged_set(tmp_path, set(range(40, 60))), "training.batch=8"))
+    with pytest.raises(DataError, match=r"set\.parquet, row 40: is no image that can be read"):
+        task.evaluate(Place())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("xcit_nano_12_p8", {"depth": 1}, "padded to 56, a multiple of the patch's 8"),
+        ("patchconvnet_s60", {"depth": 1}, "padded to 64, a multiple of the patch's 16"),
+        ("vit_tiny_patch16_224", {"depth": 1}, "the last 2 rows and columns of images of 50"),
+        ("resmlp_s12", {"num_blocks": 1}, "the last 2 rows and columns of images of 50"),
+        ("convnext_atto", {}, None),
+    ],
+)
+def test_what_becomes_of_images_that_are_no_multiple_of_the_patch_is_said(name, options, said):
+    model = make_model(BackboneConfig(name=name, options=options), 50, 3)
+    note = rest_note(model, 50)
+    assert note == said or said in note
+    assert rest_note(model, 48) is None
 
 
 def test_blocks_that_stochastic_depth_does_not_know_are_refused():

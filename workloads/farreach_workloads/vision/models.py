@@ -66,6 +66,29 @@ def make_model(
     return model
 
 
+@torch.no_grad()
+def rest_note(model: nn.Module, size: int) -> str | None:
+    """What becomes of images whose side is no multiple of the patch, if the model takes them."""
+    first: Any = getattr(model, "patch_embed", getattr(model, "stem", None))
+    patch = getattr(first, "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if side is None or (rest := size % side) == 0:
+        return None
+    images = torch.zeros(2, 3, size, size)
+    images[1, :, -rest:, -rest:] = 1.0
+    seen = first(images)
+    black, white = (seen[0] if isinstance(seen, tuple) else seen).unbind()
+    if torch.equal(black, white):
+        return (
+            f"the last {rest} rows and columns of images of {size} pixels are left out: patches "
+            f"have {side}"
+        )
+    return (
+        f"images of {size} pixels are padded to {size - rest + side}, a multiple of the patch's "
+        f"{side}"
+    )
+
+
 def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
     """Weights from a file; a head of another number of classes is left out, or refused.
 

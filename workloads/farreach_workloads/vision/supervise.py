@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,10 @@ from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.mixing import Mixing
-from farreach_workloads.vision.models import make_model
+from farreach_workloads.vision.models import make_model, rest_note
 from farreach_workloads.vision.stochastic_depth import install
 from farreach_workloads.vision.training_views import TrainingViews
+from farreach_workloads.vision.unreadable import REPLACED, Unreadable
 
 Config = SuperviseConfig
 demand = asked_of_ray
@@ -72,10 +73,20 @@ class AugmentedImages:
         return len(self._images)
 
     def batch(self, rows: Rows, positions: Rows) -> Batch:
-        """Views (b, 3, size, size) float32 and labels (b,) int64."""
-        images = (self._images.load(row, self._views.needed) for row in rows.tolist())
-        views = self._views.made(images, positions)
-        return {"image": views, "label": torch.from_numpy(self._images.labels[rows])}
+        """Views (b, 3, size, size) float32, labels (b,) int64, and `replaced`, (b,) bool.
+
+        In place of an image that cannot be read comes the next of the set, with its own label.
+        """
+        found = np.empty_like(rows)
+
+        def images() -> Iterator[Image.Image]:
+            for i, row in enumerate(rows.tolist()):
+                image, found[i] = self._images.load_or_next(row, self._views.needed)
+                yield image
+
+        views = self._views.made(images(), positions)
+        labels = torch.from_numpy(self._images.labels[found])
+        return {"image": views, "label": labels, REPLACED: torch.from_numpy(found != rows)}
 
 
 class SuperviseTask:
@@ -96,6 +107,8 @@ class SuperviseTask:
         self.class_names, self.classes = train.classes, len(train.classes)
         self.data = AugmentedImages(train, config)
         self.model = make_model(config.backbone, config.data.size, self.classes)
+        self._unreadable = Unreadable(train.path, config.training.batch)
+        self._left_out = 0
         self._mixing = Mixing(**config.mix.model_dump())
         backbone = config.backbone
         self._teacher: nn.Module | None = None
@@ -129,7 +142,7 @@ class SuperviseTask:
         self, model: nn.Module, batch: Batch, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the mixed batch."""
-        config = self._config.objective
+        config, counted = self._config.objective, self._unreadable.count(batch[REPLACED])
         rng = seeding.generator(self._config.seed, "mix", step)
         images, target = self._mixing(batch["image"], batch["label"], self.classes, rng)
         if config.loss == "bce":
@@ -146,17 +159,20 @@ class SuperviseTask:
             if taught is not None:
                 target = (1.0 - weight) * target + weight * _named(taught)
             loss_of = cosub_loss if config.kind == "cosub" else self_distillation_loss
-            return loss_of(model, self._depth, images, target, config.mutual_weight, config.loss)
+            weight = config.mutual_weight
+            loss, metrics = loss_of(model, self._depth, images, target, weight, config.loss)
+            return loss, metrics | counted
         logits = model(images).float()
         loss = classification_loss(logits, target, config.loss)
         if taught is None:
-            return loss, {}
+            return loss, counted
         if config.teacher_temperature is None:
             lesson = classification_loss(logits, _named(taught), "ce")
         else:
             lesson = soft_distillation(logits, taught, config.teacher_temperature)
         agreement = (logits.argmax(1) == taught.argmax(1)).float().mean()
-        return (1.0 - weight) * loss + weight * lesson, {"learner/agrees_with_teacher": agreement}
+        metrics = counted | {"learner/agrees_with_teacher": agreement}
+        return (1.0 - weight) * loss + weight * lesson, metrics
 
     def before_update(self, step: int) -> None:
         """All gradients count."""
@@ -175,28 +191,28 @@ class SuperviseTask:
         return self.model
 
     def evaluate(self, place: Place) -> dict[str, float]:
-        """Accuracy and cross-entropy on the held-out images."""
+        """Accuracy and cross-entropy on the held-out images that can be read."""
         config = self._config.data
-        transform = evaluation_transform(config.size, config.crop_ratio)
         images_in_all = len(self._held_out)
         rows = np.arange(images_in_all)[place.rank :: place.world]
         most = -(-images_in_all // place.world)  # rows of the first worker: all go as many rounds
         totals = torch.zeros(4, dtype=torch.float64)
         model = self.evaluated_model()
         for begin in range(0, most, EVALUATED_TOGETHER):
-            some = rows[begin : begin + EVALUATED_TOGETHER]
-            if not len(some):
+            images, labels = self._readable(rows[begin : begin + EVALUATED_TOGETHER])
+            if not len(images):
                 model(torch.zeros(1, 3, config.size, config.size, device=place.device))
                 continue
-            images = torch.stack([transform(self._held_out.load(int(row))) for row in some])
-            labels = torch.from_numpy(self._held_out.labels[some])
             logits = model(images.to(place.device)).float().cpu()
             best = logits.topk(min(5, self.classes)).indices == labels[:, None]
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             totals += torch.tensor(
-                [len(some), int(best[:, 0].sum()), int(best.any(1).sum()), float(loss)]
+                [len(images), int(best[:, 0].sum()), int(best.any(1).sum()), float(loss)]
             )
         count, first, five, loss_sum = place.sum(totals).tolist()
+        self._left_out = images_in_all - int(count)
+        if not count:
+            self._held_out.load(0)  # which says why
         return {
             "evaluation/top1": first / count,
             "evaluation/top5": five / count,
@@ -204,16 +220,28 @@ class SuperviseTask:
             "evaluation/images": count,
         }
 
+    def _readable(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Some of the held-out images that can be read, (n, 3, size, size), and their labels."""
+        config = self._config.data
+        transform = evaluation_transform(config.size, config.crop_ratio)
+        images, found = [], []
+        for row in rows.tolist():
+            try:
+                images.append(transform(self._held_out.load(row)))
+            except DataError:
+                continue
+            found.append(row)
+        if not images:
+            return torch.empty(0, 3, config.size, config.size), torch.empty(0, dtype=torch.int64)
+        return torch.stack(images), torch.from_numpy(self._held_out.labels[found])
+
     def only(self, count: int) -> None:
         """Evaluate on `count` of the held-out images alone, spread evenly."""
-        self._held_out = self._some(count)
+        self._held_out = self._held_out.subset(self._spread(count))
 
     def look_at(self, count: int) -> tuple[Tensor, Tensor]:
-        """So many held-out images, spread evenly, and their labels."""
-        config, some = self._config.data, self._some(count)
-        transform = evaluation_transform(config.size, config.crop_ratio)
-        images = [transform(some.load(i)) for i in range(len(some))]
-        return torch.stack(images), torch.from_numpy(some.labels)
+        """So many held-out images, spread evenly, and their labels, but for unreadable ones."""
+        return self._readable(self._spread(count))
 
     def pictures(self) -> dict[str, Pixels]:
         """Held-out images with the class that is predicted."""
@@ -223,13 +251,18 @@ class SuperviseTask:
         figure = pictures.predictions(images, logits, labels, self.class_names)
         return {"evaluation/predictions": rendered(figure)}
 
-    def _some(self, count: int) -> ImageSet:
-        rows = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out)))
-        return self._held_out.subset(rows.astype(np.int64))
+    def _spread(self, count: int) -> Rows:
+        every = len(self._held_out)
+        return np.linspace(0, every - 1, min(count, every)).astype(np.int64)
 
     def remarks(self) -> Sequence[str]:
-        """None."""
-        return []
+        """Held-out images that could not be read."""
+        if not self._left_out:
+            return []
+        return [
+            f"{self._left_out:,} held-out images cannot be read and are left out. "
+            "`farreach data check` names them."
+        ]
 
     def state(self) -> dict[str, Any]:
         """The average; everything random follows from the number of the update."""
@@ -276,6 +309,8 @@ def check(config: SuperviseConfig) -> list[str]:
         f"{len(train):,} images to train on, {len(held_out):,} held out, {len(train.classes)} "
         f"classes; {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
     ]
+    if (note := rest_note(model, config.data.size)) is not None:
+        notes.append(note)
     if config.backbone.drop_path > 0:
         try:
             left = install(model, config.backbone.drop_path).left

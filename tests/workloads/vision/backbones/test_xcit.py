@@ -22,11 +22,14 @@ def scattered(model, seed=0):
     return model
 
 
-@pytest.fixture(params=["late", "parts", "gram"])
+@pytest.fixture(params=["images", "heads", "parts", "gram"])
 def form(request, monkeypatch):
-    """The two forms, the first in both of its ways."""
-    monkeypatch.setattr(channel_attention, "_LEAST", 1 << 30 if request.param == "parts" else 0)
-    return request.param.replace("parts", "late")
+    """The two forms, the first in its three ways."""
+    always, never = 0, 1 << 30
+    way = request.param
+    monkeypatch.setattr(channel_attention, "_LEAST", never if way == "heads" else always)
+    monkeypatch.setattr(channel_attention, "_FEWEST_TOKENS", never if way == "parts" else always)
+    return "gram" if way == "gram" else "late"
 
 
 def pair(size, patch, **arguments):

@@ -31,6 +31,8 @@ POOL_MLP_RATIO = 3
 class Stem(nn.Module):
     """Four convolutions that halve both sides each, without norms and biases."""
 
+    patch_size = 16
+
     def __init__(self, in_chans: int, dim: int) -> None:
         """(b, in_chans, height, width) → (b, dim, height / 16, width / 16), rounded up."""
         super().__init__()

@@ -76,8 +76,9 @@ class Xca(xcit.XCA):
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (b, n, h, d)
         exact = torch.promote_types(q.dtype, torch.float32)
         product = torch.einsum("bnhd,bnhe->bhde", q, k).to(exact)
+        # Not `linalg.vector_norm`, which goes number by number along any axis but the last.
         q_length, k_length = (  # (b, h, d)
-            torch.linalg.vector_norm(t, dim=1, dtype=exact) for t in (q, k)
+            t.to(exact).square().sum(1).clamp(min=EPSILON**2).sqrt() for t in (q, k)
         )
         attention = self._softmax(product, q_length, k_length).to(v.dtype)
         return torch.einsum("bhde,bnhe->bnhd", attention, v).flatten(2)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -63,7 +64,7 @@ def neighbours(task: PretrainTask) -> Figure:
     rows = spread(len(asked), PICTURED)
     near = (normalize(asked[rows]) @ normalize(known).t()).topk(NEAREST, dim=1).indices
     lines = [
-        [task.held_out.load(int(row)), *[references.load(int(n)) for n in found]]
+        [_shown(task.held_out, row), *[_shown(references, n) for n in found]]
         for row, found in zip(rows, near, strict=True)
     ]
     names = [
@@ -76,8 +77,13 @@ def neighbours(task: PretrainTask) -> Figure:
 def attended(task: PretrainTask) -> Figure | None:
     """What the encoder looks at in some held-out images; None if it cannot say."""
     some = task.held_out.subset(spread(len(task.held_out), ATTENDED))
-    images = torch.stack([_transform(task)(some.load(row)) for row in range(len(some))])
+    images = torch.stack([_transform(task)(_shown(some, row)) for row in range(len(some))])
     return attention.draw(task.encoder.trunk.eval(), images, images[:, :1, 0, 0], ["-"])
+
+
+def _shown(images: ImageSet, row: int | np.integer[Any] | Tensor) -> Image.Image:
+    """An image, or the next that can be read: a picture is no reason to end a training."""
+    return images.load_or_next(int(row))[0]
 
 
 def prototypes(task: PretrainTask) -> Figure | None:
@@ -86,7 +92,7 @@ def prototypes(task: PretrainTask) -> Figure | None:
     transform, parts = _transform(task), []
     for begin in range(0, len(some), TOGETHER):
         rows = range(begin, min(begin + TOGETHER, len(some)))
-        scores = task.method.scores(torch.stack([transform(some.load(row)) for row in rows]))
+        scores = task.method.scores(torch.stack([transform(_shown(some, row)) for row in rows]))
         if scores is None:
             return None
         parts.append(scores)
@@ -109,7 +115,7 @@ def prototypes(task: PretrainTask) -> Figure | None:
         best = scores[:, prototype].topk(min(NEAREST + 1, len(some))).indices.tolist()
         for column, row in enumerate(best):
             cell = figure.add_subplot(grid[line, column])
-            cell.imshow(some.load(row))
+            cell.imshow(_shown(some, row))
             cell.set_axis_off()
             cell.set_title(_class(some, row), fontsize=6)
     return figure
@@ -121,9 +127,7 @@ def project(task: PretrainTask, folder: Path) -> Path:
 
     _, _, asked = task.seen
     rows = spread(len(asked), PROJECTED)
-    small = [
-        np.asarray(task.held_out.load(int(row)).resize((THUMBNAIL, THUMBNAIL))) for row in rows
-    ]
+    small = [np.asarray(_shown(task.held_out, row).resize((THUMBNAIL, THUMBNAIL))) for row in rows]
     working = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(working, ignore_errors=True)
     with SummaryWriter(str(working)) as writer:

@@ -13,6 +13,7 @@ from farreach.data.images import ImageSet
 from farreach.learn.order import Rows
 from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup import device_views
+from farreach_workloads.vision.unreadable import REPLACED
 from farreach_workloads.vision.view_pixels import finished, resized_crop
 from farreach_workloads.vision.view_plans import (
     BOX_NUMBERS,
@@ -23,8 +24,6 @@ from farreach_workloads.vision.view_plans import (
     crop_box,
     plan_views,
 )
-
-REPLACED = "replaced"
 
 
 class MultiCrop:
@@ -82,7 +81,8 @@ class MultiCrop:
         boxes: dict[str, list[list[Box]]] = {kind: [] for kind in self._kinds}
         crops: dict[str, list[Tensor]] = {kind: [] for kind in self._kinds}
         for i, row in enumerate(rows.tolist()):
-            image, replaced[i] = self._images.load_or_next(row, self._needed)
+            image, found = self._images.load_or_next(row, self._needed)
+            replaced[i] = found != row
             if self._on_device:
                 image = device_views.bounded(image, self._needed)
             pixels = torch.from_numpy(np.array(image))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from farreach.data.images import ImageSet
-from farreach.errors import DataError
 from farreach.figures import rendered
 from farreach.learn.health import effective_rank
 from farreach.learn.larc import Larc
@@ -27,11 +26,12 @@ from farreach_workloads.vision.selfsup.encoder import Encoder
 from farreach_workloads.vision.selfsup.mae import Mae
 from farreach_workloads.vision.selfsup.method import Method, Span
 from farreach_workloads.vision.selfsup.msn import Msn
-from farreach_workloads.vision.selfsup.multicrop import REPLACED, MultiCrop
+from farreach_workloads.vision.selfsup.multicrop import MultiCrop
 from farreach_workloads.vision.selfsup.sampling import sampled
 from farreach_workloads.vision.selfsup.simclr import Simclr
 from farreach_workloads.vision.selfsup.swav import Swav
 from farreach_workloads.vision.selfsup.vicreg import Vicreg
+from farreach_workloads.vision.unreadable import REPLACED, Unreadable
 from farreach_workloads.vision.view_pixels import normalised
 from farreach_workloads.vision.view_plans import Recipe
 
@@ -46,8 +46,6 @@ METHODS: Mapping[str, Callable[[PretrainConfig, Span], Method]] = {
 EMBEDDED_TOGETHER = 128
 # Features whose effective rank is measured.
 RANKED = 2048
-# Share of so many images, and of so many batches, that may be unreadable.
-MOST_REPLACED, LOOKED_AT, BATCHES_LOOKED_AT = 0.01, 4096, 16
 # Of collapse: directions that the features use, and share of the prototypes that are used.
 FEW_DIRECTIONS, FEW_PROTOTYPES = 1.5, 0.02
 
@@ -82,7 +80,7 @@ class PretrainTask:
         self.companions = self.method.companions
         self._optimizer: torch.optim.Optimizer | None = None
         self._metrics: dict[str, Tensor] = {}
-        self._replaced, self._looked_at = torch.zeros(()), 0
+        self._unreadable = Unreadable(self._train.path, batch)
         self._rank = float("inf")
         self._seen: tuple[ImageSet, Tensor, Tensor] | None = None
 
@@ -123,29 +121,14 @@ class PretrainTask:
         self, model: nn.Module, batch: Batch, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's, of normalised views; how many images could not be read."""
-        replaced = batch[REPLACED]
-        self._replaced = self._replaced + replaced.sum()
-        self._looked_at += len(replaced)
-        # Not more often, since a GPU is waited for.
-        if self._looked_at >= max(LOOKED_AT, BATCHES_LOOKED_AT * self.config.training.batch):
-            self._check_replaced()
+        counted = self._unreadable.count(batch[REPLACED])
         if self._on_device:
             views = device_views.made(batch, self._sizes)
         else:
             views = {kind: normalised(batch[kind]) for kind in self._sizes}
         loss, metrics = self.method.loss(model, views, step, rank)
         self._metrics = metrics
-        return loss, metrics | {"data/replaced_share": replaced.float().mean()}
-
-    def _check_replaced(self) -> None:
-        """Raise DataError if too many of the last images could not be read; begin to count anew."""
-        replaced, looked_at = int(self._replaced), self._looked_at
-        self._replaced, self._looked_at = torch.zeros(()), 0
-        if replaced > MOST_REPLACED * looked_at:
-            raise DataError(
-                f"{self._train.path}: {replaced:,} of the last {looked_at:,} images could not be "
-                "read, more than 1 %. `farreach data check` names them."
-            )
+        return loss, metrics | counted
 
     def weight_decay(self, step: int) -> float:
         """Of the update after `step` others."""
