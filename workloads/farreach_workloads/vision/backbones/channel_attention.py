@@ -90,9 +90,9 @@ class _ChannelAttention(torch.autograd.Function):
         share = (share * (lengths > EPSILON)).flatten(1)[:, None]
         by_product = by_cosines.div_(q_lengths[..., None]).div_(k_lengths[:, :, None])
         by_qkv = torch.empty_like(qkv)
-        weights_too = zip(by_product.unbind(axis), attention.unbind(axis), strict=True)
+        products = zip(by_product.unbind(axis), attention.unbind(axis), strict=True)
         results = _pieces(by_qkv, 3, heads, axis)
-        items = zip(pieces, gradients, weights_too, results, strict=True)
+        items = zip(pieces, gradients, products, results, strict=True)
         for (q, k, _), (own,), (by_p, weights), (by_q, by_k, by_v) in items:
             torch.bmm(k, by_p.transpose(1, 2), out=by_q)
             torch.bmm(q, by_p, out=by_k)
