@@ -325,7 +325,8 @@ def test_a_teacher_that_agrees_with_the_labels_changes_nothing():
     config = config_of("mix.smoothing=0")
     task = supervise.SuperviseTask(config)
     labels = torch.arange(4)
-    batch = {"image": torch.randn(4, 3, 32, 32), "label": labels}
+    seen = {"image": torch.randn(4, 3, 32, 32), "label": labels}
+    batch = seen | {"replaced": torch.zeros(4, dtype=torch.bool)}
     plain, _ = task.loss(task.model, batch, 0, 0)
     logits = torch.nn.functional.one_hot(labels, task.classes).float()
     task._teacher = torch.nn.Identity()
