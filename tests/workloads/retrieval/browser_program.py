@@ -47,13 +47,16 @@ class Browser:
         self.view.show()
 
     def open(self, url):
-        """Go to an address and wait until it has loaded; says whether it could be."""
-        return self._awaited(
+        """Go to an address and wait until it is seen; says whether it could be loaded."""
+        is_there = self._awaited(
             lambda then: self.page.loadFinished.connect(
                 then, Qt.ConnectionType.SingleShotConnection
             ),
             lambda: self.view.load(QUrl(url)),
         )
+        if is_there:  # Chromium drops the keys that are pressed before a page is first painted
+            self.until("performance.getEntriesByName('first-contentful-paint').length")
+        return is_there
 
     def ask(self, script):
         """The value of a script, which JSON takes."""
@@ -73,8 +76,9 @@ class Browser:
             self._wait(20)
 
     def type(self, text):
-        """Press the keys of a text."""
+        """Press the keys of a text, and wait until the field that has the focus holds it."""
         QTest.keyClicks(self.view.focusProxy(), text)
+        self.until(f"document.activeElement.value?.endsWith({json.dumps(text)})")
 
     def press(self, key, modifier="NoModifier"):
         """Press a key that Qt names, such as Return."""
