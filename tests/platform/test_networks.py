@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from farreach.testing import networks
+from farreach.testing import networks, processes
 from farreach.testing.networks import network
 
 pytestmark = pytest.mark.skipif(networks.obstacle() is not None, reason=str(networks.obstacle()))
@@ -98,7 +98,7 @@ def test_a_cut_cable_is_silent_until_it_is_mended_with_a_delay_and_without(pair)
 
 
 def test_at_the_end_nothing_is_left_of_it(monkeypatch):
-    monkeypatch.setattr(networks, "TERM_S", 0.2)
+    monkeypatch.setattr(processes, "TERM_S", 0.2)
     stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True);"
     started = []
 
@@ -141,6 +141,6 @@ def test_what_a_killed_maker_left_behind_is_removed_by_the_next():
         pass
     assert not made_by(maker.pid)
     deadline = time.monotonic() + 10
-    while networks._runs(left) and time.monotonic() < deadline:
+    while processes.runs(left) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not networks._runs(left)
+    assert not processes.runs(left)

@@ -19,22 +19,22 @@ import itertools
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from farreach.testing import processes
 
 INTERFACE = "eth0"
 # In the queue of a limited rate a frame waits so long at most, then frames are lost.
 QUEUE_MS = 100
 # Sent at once before the rate counts; frames of 64 KiB would be lost if it were less.
 BURST_BYTES, BURST_S = 1 << 17, 0.005
-TERM_S, KILL_S = 10.0, 5.0
+
 _NAME = re.compile(r"fr(\d+)n\d+")
 _number = itertools.count()
 
@@ -83,7 +83,7 @@ def network(count: int, *, whole_frames: bool = True) -> Iterator[list[Host]]:
             host._make(whole_frames)
         yield hosts
     finally:
-        _end([pid for host in hosts for pid in host.pids()])
+        processes.Processes(pid for host in hosts for pid in host.pids()).end()
         for host in hosts:
             host._remove()
         _try("ip", "link", "del", name)
@@ -218,7 +218,7 @@ class Host:
     def _remove(self) -> None:
         for process in self._started:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(KILL_S)
+                process.wait(processes.KILL_S)
         self._end_line()
         for interface in (self._near, self._port):
             _try("ip", "link", "del", interface)
@@ -229,7 +229,7 @@ def _remove_left_behind() -> None:
     """Remove what was made by processes that have been killed."""
     listed = _try("ip", "netns", "list").split()
     names = [name for name in listed if (made := _NAME.match(name)) and _is_gone(made.group(1))]
-    _end([pid for name in names for pid in _pids(name)])
+    processes.Processes(pid for name in names for pid in _pids(name)).end()
     for name in names:
         _try("ip", "netns", "del", name)
     for folder in Path("/sys/class/net").iterdir():
@@ -245,35 +245,6 @@ def _pids(namespace: str) -> list[int]:
     if not Path("/run/netns", namespace).exists():
         return []
     return [int(pid) for pid in _try("ip", "netns", "pids", namespace).split()]
-
-
-def _end(pids: Sequence[int]) -> None:
-    """Ask processes to end, and end those that do not."""
-    handles: Mapping[int, int] = {pid: fd for pid in pids if (fd := _handle(pid)) is not None}
-    try:
-        for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-            for fd in handles.values():
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(fd, number)
-            deadline = time.monotonic() + patience_s
-            while any(map(_runs, handles)) and time.monotonic() < deadline:
-                time.sleep(0.1)
-    finally:
-        for fd in handles.values():
-            os.close(fd)
-
-
-def _handle(pid: int) -> int | None:
-    with suppress(ProcessLookupError):
-        return os.pidfd_open(pid)
-    return None
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there and not merely waiting to be taken note of."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def _call(*words: str) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from farreach.testing.processes import Processes, descendants
+
 STORE_BYTES = 150_000_000
 # How soon the head notices that a node is silent; Ray's own settings take a quarter of a minute.
 QUICK_HEALTH = {
@@ -91,9 +93,22 @@ def several_nodes(
                 nodes.add(**settings)
             yield nodes
         finally:
+            # Ray leaves it to actors and workers to notice that their node is gone; not all do.
+            processes = _started_by(cluster)
             with suppress(Exception):  # some have been switched off
                 cluster.shutdown()
+            processes.end()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started_by(cluster: Any) -> Processes:
+    """What the raylets of a `ray.cluster_utils.Cluster` have started."""
+    raylets = [
+        raylet.process.pid
+        for node in [cluster.head_node, *cluster.worker_nodes]
+        for raylet in node.all_processes.get("raylet", [])
+    ]
+    return Processes(pid for raylet in raylets for pid in descendants(raylet))
 
 
 @contextmanager
