@@ -2,7 +2,8 @@
 
 `python benchmarks/long/results.py` runs everything that `--list` names, which takes many hours on
 two cores; names pick some. What is done is kept in `runs/results/`, and what was interrupted
-continues, so the command may be stopped and given again at any time.
+continues, so the command may be stopped and given again at any time. `--against NAME` adds what the
+others gain over it, seed by seed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t as student
 
 from farreach.disk import atomic_write
 
@@ -68,6 +71,15 @@ RETRIEVAL_COLUMNS = {
     "updates": "training/updates",
     "minutes": "training/minutes",
 }
+KNN_COLUMNS = {"5 neighbours": "knn/top1_5", "balanced": "knn/balanced_5"}
+LINEAR_COLUMNS = {
+    "linear top1": "linear/top1",
+    "balanced": "linear/balanced_accuracy",
+    "head": "linear/head",
+    "medium": "linear/medium",
+    "tail": "linear/tail",
+}
+LOW_SHOT_COLUMNS = {f"{count} of each class": f"lowshot/{count}/mean" for count in (1, 2, 5)}
 SEARCH_COLUMNS = {
     "BM25 nDCG@10": "lexical/ndcg@10",
     "nDCG@10": "dense/ndcg@10",
@@ -78,8 +90,19 @@ SEARCH_COLUMNS = {
     "low": "hybrid_against_lexical/low",
     "high": "hybrid_against_lexical/high",
 }
+# By a key that only results of their kind have.
+KINDS = {
+    "training/foundation_minutes": OFFLINE_COLUMNS,
+    "evaluation/top1": VISION_COLUMNS,
+    "evaluation/knn_top1": PRETRAIN_COLUMNS,
+    "evaluation/ndcg@10": RETRIEVAL_COLUMNS,
+    "dense/ndcg@10": SEARCH_COLUMNS,
+    "knn/top1_5": KNN_COLUMNS,
+    "linear/top1": LINEAR_COLUMNS,
+    "lowshot/1/mean": LOW_SHOT_COLUMNS,
+}
 DEBIAN, FAQ, LANGUAGES = "data/debian", "data/faq", "data/debian_languages"
-SEARCHED = {name: (f"path={name}", "passage=32") for name in (DEBIAN, FAQ)}
+SEARCHED = {f"search of {name}": ("search", f"path={name}", "passage=32") for name in (DEBIAN, FAQ)}
 
 
 @dataclass(frozen=True)
@@ -89,12 +112,12 @@ class Experiment:
     Attributes:
         config: its name.
         overrides: settings.
-        searches: what is searched when it has trained: name → settings of `evaluate RUN search`.
+        evaluations: what is asked when it has trained: name → words after `farreach evaluate RUN`.
     """
 
     config: str
     overrides: tuple[str, ...] = ()
-    searches: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    evaluations: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _ablation(*overrides: str) -> Experiment:
@@ -123,6 +146,16 @@ FASHION, FEW = "vision/msn_fashion", ("training.epochs=1.3", "training.warmup_ep
 STRATIFIED = ("sampler.kind=stratified", "sampler.classes=2")
 LONG_TAIL = ("training.epochs=4", "sampler.kind=power")
 PRIORS = (0, 0.25, 0.5, 1)
+BALANCED = {"linear": ("linear",)}
+LOW_SHOT = {"lowshot": ("lowshot",)}
+# Of an encoder of the same shape, however it has been trained.
+CONTROLS = {
+    f"lowshot of {control}": ("lowshot", f"features={control}")
+    for control in ("untrained", "pixels")
+}
+OF_18 = {"knn": ("knn", "classes=18", "neighbours=[5]")}
+# Whose classes are of very different size as they are.
+CLIPART_TAIL = ("training.epochs=10",)
 
 EXPERIMENTS = {
     "maze_demo": Experiment("goals/walk_maze"),
@@ -188,7 +221,7 @@ EXPERIMENTS = {
         for name, backbone in COSUB_BACKBONES.items()
         for arm, changes in COSUB_ARMS.items()
     },
-    "msn_fashion": Experiment(FASHION),
+    "msn_fashion": Experiment(FASHION, (), LOW_SHOT | CONTROLS),
     "msn_fashion_shuffled": Experiment(FASHION, FEW),
     "msn_fashion_stratified": Experiment(FASHION, (*FEW, *STRATIFIED)),
     "pmsn_fashion_stratified": Experiment(
@@ -196,13 +229,21 @@ EXPERIMENTS = {
     ),
     **{
         f"pmsn_fashion_tail_{exponent:g}": Experiment(
-            FASHION, (*LONG_TAIL, f"method.prior={{kind: power, exponent: {exponent}}}")
+            FASHION, (*LONG_TAIL, f"method.prior={{kind: power, exponent: {exponent}}}"), BALANCED
         )
         for exponent in PRIORS
     },
-    "mae_fashion": Experiment("vision/mae_fashion"),
+    **{
+        f"pmsn_clipart_{exponent:g}": Experiment(
+            "vision/pmsn_clipart",
+            (*CLIPART_TAIL, f"method.prior={{kind: power, exponent: {exponent}}}"),
+            BALANCED,
+        )
+        for exponent in PRIORS
+    },
+    "mae_fashion": Experiment("vision/mae_fashion", (), LOW_SHOT),
     "simclr_clipart_regnety": Experiment(
-        "vision/simclr_clipart", ("backbone=regnety_tiny", "training.epochs=40")
+        "vision/simclr_clipart", ("backbone=regnety_tiny", "training.epochs=40"), OF_18
     ),
     "swav_clipart": Experiment("vision/swav_clipart"),
     # After `farreach data prepare debian data/debian`, and so for faq and debian_languages.
@@ -235,13 +276,13 @@ def train(name: str, seed: int, extra: Sequence[str], root: Path) -> dict[str, A
     return content
 
 
-def search(name: str, seed: int, what: str, root: Path) -> dict[str, Any]:
-    """Search with what one seed has learned, or take what was found before."""
+def evaluate(name: str, seed: int, what: str, root: Path) -> dict[str, Any]:
+    """Evaluate what one seed has learned, or take what was found before."""
     run = root / f"{name}-seed{seed}"
-    file = run / f"search-{what.replace('/', '-')}.json"
+    file = run / f"{what.replace('/', '-').replace(' ', '_')}.json"
     if not file.exists():
-        program = [str(Path(sys.executable).with_name("farreach")), "evaluate", str(run), "search"]
-        command = [*program, *EXPERIMENTS[name].searches[what], "--json"]
+        program = [str(Path(sys.executable).with_name("farreach")), "evaluate", str(run)]
+        command = [*program, *EXPERIMENTS[name].evaluations[what], "--json"]
         print("+", *command, file=sys.stderr, flush=True)
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         atomic_write(file, found.stdout)
@@ -263,17 +304,18 @@ def _run(command: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
-def table(title: str, results: dict[int, dict[str, Any]]) -> list[str]:
-    """Markdown: a line per seed and one of means; per-category success after the columns."""
+def columns_of(results: dict[int, dict[str, Any]]) -> dict[str, str]:
+    """Title of a column → key of a result, of the kind that these are; categories come last."""
     prefix = "evaluation/success_final_"
     categories = sorted({key for result in results.values() for key in result if prefix in key})
     first = next(iter(results.values()))
-    base = OFFLINE_COLUMNS if "training/foundation_minutes" in first else COLUMNS
-    base = VISION_COLUMNS if "evaluation/top1" in first else base
-    base = PRETRAIN_COLUMNS if "evaluation/knn_top1" in first else base
-    base = RETRIEVAL_COLUMNS if "evaluation/ndcg@10" in first else base
-    base = SEARCH_COLUMNS if "dense/ndcg@10" in first else base
-    columns = base | {key.removeprefix(prefix): key for key in categories}
+    columns = next((them for key, them in KINDS.items() if key in first), COLUMNS)
+    return columns | {key.removeprefix(prefix): key for key in categories}
+
+
+def table(title: str, results: dict[int, dict[str, Any]]) -> list[str]:
+    """Markdown: a line per seed and one of means; per-category success after the columns."""
+    columns = columns_of(results)
     lines = [
         f"### {title}",
         "| seed | " + " | ".join(columns) + " |",
@@ -287,6 +329,27 @@ def table(title: str, results: dict[int, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def compared(results: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> list[str]:
+    """Markdown: what is gained over the same seeds of another; needs two seeds or more.
+
+    Intervals are Student's, of 95 %, of the mean over pairs.
+    """
+    seeds = sorted(results.keys() & base.keys())
+    lines = ["| | mean difference | 95 % | of seeds |", "|---|---|---|---|"]
+    for title, key in columns_of(results).items():
+        pairs = [(results[seed].get(key), base[seed].get(key)) for seed in seeds]
+        gains = [one - other for one, other in pairs if one is not None and other is not None]
+        if len(gains) < 2:
+            continue
+        mean, error = statistics.fmean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+        half = float(student.ppf(0.975, len(gains) - 1)) * error
+        each = ", ".join(f"{gain:+.3f}" for gain in gains)
+        lines.append(
+            f"| {title} | {mean:+.3f} | {mean - half:+.3f} to {mean + half:+.3f} | {each} |"
+        )
+    return lines
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
 
@@ -297,6 +360,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME[ key=value ...]", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--root", type=Path, default=ROOT, help=f"default: {ROOT}")
+    parser.add_argument("--against", metavar="NAME", help="print what each gains over this one")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--done", action="store_true", help="train nothing, show what is done")
     arguments = parser.parse_intermixed_args()
@@ -308,20 +372,30 @@ def main() -> None:
     names = [word for word in arguments.names if "=" not in word] or list(EXPERIMENTS)
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         parser.error(f"no {unknown[0]!r}; --list names them")
+    if arguments.against in names:  # before those that are compared with it
+        names = [arguments.against, *(name for name in names if name != arguments.against)]
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for name in names:
-        results = {}
-        for seed in arguments.seeds:
-            if arguments.done and not (arguments.root / f"{name}-seed{seed}/result.json").exists():
-                continue
-            results[seed] = train(name, seed, extra, arguments.root)
-        if not results:
-            continue
-        experiment = EXPERIMENTS[name]
-        title = f"{name}: " + " ".join((experiment.config, *experiment.overrides))
-        print("\n".join(table(title, results)), flush=True)
-        for what, settings in experiment.searches.items():
-            found = {seed: search(name, seed, what, arguments.root) for seed in results}
-            print("\n".join(table(f"{name}: search {' '.join(settings)}", found)), flush=True)
+        experiment, root = EXPERIMENTS[name], arguments.root
+        found[name] = {}
+        seeds = [
+            seed
+            for seed in arguments.seeds
+            if not arguments.done or (root / f"{name}-seed{seed}/result.json").exists()
+        ]
+        for what in ("", *experiment.evaluations) if seeds else ():
+            if what:
+                results = {seed: evaluate(name, seed, what, root) for seed in seeds}
+                words = ("evaluate", *experiment.evaluations[what])
+            else:
+                results = {seed: train(name, seed, extra, root) for seed in seeds}
+                words = (experiment.config, *experiment.overrides)
+            found[name][what] = results
+            lines = table(f"{name}: {' '.join(words)}", results)
+            base = found.get(arguments.against, {}).get(what)
+            if base and name != arguments.against:
+                lines += compared(results, base)
+            print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from farreach.checkpoint import Checkpoint
+from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.learn.keeping import as_tensors
 from farreach.learn.place import Place
+from farreach.learn.report import LearnRunConfig
 from farreach.learn.shards import whole_state
 from farreach.learn.task import Task
 
@@ -30,6 +33,19 @@ def restored(task: AnyTask, checkpoint: Checkpoint) -> AnyTask:
         network.load_state_dict(as_tensors(theirs))
     task.optimizer()  # it may make what the state belongs to, such as an average
     task.restore(state["task"])
+    task.model.eval()
+    return task
+
+
+def task_at(
+    config: LearnRunConfig, make_task: Callable[[Any], AnyTask], checkpoint: Path | None
+) -> AnyTask:
+    """The task of a run as a checkpoint has left it, or, without one, as the run began."""
+    torch.manual_seed(config.seed)
+    task = make_task(config)
+    if checkpoint is not None:
+        return restored(task, CheckpointStore.load(checkpoint))
+    task.optimizer()  # see `restored`
     task.model.eval()
     return task
 

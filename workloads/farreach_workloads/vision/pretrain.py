@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from farreach import config as configs
-from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.checkpoint import Checkpoint
 from farreach.data.images import UNLABELLED
 from farreach.errors import DataError
 from farreach.learn.demand import demand as asked_of_ray
-from farreach.learn.restored import evaluated, restored
+from farreach.learn.restored import evaluated, restored, task_at
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation, Format
@@ -29,11 +29,11 @@ Config = PretrainConfig
 demand = asked_of_ray
 
 
-def encoder_of(run: Path, checkpoint: Path) -> Encoder:
-    """The encoder of a checkpoint of a run, for workers that compute features."""
+def encoder_of(run: Path, checkpoint: Path | None) -> Encoder:
+    """The encoder of a checkpoint of a run, or as the run began; for workers."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, PretrainConfig)
-    return restored(PretrainTask(config), CheckpointStore.load(checkpoint)).encoder
+    return task_at(config, PretrainTask, checkpoint).encoder
 
 
 _source = source_of(__name__, encoder_of.__name__)

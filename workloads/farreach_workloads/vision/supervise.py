@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from farreach import config as configs
 from farreach import seeding
-from farreach.checkpoint import Checkpoint, CheckpointStore
+from farreach.checkpoint import Checkpoint
 from farreach.data.image_files import SUFFIXES
 from farreach.data.images import ImageSet, as_rgb
 from farreach.disk import atomic_write
@@ -27,7 +27,7 @@ from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.keeping import as_tensors
 from farreach.learn.order import Rows
 from farreach.learn.place import Place
-from farreach.learn.restored import evaluated, restored
+from farreach.learn.restored import evaluated, restored, task_at
 from farreach.learn.task import Batch, Pixels
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
@@ -323,11 +323,11 @@ def check(config: SuperviseConfig) -> list[str]:
     return notes
 
 
-def classifier_of(run: Path, checkpoint: Path) -> Classifier:
-    """The classifier of a checkpoint of a run, for workers that compute features."""
+def classifier_of(run: Path, checkpoint: Path | None) -> Classifier:
+    """The classifier of a checkpoint of a run, or as the run began; for workers."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, SuperviseConfig)
-    task = restored(SuperviseTask(config), CheckpointStore.load(checkpoint))
+    task = task_at(config, SuperviseTask, checkpoint)
     return Classifier(task.evaluated_model())
 
 

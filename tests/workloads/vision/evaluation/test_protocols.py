@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from farreach import afterwards, launch
-from farreach.data.images import ParquetImages
+from farreach.data.images import ParquetImages, open_images
 from farreach.errors import ConfigError, DataError
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision.evaluation import features
+from farreach_workloads.vision.image_sets import SHIPPED_FILE
 
 DEBUG = "vision/msn_clipart_debug"
 
@@ -35,6 +36,35 @@ def test_features_are_computed_once(run, monkeypatch):
     monkeypatch.setattr(features, "features_of", None)
     again = afterwards.evaluate(run.path, what="knn", words=words)
     assert again["knn/top1_5"] == first["knn/top1_5"]
+
+
+def test_controls_are_the_network_as_it_began_and_the_pixels(run):
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    first = next(line for line in lines if "evaluation/knn_top1" in line)
+    assert first["training/updates"] == 0
+    words = ["neighbours=[20]", "features=untrained"]
+    found = afterwards.evaluate(run.path, what="knn", words=words)
+    assert found["knn/top1_20"] == pytest.approx(first["evaluation/knn_top1"], abs=1e-6)
+    trained = afterwards.evaluate(run.path, what="knn", words=["neighbours=[20]"])
+    assert trained != found
+    words = ["neighbours=[1]", "features=pixels", "references=500", "size=64"]
+    found = afterwards.evaluate(run.path, what="knn", words=words)
+    assert found["knn/top1_1"] == pytest.approx(nearest_pixels(500), abs=2e-3)  # ties of float32
+    with pytest.raises(ConfigError, match="pixels have no layers"):
+        afterwards.evaluate(run.path, what="linear", words=["features=pixels", "layers=true"])
+
+
+def nearest_pixels(references):
+    """Accuracy of the nearest shipped clip art by the cosine of standardised pixels."""
+    train, held_out = open_images(SHIPPED_FILE)
+    train = train.subset(np.linspace(0, len(train) - 1, references).astype(np.int64))
+    rows = []
+    for images in (train, held_out):
+        pixels = np.stack([np.asarray(images.load(row)) for row in range(len(images))]) / 255
+        pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        rows.append(pixels.reshape(len(images), -1))
+    known, asked = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in rows)
+    return (train.labels[(asked @ known.T).argmax(1)] == held_out.labels).mean()
 
 
 @pytest.mark.ray
@@ -104,8 +134,6 @@ def test_images_without_labels_are_enough_and_damaged_ones_are_replaced(tmp_path
 
 def test_other_processes_map_parquet_files_again():
     import pickle
-
-    from farreach_workloads.vision.image_sets import SHIPPED_FILE
 
     whole = ParquetImages([SHIPPED_FILE])
     content = pickle.dumps(whole)

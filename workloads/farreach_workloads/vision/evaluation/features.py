@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from farreach import runtime
 from farreach.actors.tasks import done_in_any_order
@@ -25,6 +25,7 @@ from farreach.checkpoint import Checkpoint
 from farreach.config import Config
 from farreach.data.images import ImageSet
 from farreach.disk import atomic_write
+from farreach.errors import ConfigError
 from farreach.learn.order import Rows
 from farreach.progress import Progress
 from farreach.rundir import RunDirectory
@@ -46,8 +47,27 @@ class SeesImages(Protocol):
         """Name → features (b, d), or a map (b, d, h, w), of images (b, 3, h, w)."""
 
 
+class Pixels(nn.Module):
+    """The images themselves as features, which those of an encoder should be better than."""
+
+    def seen(self, images: Tensor, kinds: Sequence[Kind]) -> dict[str, Tensor]:
+        """See `SeesImages`; raises ConfigError where more than one row for each image is asked."""
+        if wrong := [kind for kind in kinds if kind not in ("normal", "raw")]:
+            raise ConfigError(f"features: pixels have no {wrong[0]}. Leave out features=pixels.")
+        return {kind: images.flatten(1) for kind in kinds}
+
+
+def pixels_of(run: Path, checkpoint: Path | None) -> Pixels:
+    """What makes them, of any run."""
+    return Pixels()
+
+
 class FeaturesConfig(Config):
     """How features are computed."""
+
+    features: Literal["trained", "untrained", "pixels"] = "trained"
+    """`untrained`: of the network as the run began; `pixels`: the images themselves. Both are
+    controls."""
 
     size: int | None = None
     """Side of the images; None: that of the run's evaluation."""
@@ -67,7 +87,7 @@ class Source:
         run: the directory that keeps them.
         maker: `module:function`, which makes the encoder of a run from the paths of the run and of
             a checkpoint.
-        checkpoint: its path.
+        checkpoint: its path; None: the encoder as the run began.
         step: updates of the checkpoint.
         size: side of the images.
         crop_ratio: see `evaluation_transform`.
@@ -76,7 +96,7 @@ class Source:
 
     run: RunDirectory
     maker: str
-    checkpoint: Path
+    checkpoint: Path | None
     step: int
     size: int
     crop_ratio: float
@@ -118,7 +138,7 @@ class Source:
                 (
                     self.maker,
                     str(self.run.path.resolve()),
-                    str(self.checkpoint.resolve()),
+                    None if self.checkpoint is None else str(self.checkpoint.resolve()),
                     images.subset(np.arange(begin, min(begin + ROWS_PER_TASK, len(images)))),
                     tuple(kinds),
                     self.size,
@@ -144,15 +164,18 @@ def source_of(module: str, function: str) -> Any:
 
     It takes the config of the run, its directory, a checkpoint and settings.
     """
+    own = (module, function)
 
     def make(
         config: Any, run: RunDirectory, checkpoint: Checkpoint, settings: FeaturesConfig
     ) -> Source:
+        are_trained = settings.features == "trained"
+        maker = (__name__, pixels_of.__name__) if settings.features == "pixels" else own
         return Source(
             run,
-            f"{module}:{function}",
-            checkpoint.path,
-            checkpoint.step,
+            ":".join(maker),
+            checkpoint.path if are_trained else None,
+            checkpoint.step if are_trained else 0,
             settings.size or config.data.size,
             settings.crop_ratio or config.data.crop_ratio,
             settings,
@@ -161,14 +184,14 @@ def source_of(module: str, function: str) -> Any:
     return make
 
 
-_made: dict[tuple[str, str, str], SeesImages] = {}
+_made: dict[tuple[str, str, str | None], SeesImages] = {}
 
 
 @torch.no_grad()
 def features_of(
     maker: str,
     run: str,
-    checkpoint: str,
+    checkpoint: str | None,
     images: ImageSet,
     kinds: Sequence[Kind],
     size: int,
@@ -180,7 +203,8 @@ def features_of(
     if key not in _made:
         module, _, name = maker.partition(":")
         _made.clear()
-        _made[key] = getattr(importlib.import_module(module), name)(Path(run), Path(checkpoint))
+        path = None if checkpoint is None else Path(checkpoint)
+        _made[key] = getattr(importlib.import_module(module), name)(Path(run), path)
     encoder: Any = _made[key]
     device = torch.device("cuda" if on_gpu else "cpu")
     encoder.to(device).eval()
