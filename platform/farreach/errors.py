@@ -38,6 +38,10 @@ class DataError(FarreachError):
     """Recorded data are missing, malformed or of another shape than what reads them expects."""
 
 
+class UnreadableImageError(DataError):
+    """An image, or what says the classes of its pixels, cannot be decoded."""
+
+
 class EnvironmentFault(FarreachError):  # noqa: N818 (EnvironmentError is OSError)
     """An environment broke its contract: wrong shape, NaN, or no Box observation."""
 

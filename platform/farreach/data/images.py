@@ -18,7 +18,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from farreach.data.image_files import SUFFIXES, idx_pair, read_idx, read_table, read_tar
-from farreach.errors import DataError
+from farreach.errors import DataError, UnreadableImageError
 
 Labels = NDArray[np.int64]
+Sample = TypeVar("Sample")
 
 HELD_OUT_EVERY = 10
 EVALUATION_NAMES = ("val", "test", "eval")
@@ -78,7 +79,7 @@ class ImageSet(ABC):
                 eight times as many is decoded at that part of its size, several times as fast.
 
         Raises:
-            DataError: it cannot be decoded.
+            UnreadableImageError: it cannot be decoded.
         """
         return self._decoded(index, as_rgb, needed)
 
@@ -98,7 +99,7 @@ class ImageSet(ABC):
                 image.draft(None, (image.width // part, image.height // part))
             return convert(image)
         except UNREADABLE as error:
-            raise DataError(
+            raise UnreadableImageError(
                 f"{self.name(index)}: is no image that can be read: {error}. Remove or replace it."
             ) from error
 
@@ -110,15 +111,9 @@ class ImageSet(ABC):
             needed: see `load`.
 
         Raises:
-            DataError: nor can those after it.
+            UnreadableImageError: nor can those after it.
         """
-        faults = []
-        for other in range(index, index + min(TRIED, len(self))):
-            try:
-                return self.load(other % len(self), needed), other % len(self)
-            except DataError as error:  # noqa: PERF203
-                faults.append(error)
-        raise faults[0]
+        return first_readable(lambda row: self.load(row, needed), index, len(self))
 
     def subset(self, rows: NDArray[np.int64]) -> ImageSet:
         """Some of the images, as a set of its own."""
@@ -132,6 +127,26 @@ class ImageSet(ABC):
         if self.path.exists():
             content.update(str(self.path.stat().st_mtime_ns).encode())
         return content.hexdigest()
+
+
+def first_readable(load: Callable[[int], Sample], index: int, count: int) -> tuple[Sample, int]:
+    """A sample, or the next in its set that can be read, and its index.
+
+    Args:
+        load: makes a sample of an index; raises UnreadableImageError.
+        index: of the sample.
+        count: of all samples; the first follows on the last.
+
+    Raises:
+        UnreadableImageError: nor can those after it.
+    """
+    faults = []
+    for other in range(index, index + min(TRIED, count)):
+        try:
+            return load(other % count), other % count
+        except UnreadableImageError as error:  # noqa: PERF203
+            faults.append(error)
+    raise faults[0]
 
 
 class _Subset(ImageSet):

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as rle
 
-from farreach.data.images import as_rgb
-from farreach.errors import DataError
+from farreach.data.images import UNREADABLE, as_rgb
+from farreach.errors import DataError, UnreadableImageError
 
 ANNOTATION_KEYS = ("image_id", "category_id", "bbox", "segmentation")
 
@@ -67,7 +67,12 @@ class InstanceSet(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """An image in RGB; raises DataError if it cannot be read."""
+        """An image in RGB.
+
+        Raises:
+            UnreadableImageError: it cannot be decoded.
+            DataError: it is not the one that is described.
+        """
 
     @abstractmethod
     def instances(self, index: int) -> Instances:
@@ -125,8 +130,8 @@ class CocoInstances(InstanceSet):
         file = self._files[index]
         try:
             image = as_rgb(Image.open(file))
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise DataError(
+        except UNREADABLE as error:
+            raise UnreadableImageError(
                 f"{file}: is no image that can be read: {error}. Replace it."
             ) from error
         size = self._size(index)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from farreach.data.image_files import SUFFIXES
-from farreach.data.images import as_rgb
-from farreach.errors import DataError
+from farreach.data.images import UNREADABLE, as_rgb
+from farreach.errors import DataError, UnreadableImageError
 
 LabelMap = NDArray[np.uint8]
 
@@ -49,7 +49,8 @@ class LabelMapSet(ABC):
         """An image in RGB, and (height, width) uint8: classes, or IGNORED.
 
         Raises:
-            DataError: one of them cannot be read, or they do not belong together.
+            UnreadableImageError: one of them cannot be read.
+            DataError: they do not belong together.
         """
 
 
@@ -87,8 +88,8 @@ class AdeLabelMaps(LabelMapSet):
         try:
             image = as_rgb(Image.open(file))
             numbers = np.asarray(Image.open(annotation))
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise DataError(
+        except UNREADABLE as error:
+            raise UnreadableImageError(
                 f"{file} or {annotation.name}: is no image that can be read: {error}. Replace it."
             ) from error
         if numbers.ndim != 2 or numbers.shape != image.size[::-1]:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.platform.data.test_instances import coco
 
-from farreach import afterwards
+from farreach import afterwards, launch
 from farreach import config as configs
 from farreach.data.instances import Instances
+from farreach.errors import DataError
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import detect
 from farreach_workloads.vision.config import BackboneConfig
@@ -109,6 +111,7 @@ def test_the_five_losses_are_finite_without_any_object_and_add_up():
     batch = task.data.batch(np.arange(2), np.arange(2))
     loss, shown = task.loss(task.model, batch, 0, 0)
     names = {"classifier", "box_reg", "mask", "objectness", "rpn_box_reg"}
+    assert float(shown.pop("data/replaced_share")) == 0
     assert set(shown) == {f"learner/{name}_loss" for name in names}
     assert float(loss.detach()) == pytest.approx(sum(float(v.detach()) for v in shown.values()))
     loss.backward()
@@ -116,6 +119,27 @@ def test_the_five_losses_are_finite_without_any_object_and_add_up():
     empty = dict(batch) | {"count": torch.zeros(2, dtype=torch.int64)}
     loss, _ = task.loss(task.model, empty, 0, 0)
     assert torch.isfinite(loss)
+
+
+def test_an_image_that_cannot_be_read_ends_nothing(tmp_path):
+    folder = coco(tmp_path / "set")
+    for part in ("train2017", "val2017"):
+        (folder / part / "3.png").write_bytes(b"no picture")
+    config = config_of(f"data.path={folder}", "augment.flip=false")
+    batch = DetectTask(config).data.batch(np.arange(2), np.arange(2))
+    assert batch["replaced"].tolist() == [True, False]  # they are in the order of their ids
+    assert torch.equal(batch["image"][0], batch["image"][1])
+    assert batch["count"].tolist() == [1, 1]
+    assert torch.equal(batch["mask"][0], batch["mask"][1])
+    words = [f"data.path={folder}", "training.epochs=2", "training.batch=2"]
+    run = launch.train(DEBUG, words, run_dir=tmp_path / "run")
+    assert run.read_result()["evaluation/images"] == 1
+    notes = [event["text"] for event in run.events() if event["event"] == "remark"]
+    assert any("1 held-out images cannot be read and are left out" in note for note in notes)
+    (folder / "train2017" / "7.png").unlink()
+    (folder / "train2017" / "7.png").write_bytes(b"no picture either")
+    with pytest.raises(DataError, match=r"3\.png: is no image that can be read"):
+        launch.check(DEBUG, words)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resmlp_s12"])

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.platform.data.test_label_maps import ade
 
 from farreach import afterwards, launch
 from farreach import config as configs
 from farreach.data.label_maps import IGNORED
 from farreach.errors import ConfigError, DataError
+from farreach.learn.place import Place
 from farreach.learn.restored import restored
 from farreach_workloads.vision import segment
 from farreach_workloads.vision.config import BackboneConfig
@@ -145,6 +147,29 @@ def test_a_frozen_backbone_stays_as_it_began_while_the_head_learns(tmp_path):
     moved = {name for name in short if not torch.equal(short[name], long[name])}
     assert not any(name.startswith("pyramid.backbone.") for name in moved)
     assert any(name.startswith("head.") for name in moved)
+
+
+def test_an_image_or_a_map_that_cannot_be_read_ends_nothing(tmp_path):
+    folder = ade(tmp_path / "set", count=6, shape=(32, 32))
+    (folder / "images/training/a/1.jpg").write_bytes(b"no picture")
+    (folder / "annotations/training/a/2.png").write_bytes(b"no map")
+    (folder / "annotations/validation/a/5.png").write_bytes(b"no map")
+    plain = ("augment.photometric=false", "augment.ratio=[1,1]")
+    task = SegmentTask(config_of(f"data.path={folder}", *plain))
+    batch = task.data.batch(np.arange(4), np.arange(4))
+    assert batch["replaced"].tolist() == [False, True, True, False]
+    grey = (batch["image"][:, 0].amax((1, 2)) * 0.229 + 0.485) * 255 / 10
+    assert grey.round().tolist() == [0, 3, 3, 3]
+    task.model.eval()
+    with torch.no_grad():
+        found = task.evaluate(Place())
+        assert task.remarks()[0].startswith("1 held-out images cannot be read and are left out")
+        task.figure()
+        for number in range(5):
+            (folder / f"images/validation/a/{number}.jpg").write_bytes(b"no picture")
+        with pytest.raises(DataError, match=r"0\.jpg or 0\.png: is no image that can be read"):
+            task.evaluate(Place())
+    assert 0 <= found["evaluation/pixel_accuracy"] <= 1
 
 
 def test_what_is_wrong_or_doubtful_about_a_frozen_backbone():

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.fetched import here
+from farreach.data.images import first_readable
 from farreach.data.instances import Instances, InstanceSet, open_instances
 from farreach.figures import rendered, save
 from farreach.learn.demand import demand as asked_of_ray
@@ -40,6 +41,7 @@ from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size
 from farreach_workloads.vision.dense.scenes import SceneInstances, open_scenes
 from farreach_workloads.vision.pictures import Found
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
+from farreach_workloads.vision.unreadable import REPLACED, Unreadable, left_out_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,14 +145,17 @@ class Views:
         """Images of different sizes and their objects, side by side in the largest frame.
 
         `image` (b, 3, h, w) float32 in [0, 1]; `size` (b, 2) height and width; `count` (b,) of
-        objects; `boxes` (b, most, 4); `label` (b, most) int64 from 1 on; `mask` (b, most, h, w).
+        objects; `boxes` (b, most, 4); `label` (b, most) int64 from 1 on; `mask` (b, most, h, w);
+        `replaced` (b,) bool, in place of an image that cannot be read comes the next of the set.
         """
-        views = []
+        views, replaced = [], []
         for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
             rng = seeding.generator(self._seed, "view", position)
-            objects = self._images.instances(row)
+            image, found = first_readable(self._images.image, row, len(self._images))
+            replaced.append(found != row)
+            objects = self._images.instances(found)
             objects = objects.select(~objects.crowd)
-            views.append(augmented(self._images.image(row), objects, self._augment, rng))
+            views.append(augmented(image, objects, self._augment, rng))
         height = max(image.height for image, _ in views)
         width = max(image.width for image, _ in views)
         most = max(1, *(len(objects) for _, objects in views))
@@ -161,6 +166,7 @@ class Views:
             "boxes": torch.zeros(len(views), most, 4),
             "label": torch.zeros(len(views), most, dtype=torch.int64),
             "mask": torch.zeros(len(views), most, height, width, dtype=torch.uint8),
+            REPLACED: torch.tensor(replaced),
         }
         for index, (image, objects) in enumerate(views):
             count = len(objects)
@@ -184,6 +190,8 @@ class DetectTask:
         train, self._held_out = images_of(config)
         self._evaluated = len(self._held_out)
         self.class_names = train.classes
+        self._unreadable = Unreadable(train.path, config.training.batch)
+        self._left_out = 0
         self.data = Views(train, config)
         self.model = Detector(config, len(train.classes))
         self._depth: StochasticDepth | None = None
@@ -217,6 +225,7 @@ class DetectTask:
             )
         losses: dict[str, Tensor] = model(images, targets)
         shown = {f"learner/{name.removeprefix('loss_')}_loss": v for name, v in losses.items()}
+        shown |= self._unreadable.count(batch[REPLACED])
         return torch.stack(list(losses.values())).sum(), shown
 
     def before_update(self, step: int) -> None:
@@ -229,14 +238,17 @@ class DetectTask:
         """COCO's average precisions of boxes and masks, by pycocotools."""
         every, mine = self._evaluated, Collected()
         for begin in range(0, every, place.world):
-            # Workers without an image of their own in the last round repeat one, which is not
-            # counted: they must call the model as often as the others.
+            # Workers without an image of their own in the last round, or with one that cannot be
+            # read, take another, which is not counted: they must call the model as often as the
+            # others.
             index = begin + place.rank
-            image = self._held_out.image(min(index, every - 1))
+            image, row = first_readable(self._held_out.image, min(index, every - 1), every)
             found = self.predict(image, place.device)
-            if index < every:
+            if row == index:
                 mine.add(index, self._held_out.instances(index), found)
-        return average_precision(place.gathered(mine), self.class_names)
+        parts = place.gathered(mine)
+        self._left_out = every - sum(len(part.images) for part in parts)
+        return average_precision(parts, self.class_names)
 
     def predict(self, image: Image.Image, device: torch.device) -> Found:
         """What is in an image, best first."""
@@ -258,7 +270,8 @@ class DetectTask:
         device = next(self.model.parameters()).device
         shown = []
         for row in rows.astype(int).tolist():
-            image, true = self._held_out.image(row), self._held_out.instances(row)
+            image, row = first_readable(self._held_out.image, row, len(self._held_out))
+            true = self._held_out.instances(row)
             ones = np.ones(len(true), np.float32)
             known = Found(true.boxes, true.labels, ones, true.masks)
             shown.append((image, known, self.predict(image, device)))
@@ -269,8 +282,8 @@ class DetectTask:
         self._evaluated = min(count, len(self._held_out))
 
     def remarks(self) -> Sequence[str]:
-        """None."""
-        return []
+        """Held-out images that could not be read."""
+        return left_out_note(self._left_out)
 
     def state(self) -> dict[str, Any]:
         """Nothing: everything random follows from the number of the update."""
@@ -336,7 +349,7 @@ def images_of(config: DetectConfig) -> tuple[InstanceSet, InstanceSet]:
 def check(config: DetectConfig) -> list[str]:
     """Open the images and make the model once; what the user should know."""
     train, held_out = images_of(config)
-    train.image(0)
+    first_readable(train.image, 0, len(train))
     model = Detector(config, len(train.classes))
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     notes = [

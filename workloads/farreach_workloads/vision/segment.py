@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.fetched import here
+from farreach.data.images import first_readable
 from farreach.data.label_maps import IGNORED, LabelMap, LabelMapSet, open_label_maps
 from farreach.figures import rendered, save
 from farreach.learn.demand import demand as asked_of_ray
@@ -36,6 +37,7 @@ from farreach_workloads.vision.dense.optimizer import optimizer_of
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size, padded
 from farreach_workloads.vision.dense.scenes import SceneLabelMaps, open_scenes
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
+from farreach_workloads.vision.unreadable import REPLACED, Unreadable, left_out_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,19 +86,28 @@ class Crops:
         return len(self._images)
 
     def batch(self, rows: Rows, positions: Rows) -> Batch:
-        """Crops (b, 3, size, size) float32 and classes (b, size, size) int64."""
-        views, classes = [], []
+        """Crops (b, 3, size, size) float32, classes (b, size, size) int64, `replaced` (b,) bool.
+
+        In place of an image that cannot be read, or whose classes cannot, comes the next.
+        """
+        views, classes, replaced = [], [], []
         for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
             seed_globals(seeding.child_seed(self._seed, "view", position))
             rng = seeding.generator(self._seed, "crop", position)
-            image, labels = self._cropped(*self._images.load(row), rng)
+            read, found = first_readable(self._images.load, row, len(self._images))
+            replaced.append(found != row)
+            image, labels = self._cropped(*read, rng)
             if self._augment.flip and rng.random() < 0.5:
                 image, labels = TF.horizontal_flip(image), labels[:, ::-1]
             if self._distort is not None:
                 image = self._distort(image)
             views.append(normalised(image))
             classes.append(torch.from_numpy(labels.astype(np.int64)))
-        return {"image": torch.stack(views), "label": torch.stack(classes)}
+        return {
+            "image": torch.stack(views),
+            "label": torch.stack(classes),
+            REPLACED: torch.tensor(replaced),
+        }
 
     def _cropped(
         self, image: Image.Image, labels: LabelMap, rng: np.random.Generator
@@ -136,6 +147,8 @@ class SegmentTask:
         self._config = config
         train, self._held_out = images_of(config)
         self.class_names = train.classes
+        self._unreadable = Unreadable(train.path, config.training.batch)
+        self._left_out = 0
         self.data = Crops(train, config)
         self.model = Segmenter(config, len(train.classes))
         self._depth: StochasticDepth | None = None
@@ -165,6 +178,7 @@ class SegmentTask:
         known = batch["label"] != IGNORED
         right = ((logits.argmax(1) == batch["label"]) & known).sum() / known.sum().clamp(min=1)
         shown = {"learner/pixel_accuracy": right.detach()}
+        shown |= self._unreadable.count(batch[REPLACED])
         if second is not None:
             weight = self._config.head.auxiliary_weight
             loss = loss + weight * _cross_entropy(second, batch["label"])
@@ -180,15 +194,18 @@ class SegmentTask:
         """Intersection over union of every class, at the images' own resolution."""
         classes = len(self.class_names)
         counts = torch.zeros(classes, classes, dtype=torch.float64)
-        every = len(self._held_out)
+        every, read = len(self._held_out), torch.zeros(())
         for begin in range(0, every, place.world):
-            # Workers without an image of their own in the last round repeat one, which is not
-            # counted: they must call the model as often as the others.
+            # Workers without an image of their own in the last round, or with one that cannot be
+            # read, take another, which is not counted: they must call the model as often as the
+            # others.
             index = begin + place.rank
-            image, labels = self._held_out.load(min(index, every - 1))
+            (image, labels), row = first_readable(self._held_out.load, min(index, every - 1), every)
             found = self.predict(image, place.device)
-            if index < every:
+            if row == index:
                 counts += torch.from_numpy(confusion(found, labels, classes))
+                read += 1
+        self._left_out = every - int(place.sum(read))
         return scores(place.sum(counts).cpu().numpy(), self.class_names)
 
     def predict(self, image: Image.Image, device: torch.device) -> NDArray[np.int64]:
@@ -227,7 +244,7 @@ class SegmentTask:
         device = next(self.model.parameters()).device
         shown = []
         for row in rows.astype(int).tolist():
-            image, labels = self._held_out.load(row)
+            (image, labels), _ = first_readable(self._held_out.load, row, len(self._held_out))
             shown.append((image, labels, self.predict(image, device)))
         return pictures.label_maps(shown, self.class_names)
 
@@ -236,8 +253,8 @@ class SegmentTask:
         self._held_out = _First(self._held_out, count)
 
     def remarks(self) -> Sequence[str]:
-        """None."""
-        return []
+        """Held-out images that could not be read."""
+        return left_out_note(self._left_out)
 
     def state(self) -> dict[str, Any]:
         """Nothing: everything random follows from the number of the update."""
@@ -334,7 +351,7 @@ def _starts(length: int, size: int) -> list[int]:
 def check(config: SegmentConfig) -> list[str]:
     """Open the images and make the model once; what the user should know."""
     train, held_out = images_of(config)
-    train.load(0)
+    first_readable(train.load, 0, len(train))
     model = Segmenter(config, len(train.classes))
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     return [

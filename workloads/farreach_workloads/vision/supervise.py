@@ -21,7 +21,7 @@ from farreach.checkpoint import Checkpoint
 from farreach.data.image_files import SUFFIXES
 from farreach.data.images import ImageSet, as_rgb
 from farreach.disk import atomic_write
-from farreach.errors import ConfigError, DataError
+from farreach.errors import ConfigError, DataError, UnreadableImageError
 from farreach.figures import rendered, save
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.keeping import as_tensors
@@ -50,7 +50,7 @@ from farreach_workloads.vision.mixing import Mixing
 from farreach_workloads.vision.models import make_model, rest_note
 from farreach_workloads.vision.stochastic_depth import install
 from farreach_workloads.vision.training_views import TrainingViews
-from farreach_workloads.vision.unreadable import REPLACED, Unreadable
+from farreach_workloads.vision.unreadable import REPLACED, Unreadable, left_out_note
 
 Config = SuperviseConfig
 demand = asked_of_ray
@@ -228,7 +228,7 @@ class SuperviseTask:
         for row in rows.tolist():
             try:
                 images.append(transform(self._held_out.load(row)))
-            except DataError:
+            except UnreadableImageError:
                 continue
             found.append(row)
         if not images:
@@ -257,12 +257,7 @@ class SuperviseTask:
 
     def remarks(self) -> Sequence[str]:
         """Held-out images that could not be read."""
-        if not self._left_out:
-            return []
-        return [
-            f"{self._left_out:,} held-out images cannot be read and are left out. "
-            "`farreach data check` names them."
-        ]
+        return left_out_note(self._left_out)
 
     def state(self) -> dict[str, Any]:
         """The average; everything random follows from the number of the update."""

@@ -15,6 +15,16 @@ REPLACED = "replaced"
 MOST, LOOKED_AT, BATCHES_LOOKED_AT = 0.01, 4096, 16
 
 
+def left_out_note(count: int) -> list[str]:
+    """A remark on so many held-out images that could not be read, if there are any."""
+    if not count:
+        return []
+    return [
+        f"{count:,} held-out images cannot be read and are left out. `farreach data check` names "
+        "them."
+    ]
+
+
 class Unreadable:
     """Counts them, and ends a training that has too many."""
 
