@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,15 +45,34 @@ from farreach_workloads.vision.supervise import SuperviseTask
 
 FASHION = "/usr/share/datasets/fashion-mnist"
 LEAST_OF_A_CLASS = 20
-BATCH, LR, DECAY, SMOOTHING, MIN_SCALE, JITTER = 128, 1e-3, 0.05, 0.1, 0.35, 0.3
+BATCH, DECAY, SMOOTHING, MIN_SCALE, JITTER = 128, 0.05, 0.1, 0.35, 0.3
 WARMUP_SHARE = 0.05
 CALIBRATION = 10
 PRESET = "vision/classify_clipart"
-# Family → ours, timm's, and the side of the images of each set.
+
+
+class Family(NamedTuple):
+    """What is trained of a family.
+
+    Attributes:
+        ours: our model.
+        theirs: timm's; None: there is none.
+        sides: of the images of each set.
+        lr: the highest rate, of both.
+    """
+
+    ours: str
+    theirs: str | None
+    sides: dict[str, int]
+    lr: float = 1e-3
+
+
 FAMILIES = {
-    "xcit": ("xcit_nano_12_p8", "xcit_nano_12_p8_224", {"openclipart": 64, "fashion": 32}),
-    "resmlp": ("resmlp_s12", "resmlp_12_224", {"openclipart": 64, "fashion": 64}),
-    "patchconvnet": ("patchconvnet_s60", None, {"openclipart": 64, "fashion": 64}),
+    "xcit": Family("xcit_nano_12_p8", "xcit_nano_12_p8_224", {"openclipart": 64, "fashion": 32}),
+    "resmlp": Family("resmlp_s12", "resmlp_12_224", {"openclipart": 64, "fashion": 64}),
+    # In 80 updates on clip arts timm's loop has 0.318 (one class) with 1e-4, 0.371 with 3e-4 and
+    # 0.353 with 1e-3.
+    "patchconvnet": Family("patchconvnet_s60", None, {"openclipart": 64, "fashion": 64}, 3e-4),
 }
 
 
@@ -70,14 +89,14 @@ def frequent_classes(file: Path, out: Path) -> Path:
 class Ours:
     """`farreach train`."""
 
-    def __init__(self, name: str, path: Path, size: int, seed: int) -> None:
+    def __init__(self, family: Family, path: Path, size: int, seed: int) -> None:
         """Of a backbone, on a set of images."""
         self._settings = [
-            f"backbone={name}",
+            f"backbone={family.ours}",
             f"data.path={path}",
             f"data.size={size}",
             f"training.batch={BATCH}",
-            f"training.lr={LR}",
+            f"training.lr={family.lr}",
             f"seed={seed}",
             f"augment.min_scale={MIN_SCALE}",
             f"augment.color_jitter={JITTER}",
@@ -116,9 +135,9 @@ class Ours:
 class Theirs:
     """The loop of timm's script."""
 
-    def __init__(self, model: nn.Module, path: Path, size: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, lr: float, path: Path, size: int, seed: int) -> None:
         """Of a model, on a set of images."""
-        self._model, self._size, self._seed = model.train(), size, seed
+        self._model, self._lr, self._size, self._seed = model.train(), lr, size, seed
         self._train, self._held_out = open_images(path)
         data = {"mean": MEAN, "std": STD, "interpolation": "bicubic"}
         self._augment = create_transform(
@@ -131,7 +150,9 @@ class Theirs:
 
     def _begin(self) -> None:
         self._model.load_state_dict(self._start)
-        self._optimizer = create_optimizer_v2(self._model, opt="adamw", lr=LR, weight_decay=DECAY)
+        self._optimizer = create_optimizer_v2(
+            self._model, opt="adamw", lr=self._lr, weight_decay=DECAY
+        )
 
     def update(self) -> None:
         """One more, to see how long it takes."""
@@ -191,12 +212,12 @@ def top1(model: nn.Module, images: ImageSet, size: int) -> float:
     return right / len(images)
 
 
-def plain(name: str | None, own: str, classes: int, size: int) -> nn.Module:
+def plain(family: Family, classes: int, size: int) -> nn.Module:
     """Timm's model, or the plain PatchConvNet, as each starts."""
-    if name is None:
-        return Plain(timm.create_model(own, num_classes=classes))
-    fixed = {"img_size": size} if "resmlp" in name else {}
-    return timm.create_model(name, num_classes=classes, **fixed)
+    if family.theirs is None:
+        return Plain(timm.create_model(family.ours, num_classes=classes))
+    fixed = {"img_size": size} if "resmlp" in family.theirs else {}
+    return timm.create_model(family.theirs, num_classes=classes, **fixed)
 
 
 def main() -> None:
@@ -215,21 +236,21 @@ def main() -> None:
         paths = {"openclipart": frequent, "fashion": arguments.fashion}
         for data in arguments.sets:
             classes = len(open_images(paths[data])[0].classes)
-            for family in arguments.families:
-                own, peer, sizes = FAMILIES[family]
+            for name in arguments.families:
+                family = FAMILIES[name]
                 for seed in arguments.seeds:
                     torch.manual_seed(seed)
-                    model = plain(peer, own, classes, sizes[data])
-                    common = (paths[data], sizes[data], seed)
-                    mine, other = Ours(own, *common), Theirs(model, *common)
+                    common = (paths[data], family.sides[data], seed)
+                    model = plain(family, classes, family.sides[data])
+                    mine, other = Ours(family, *common), Theirs(model, family.lr, *common)
                     taken = measure.medians([mine.update, other.update], CALIBRATION)
                     updates = [round(60 * arguments.minutes / seconds) for seconds in taken]
                     scores = [
-                        mine.trained(updates[0], root / f"{data}-{family}-{seed}"),
+                        mine.trained(updates[0], root / f"{data}-{name}-{seed}"),
                         other.trained(updates[1]),
                     ]
                     measure.row(
-                        f"{data}_{family}",
+                        f"{data}_{name}",
                         *scores,
                         "top-1",
                         scores[0] / scores[1],

@@ -242,9 +242,8 @@ EXPERIMENTS = {
         for exponent in PRIORS
     },
     "mae_fashion": Experiment("vision/mae_fashion", (), LOW_SHOT),
-    "simclr_clipart_regnety": Experiment(
-        "vision/simclr_clipart", ("backbone=regnety_tiny", "training.epochs=40"), OF_18
-    ),
+    "simclr_clipart": Experiment("vision/simclr_clipart", (), OF_18),
+    "simclr_clipart_longer": Experiment("vision/simclr_clipart", ("training.epochs=60",), OF_18),
     "swav_clipart": Experiment("vision/swav_clipart"),
     # After `farreach data prepare debian data/debian`, and so for faq and debian_languages.
     "debian": Experiment("retrieval/debian", (f"data.path={DEBIAN}",), SEARCHED),
