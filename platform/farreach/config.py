@@ -300,6 +300,17 @@ def _overridden(raw: Tree, override: str, sources: Sources) -> Tree:
     if not equals or not all(keys):
         raise ConfigError(f"{source}: should read key=value, such as section.key=1.")
     tree, added = yaml_source.parse(text, source, keys)
+    above: Any = raw
+    for length in range(1, len(keys)):
+        above = above.get(keys[length - 1])
+        if above is None:
+            break
+        if not isinstance(above, dict):
+            whole, found = ".".join(map(str, keys[:length])), value_text(above)
+            raise ConfigError(
+                f"{source}: {whole} is {found} ({sources[keys[:length]]}), which would be lost. If "
+                f"that is its name, write {whole}.name={found} in its place."
+            )
     for length in range(1, len(keys)):
         # A section that a file has already keeps its line there.
         sources.setdefault(keys[:length], source)

@@ -198,6 +198,9 @@ class _Builder:
             if key in tree:
                 message = f"is written twice, first on line {lines[key]}. Remove one of them."
                 raise ConfigError(located(self._source(line), place, message))
+            if node.flow_style and ":" in key and value_node.start_mark == value_node.end_mark:
+                message = f"{key!r} has no value. Write a space after the colon of a key."
+                raise ConfigError(located(self._source(line), path, message))
             tree[key] = self.value(value_node, place)
             lines[key] = line
             self._sources[place] = self._source(line)

@@ -186,6 +186,24 @@ def test_a_malformed_override_is_quoted(write, override, message):
     assert "\n" not in error
 
 
+def test_a_value_is_not_lost_for_a_key_below_it(write):
+    error = refused(write("environment: maze\n", "x.yaml"), "environment.options.speed=2")
+    assert error.startswith("command line 'environment.options.speed=2': environment is ")
+    assert '"maze" (x.yaml:1), which would be lost' in error
+    assert 'write environment.name="maze" in its place.' in error
+    error = refused(write("seed: 3\n"), "agent=sac", "agent.lr=1e-3")
+    assert "agent is \"sac\" (command line 'agent=sac'), which would be lost" in error
+    config = loaded(write("seed: 3\nenvironment: null\n"), "environment.options.speed=2")
+    assert config.environment.options == {"speed": 2}
+
+
+def test_a_colon_without_a_space_makes_no_key(write):
+    error = refused(write("seed: 3\n"), "environment.options={speed:2}")
+    assert "environment.options: 'speed:2' has no value. Write a space after the colon" in error
+    config = loaded(write("seed: 3\n"), "environment.options={'speed:2': null, b: 1}")
+    assert config.environment.options == {"speed:2": None, "b": 1}
+
+
 def test_a_base_may_be_one_that_is_shipped(write):
     path = write("base: retrieval/debian\nname: mine\n", "mine.yaml")
     config = load(path).config
