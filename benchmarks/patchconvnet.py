@@ -28,9 +28,10 @@ BATCH = 4
 class PlainBlock(nn.Module):
     """One block of the column on images (b, c, rows, columns)."""
 
-    def __init__(self, dim: int) -> None:
-        """For a width of `dim`."""
+    def __init__(self, dim: int, drop_path: nn.Module) -> None:
+        """For a width of `dim`; `drop_path` follows the branch."""
         super().__init__()
+        self.drop_path = copy.deepcopy(drop_path)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.qkv_pos = nn.Sequential(
             nn.Conv2d(dim, dim, 1),
@@ -48,7 +49,7 @@ class PlainBlock(nn.Module):
         side = round(count**0.5)
         image = self.norm1(x).transpose(1, 2).reshape(batch, dim, side, side)
         branch = self.qkv_pos(image).reshape(batch, dim, count).transpose(1, 2)
-        return x + self.gamma_1 * branch
+        return x + self.drop_path(self.gamma_1 * branch)
 
 
 class Plain(nn.Module):
@@ -61,7 +62,9 @@ class Plain(nn.Module):
         for part in self.own.modules():
             if isinstance(part, nn.Linear):
                 part.__class__ = nn.Linear
-        self.blocks = nn.ModuleList(PlainBlock(ours.embed_dim) for _ in ours.blocks)
+        self.blocks = nn.ModuleList(
+            PlainBlock(ours.embed_dim, block.drop_path) for block in ours.blocks
+        )
         del self.own.blocks
         names = {"attn.": "", "conv_reduce": "fc1", "conv_expand": "fc2"}
         for mine, theirs in zip(self.blocks, ours.blocks, strict=True):
