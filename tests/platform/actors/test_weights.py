@@ -135,7 +135,9 @@ def test_what_was_lent_to_a_reader_is_freed(calls, ray_local):
                 assert ray_local.get(flights[index].popleft()) == 50_000
     assert all(ray_local.get(left) == 50_000 for flight in flights for left in flight)
     del value, boxed
-    deadline = time.monotonic() + 10
-    while core.get_memory_store_size() > before + 8 and time.monotonic() < deadline:
+    # Six are lent still. Word of a reader that it has let go may come late where the machine is
+    # busy; a few values stay then, and 30 and more without the loans.
+    most, deadline = before + 6 + 9, time.monotonic() + 10
+    while core.get_memory_store_size() > most and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert core.get_memory_store_size() <= before + 8  # 30 and more without the loans
+    assert core.get_memory_store_size() <= most
