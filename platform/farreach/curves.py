@@ -164,7 +164,7 @@ def draw(paths: Sequence[Path | str], metric: str, axis: Axis, out: Path) -> lis
     axes.set_xlabel("steps" if axis == "step" else "minutes")
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(loc="best", fontsize=8)
     picture = io.BytesIO()
     figure.savefig(picture, format=kind)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -115,4 +115,4 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, tuple[Any, Any]]) -> Non
                 # With the margin of what is shown, as lines that hardly vary have next to none.
                 tops = [float(np.max(line.get_ydata())) for line in part.get_lines()]
                 part.set_ylim(0, ROOM * max(tops) if max(tops) > 0 else None)
-    axes.legend(handles=drawn, fontsize=7)
+    axes.legend(handles=drawn, loc="best", fontsize=7)

@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import platform
@@ -29,6 +30,19 @@ def test_source_roots_and_tests_are_no_packages():
 def test_test_files_have_names_of_their_own():
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_legends_say_where_they_go():
+    # Of its default place Matplotlib warns wherever a busy machine takes a second to draw.
+    silent = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for folder in (*PACKAGES, "benchmarks")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr == "legend" and "loc" not in {word.arg for word in node.keywords}
+    ]
+    assert silent == []
 
 
 def test_the_platform_folder_does_not_shadow_the_standard_library():

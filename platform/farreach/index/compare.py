@@ -108,5 +108,5 @@ def drawn(points: Sequence[Point], title: str) -> Figure:
     axes.set_ylabel("share of the truly best ten that is found")
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="best")
     return figure

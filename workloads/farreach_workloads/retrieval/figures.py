@@ -49,7 +49,7 @@ def similarities(probe: Probe) -> Figure:
         axes.hist(scores, edges.tolist(), density=True, alpha=0.6, label=label)
     axes.set_xlabel("score")
     axes.set_ylabel("density")
-    axes.legend()
+    axes.legend(loc="best")
     axes.set_title(f"{len(probe.names)} questions, {probe.documents:,} documents", fontsize=9)
     return figure
 

@@ -220,7 +220,7 @@ def speed_accuracy(rows: Sequence[Timing], config: BenchConfig) -> Figure:
     axes.set_xlabel(f"{unit(config)}, {config.size} pixels, {config.precision}")
     axes.set_ylabel("ImageNet-1k top-1, % (published)")
     axes.grid(alpha=0.3)
-    axes.legend(markerscale=0.5)
+    axes.legend(loc="best", markerscale=0.5)
     return figure
 
 
