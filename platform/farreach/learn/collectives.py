@@ -160,6 +160,29 @@ def join_batch_norms(model: nn.Module) -> None:
             module.__class__ = joined[type(module)]
 
 
+def count_statistics_once(model: nn.Module) -> None:
+    """Of activations that are computed again in the backward pass, running statistics learn once.
+
+    To be called for a model that recomputes; what its batch normalisations give stays the same.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.register_forward_pre_hook(_hold_statistics)
+            module.register_forward_hook(_release_statistics, always_call=True)
+
+
+def _hold_statistics(layer: Any, inputs: Any) -> None:
+    if layer.training and torch._C._current_graph_task_id() != -1:  # a backward pass runs
+        layer.held = layer.momentum, layer.num_batches_tracked.clone()
+        layer.momentum = 0.0
+
+
+def _release_statistics(layer: Any, inputs: Any, output: Any) -> None:
+    if held := layer.__dict__.pop("held", None):
+        layer.momentum, batches = held
+        layer.num_batches_tracked.copy_(batches)
+
+
 def normal(layer: Any, x: Tensor) -> Tensor:
     """Batch normalisation over all dimensions but the second, and all workers."""
     dtype, x = x.dtype, x.float()

@@ -6,6 +6,7 @@ split theirs pay for it.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,10 +99,8 @@ class Place:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for part in model.modules():
-            if _is_stack(part):
-                for layer in part.children():
-                    fully_shard(layer, mesh=mesh)
+        for layer in reversed(layers(model)):  # what is inside of others comes before them
+            fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
     def parallel(self, model: nn.Module) -> nn.Module:
@@ -252,9 +251,20 @@ def is_split(module: object) -> TypeIs[FSDPModule]:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
+def layers(model: nn.Module) -> list[nn.Module]:
+    """Of every stack of layers in a model, the layers; what holds others comes before them."""
+    return [layer for part in model.modules() if _is_stack(part) for layer in part.children()]
+
+
 def _is_stack(module: nn.Module) -> bool:
     """Whether it is a list of layers, or a chain of layers that are alike."""
     if isinstance(module, nn.ModuleList):
         return True
+    names = [name for name, _ in module.named_children()]
     kinds = {type(layer) for layer in module.children()}
-    return isinstance(module, nn.Sequential) and len(module) > 1 and len(kinds) == 1
+    if len(kinds) != 1:
+        return False
+    if isinstance(module, nn.Sequential):
+        return len(names) > 1
+    # Such as the stages of timm's RegNets, whose blocks are b1, b2, …
+    return all(re.fullmatch(rf"[a-z_]+{n}", name) for n, name in enumerate(names, 1))

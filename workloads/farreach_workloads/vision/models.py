@@ -12,6 +12,7 @@ from torch import nn
 import farreach_workloads.vision.backbones  # noqa: F401 (registers our models with timm)
 from farreach.data.fetched import here
 from farreach.errors import ConfigError
+from farreach.learn.collectives import count_statistics_once
 from farreach.learn.keeping import as_tensors
 from farreach.linear import use_fast_linear
 from farreach.registry import near_match
@@ -61,6 +62,7 @@ def make_model(
     use_fast_linear(model)
     if backbone.checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
+        count_statistics_once(model)
     if backbone.weights is not None:
         load_weights(model, here(backbone.weights), keep_head)
     return model

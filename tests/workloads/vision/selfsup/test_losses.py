@@ -8,7 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from farreach import config as configs
-from farreach_workloads.vision.selfsup.assignments import codes, power_law, prior_of
+from farreach_workloads.vision.selfsup.assignments import (
+    codes,
+    cosines,
+    divergence,
+    power_law,
+    prior_of,
+)
 from farreach_workloads.vision.selfsup.mae import pixels_of_patches
 from farreach_workloads.vision.selfsup.method_configs import PriorConfig
 from farreach_workloads.vision.selfsup.simclr import contrast
@@ -116,9 +122,10 @@ def test_swav_is_the_same_with_activations_computed_again():
         task = task_of("vision/swav_clipart_debug", f"backbone.checkpointing={again}")
         loss, _ = task.method.loss(task.model, views_of(task), 5, 0)
         loss.backward()
-        found.append((float(loss.detach()), [p.grad for p in task.model.parameters()]))
-    assert found[0][0] == found[1][0]
-    for one, other in zip(found[0][1], found[1][1], strict=True):
+        found.append([loss.detach(), *(p.grad for p in task.model.parameters())])
+        # Statistics of normalisation too, which a second pass over the same crops would move twice.
+        found[-1] += list(task.model.buffers())
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
 
 
@@ -257,3 +264,37 @@ def test_cosines_are_those_of_torch():
     z, q = torch.randn(5, 8), torch.randn(3, 8)
     expected = F.cosine_similarity(z[:, None], q[None], dim=2)
     torch.testing.assert_close(cosines(z, q), expected)
+
+
+@pytest.mark.parametrize("name", ["msn", "pmsn", "swav", "dino", "simclr", "vicreg", "mae"])
+def test_methods_learn_in_bfloat16(name):
+    found = []
+    for reduced in (False, True):
+        task = task_of(f"vision/{name}_clipart_debug", "training.batch=6")
+        views = views_of(task)
+        with torch.autocast("cpu", torch.bfloat16, reduced):
+            for step in range(2):  # the second one uses what the first has left behind
+                loss, _ = task.method.loss(task.model, views, step, 0)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        kept = task.method.state().values()
+        assert {x.dtype for x in kept if isinstance(x, torch.Tensor)} <= {torch.float32}
+        found.append(float(loss.detach()))
+    assert found[1] == pytest.approx(found[0], rel=0.03)
+
+
+def test_losses_are_as_precise_under_autocast():
+    torch.manual_seed(0)
+    one, other = torch.randn(6, 16), torch.randn(9, 16)
+
+    def computed():
+        yield cosines(one, other)
+        yield contrast(one, other[:6], 0.1)
+        yield covariance(one)
+        yield divergence(cosines(one, other), 0.1, power_law(9, 0.5))
+
+    expected = list(computed())
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, exact in zip(computed(), expected, strict=True):
+            assert found.dtype == torch.float32
+            assert torch.equal(found, exact)

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from farreach.errors import ConfigError
 from farreach.learn.collectives import largest, summed, total
+from farreach_workloads.vision.selfsup.heads import product
 from farreach_workloads.vision.selfsup.method_configs import PriorConfig
 
 
 def cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """⟨z / ‖z‖, q / ‖q‖⟩: (n, d) and (k, d) → (n, k) float32."""
-    return F.normalize(embeddings.float(), dim=1) @ F.normalize(prototypes.float(), dim=1).t()
+    return product(F.normalize(embeddings.float(), dim=1), F.normalize(prototypes.float(), dim=1))
 
 
 @torch.no_grad()

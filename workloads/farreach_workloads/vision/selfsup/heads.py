@@ -49,6 +49,15 @@ def prototypes(count: int, dim: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(count, dim).uniform_(-bound, bound))
 
 
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of rows, (n, d) and (k, d) → (n, k), as precise under autocast as without.
+
+    Losses divide them by temperatures of some hundredths, which bfloat16's error would not survive.
+    """
+    with torch.autocast(one.device.type, enabled=False):
+        return one @ other.t()
+
+
 @torch.no_grad()
 def whole(parameter: Tensor) -> Tensor:
     """All of a parameter that may be split over workers, without a gradient."""

@@ -47,7 +47,7 @@ def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
         (), the same on all workers, of the images of all of them.
     """
     own = torch.cat([F.normalize(gathered(x), dim=1) for x in (one, other)])
-    cosines = (own @ own.t()) / temperature
+    cosines = heads.product(own, own) / temperature
     itself = torch.eye(len(own), dtype=torch.bool, device=own.device)
     partners = torch.arange(len(own), device=own.device).roll(len(own) // 2)
     return F.cross_entropy(cosines.masked_fill(itself, -torch.inf), partners)

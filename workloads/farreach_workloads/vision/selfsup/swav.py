@@ -41,8 +41,7 @@ class Student(nn.Module):
     def forward(self, views: Sequence[Seen]) -> tuple[Tensor, Tensor]:
         """Embeddings of norm 1 of all crops, (n, d), and their scores, (n, k); both float32."""
         embedded = F.normalize(self.head(torch.cat(self.encoder(views))).float(), dim=1)
-        with torch.autocast(embedded.device.type, enabled=False):
-            return embedded, embedded @ self.prototypes.float().t()
+        return embedded, heads.product(embedded, self.prototypes.float())
 
 
 class Swav(Method):
@@ -97,7 +96,7 @@ class Swav(Method):
         queue = self._queue = self._queue.to(embedded.device)
         # As many on every worker.
         own = queue[:, : queue.shape[1] // workers() * workers()][:, rank :: workers()]
-        scores = own @ prototypes.t()
+        scores = heads.product(own, prototypes)
         new = gathered(embedded.unflatten(0, (ASSIGNED, -1)).transpose(0, 1)).transpose(0, 1)
         self._queue = torch.cat([new, queue], dim=1)[:, : swav.queue]
         return scores

@@ -9,6 +9,7 @@ from farreach.learn.collectives import gathered
 from farreach.learn.task import Batch
 from farreach_workloads.vision.selfsup.config import PretrainConfig
 from farreach_workloads.vision.selfsup.encoder import Encoder, Seen
+from farreach_workloads.vision.selfsup.heads import product
 from farreach_workloads.vision.selfsup.method import Method, Span, view_major
 from farreach_workloads.vision.selfsup.method_configs import VicregConfig
 from farreach_workloads.vision.selfsup.simclr import Student
@@ -25,7 +26,8 @@ def lack_of_variance(x: Tensor) -> Tensor:
 def covariance(x: Tensor) -> Tensor:
     """Sum of the squared covariances of different dimensions, over d, equation 4: (n, d) → ()."""
     centred = x - x.mean(dim=0)
-    matrix = centred.t() @ centred / (len(x) - 1)
+    columns = centred.t()
+    matrix = product(columns, columns) / (len(x) - 1)
     return (matrix.square().sum() - matrix.diagonal().square().sum()) / x.shape[1]
 
 
