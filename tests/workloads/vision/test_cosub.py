@@ -105,7 +105,10 @@ def test_submodels_differ_and_teach_each_other():
     loss.backward()
     assert depth.halves == 2
     assert 0.0 < metrics["learner/disagreement"].item() <= 1.0
-    assert math.isfinite(loss.item())
+    assert metrics["learner/dropped_share"].item() == pytest.approx(0.5, abs=0.07)
+    parts = [metrics[f"learner/{name}_loss"].item() for name in ("label", "mutual")]
+    assert loss.item() == pytest.approx(0.5 * parts[0] + 0.5 * parts[1])
+    assert parts[0] != pytest.approx(parts[1], rel=1e-3)
 
 
 def test_cosub_without_drops_is_refused():
@@ -144,4 +147,6 @@ def test_in_self_distillation_the_whole_network_teaches_a_submodel(kind):
     expected.backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(found, model.head.weight.grad)
+    told = [metrics[f"learner/{name}_loss"] for name in ("label", "mutual")]
+    torch.testing.assert_close(told, [part.detach() for part in parts])
     assert 0.0 <= metrics["learner/disagreement"].item() <= 1.0

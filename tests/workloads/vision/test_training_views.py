@@ -137,6 +137,24 @@ def test_saturation_changes_too():
     assert float(factors.std()) > 0.26  # 0.30; without one of the three 0.25
 
 
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({}, True),
+        ({"kind": "three"}, True),
+        ({"kind": "rand"}, False),
+        ({"kind": "rand", "color_jitter": 0.3}, True),
+    ],
+)
+def test_beside_randaugment_colours_are_jittered_if_asked_alone(settings, changes):
+    config = AugmentConfig(**settings)
+    assert (config.jitter > 0) == changes
+    if config.kind == "rand":  # at magnitude 0 its own operations leave a flat image as it is
+        flat = Image.new("RGB", (24, 24), (90, 90, 90))
+        views = made(flat, 20, min_scale=1.0, magnitude=0, magnitude_std=0.0, **settings)
+        assert (len({round(float(v.mean()), 3) for v in views}) > 10) == changes
+
+
 def test_no_jitter_leaves_colours_alone():
     image = Image.new("RGB", (24, 24), (120, 100, 90))
     assert torch.allclose(made(image, 3, **UNCHANGED), in_grey_levels(image), atol=1e-3)

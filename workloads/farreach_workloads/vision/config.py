@@ -65,13 +65,22 @@ class AugmentConfig(Config):
     min_scale: float = Field(0.35, gt=0, le=1)
     """Smallest share of the area that a resized crop shows."""
     flip: bool = True
-    color_jitter: float = Field(0.3, ge=0)
+    color_jitter: float | None = Field(None, ge=0)
+    """Of brightness, contrast and saturation; None: 0.3, and beside RandAugment, which changes
+    colours itself, none, as in timm."""
     magnitude: int = Field(9, ge=0, le=30)
     """Of RandAugment."""
     magnitude_std: float = Field(0.5, ge=0)
     """Spread of the magnitude from one operation to the next."""
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a box is erased."""
+
+    @property
+    def jitter(self) -> float:
+        """Strength of the changes of colour."""
+        if self.color_jitter is None:
+            return 0.0 if self.kind == "rand" else 0.3
+        return self.color_jitter
 
 
 class MixConfig(Config):

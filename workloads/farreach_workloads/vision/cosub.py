@@ -5,6 +5,7 @@ Source: cosub, arXiv:2212.04884; the recipes it stands on are those of DeiT III,
 
 from __future__ import annotations
 
+import statistics
 from typing import Literal
 
 import torch
@@ -100,15 +101,14 @@ def self_distillation_loss(
         kind: of loss.
 
     Returns:
-        The loss (), and `learner/disagreement`: how often they name different classes, ().
+        The loss (), and metrics, see `_told`.
     """
     with torch.no_grad(), depth.whole():
         taught = model(images)
     own = model(images)
     mixed = (1.0 - weight) * target + weight * answers(taught, kind)
-    disagreement = (own.argmax(1) != taught.argmax(1)).float().mean()
     loss = classification_loss(own.float(), mixed, kind)
-    return loss, {"learner/disagreement": disagreement.detach()}
+    return loss, _told(depth, [(own, taught)], target, kind)
 
 
 def cosub_loss(
@@ -130,7 +130,7 @@ def cosub_loss(
         kind: of loss.
 
     Returns:
-        The loss (), and `learner/disagreement`: how often they name different classes, ().
+        The loss (), and metrics, see `_told`.
 
     Raises:
         ValueError: nothing is dropped, so that both submodels are the same.
@@ -144,6 +144,28 @@ def cosub_loss(
     logits = model(torch.cat([images, images]))
     first, second = logits.chunk(2)
     loss = mutual_loss(first, second, target, weight, kind)
-    with torch.no_grad():
-        disagreement = (first.argmax(1) != second.argmax(1)).float().mean()
-    return loss, {"learner/disagreement": disagreement}
+    return loss, _told(depth, [(first, second), (second, first)], target, kind)
+
+
+@torch.no_grad()
+def _told(
+    depth: StochasticDepth, pairs: list[tuple[Tensor, Tensor]], target: Tensor, kind: Kind
+) -> dict[str, Tensor]:
+    """What pairs of logits, of who learns and of who teaches, say of both parts of the loss.
+
+    Returns:
+        `learner/label_loss` and `learner/mutual_loss`, before they are weighted;
+        `learner/disagreement`: how often the two name different classes; and
+        `learner/dropped_share`: of the rows of all branches. Each ().
+    """
+    assert depth.plan is not None
+    dropped = target.new_tensor(statistics.fmean(depth.plan.realised()))
+    learners = torch.cat([own.float() for own, _ in pairs])
+    teachers = torch.cat([other for _, other in pairs])
+    labels = target.repeat(len(pairs), 1)
+    return {
+        "learner/label_loss": classification_loss(learners, labels, kind),
+        "learner/mutual_loss": classification_loss(learners, answers(teachers, kind), kind),
+        "learner/disagreement": (learners.argmax(1) != teachers.argmax(1)).float().mean(),
+        "learner/dropped_share": dropped,
+    }

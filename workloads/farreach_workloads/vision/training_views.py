@@ -160,7 +160,7 @@ class TrainingViews:
         if self._config.kind == "three":
             kind = (3 * numbers[:, 1]).astype(np.int64)
         taps = blur_taps(BLUR_RADII[0] + (BLUR_RADII[1] - BLUR_RADII[0]) * numbers[:, 2])
-        strength = self._config.color_jitter
+        strength = self._config.jitter
         order = numbers[:, 3:6].argsort(1) if strength > 0 else np.empty((len(numbers), 0), int)
         least, most = max(0.0, 1 - strength), 1 + strength
         factors = (least + (most - least) * numbers[:, 6:]).astype(np.float32)
