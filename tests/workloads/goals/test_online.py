@@ -57,6 +57,20 @@ def test_a_run_leaves_everything_that_others_rely_on(uninterrupted):
     assert (uninterrupted.figures / "visits.gif").exists()
 
 
+def test_no_two_checkpoints_are_scored_by_one_evaluation(tmp_path):
+    words = ["training.checkpoint_every_steps=800", "training.keep_checkpoints=50"]
+    run = train(tmp_path, "scored", "evaluation.every_steps=3200", *words)
+    store = CheckpointStore(run.checkpoints)
+    scores = {path.name: store.named(path.name).score for path in run.checkpoints.glob("step_*")}
+    found = {
+        f"step_{line['step']:012d}": line["evaluation/success_final"]
+        for line in read_metrics(run.metrics_path)
+        if "evaluation/success_final" in line
+    }
+    assert len(scores) > len(found) > 2
+    assert {name: score for name, score in scores.items() if score is not None} == found
+
+
 def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     other = train(tmp_path, "other", "seed=1")
     weights = [final_state(run)["learner"]["agent"]["actor"] for run in (uninterrupted, other)]

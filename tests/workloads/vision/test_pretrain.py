@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from farreach import afterwards, launch
 from farreach import config as configs
-from farreach.errors import DataError
+from farreach.errors import ConfigError, DataError
 from farreach.learn.report import Report
 from farreach.learn.restored import restored
 from farreach.metrics import read_metrics
@@ -107,6 +107,15 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path, monkeypatch):
 def test_a_skewed_prior_says_where_training_would_collapse():
     notes = launch.check(DEBUG, ["method.prior.kind=power", "method.prior.exponent=1"])
     assert any("cross-entropy of 1.46" in note for note in notes), notes
+
+
+def test_views_that_patches_do_not_fill_are_named():
+    notes = launch.check(DEBUG, ["views.small_size=12", "views.small=1"])
+    assert any("last 4 rows and columns of images of 12 pixels" in note for note in notes), notes
+    with pytest.raises(ConfigError, match=r"views\.small_size: 12 pixels have no room for a patch"):
+        launch.check(
+            DEBUG, ["views.small_size=12", "views.small=1", "backbone.options.patch_size=16"]
+        )
 
 
 def test_too_few_images_are_refused():

@@ -184,14 +184,14 @@ class Coordinator(ABC):
         counters = self._counters
         counters.saved_at = counters.env_steps
         counters.ratio = [self._ratio.steps, self._ratio.updates]
+        last = counters.take_evaluation()
         states = [(part, part.call("state")) for part in self._parts.stateful()]
         taken = {part.role: self._take_state(part, state) for part, state in states}
         content = {role: state for role, state in taken.items() if state is not None}
         content["coordinator"] = {"counters": asdict(counters), "visits": self._visits}
-        last = counters.evaluations[-1] if counters.evaluations else {}
         info = {"env_steps": counters.env_steps, "updates": self._ratio.updates}
-        score = last.get(SUCCESS)
-        before = self._saver.begin(content, step=counters.env_steps, info=info, score=score)
+        step, score = counters.env_steps, last.get(SUCCESS)
+        before = self._saver.begin(content, step=step, info=info, score=score)
         self._saved_time = time.monotonic()
         self._tell_of(before)
 
@@ -397,6 +397,7 @@ class Coordinator(ABC):
 
     def _evaluated(self, at: int, metrics: dict[str, float], outcome: Any) -> None:
         counters = self._counters
+        counters.found_at = at
         counters.evaluations.append(metrics)
         del counters.evaluations[: -max(self._config.evaluation.last, 3)]
         self._report(metrics, at)

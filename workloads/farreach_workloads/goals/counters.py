@@ -17,6 +17,8 @@ class Counters:
         walk_steps_at_refresh: random steps when the last refresh began.
         refreshes: of network, memory and graph.
         evaluated_at, saved_at, drawn_at: env_steps of the last evaluation, checkpoint, figures.
+        found_at, scored_at: env_steps at which the last evaluation began that is done, and that one
+            by which a checkpoint was scored.
         train_s: seconds of training, without start-up, summed over resumes.
         evaluations: metrics of the last evaluations, newest last.
         ratio: steps and updates of the ratio controller.
@@ -31,11 +33,23 @@ class Counters:
     evaluated_at: int = 0
     saved_at: int = 0
     drawn_at: int = 0
+    found_at: int = -1
+    scored_at: int = -1
     train_s: float = 0.0
     evaluations: list[dict[str, float]] = field(default_factory=list)
     ratio: list[int] = field(default_factory=lambda: [0, 0])
     first_steps_with_nodes: dict[str, int] = field(default_factory=dict)
     incarnations: int = 0
+
+    def take_evaluation(self) -> dict[str, float]:
+        """Metrics of the last evaluation, for the next checkpoint; {} if an earlier one has them.
+
+        What is saved at the same step once more has them again.
+        """
+        if self.found_at in (-1, self.scored_at) and self.found_at != self.env_steps:
+            return {}
+        self.scored_at = self.found_at
+        return self.evaluations[-1]
 
 
 def mean_metrics(evaluations: list[dict[str, float]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from farreach import config as configs
 from farreach.checkpoint import Checkpoint
 from farreach.data.images import UNLABELLED
-from farreach.errors import DataError
+from farreach.errors import ConfigError, DataError
 from farreach.learn.demand import demand as asked_of_ray
 from farreach.learn.restored import evaluated, restored, task_at
 from farreach.learn.trainer import fit
@@ -18,10 +18,11 @@ from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.evaluation.finetune import FinetuneConfig, finetuned
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
+from farreach_workloads.vision.models import patch_of, rest_note
 from farreach_workloads.vision.selfsup import figures
 from farreach_workloads.vision.selfsup.assignments import constant_output_loss, prior_of
 from farreach_workloads.vision.selfsup.config import PretrainConfig
-from farreach_workloads.vision.selfsup.encoder import Encoder
+from farreach_workloads.vision.selfsup.encoder import Encoder, Vit
 from farreach_workloads.vision.selfsup.method_configs import MsnConfig
 from farreach_workloads.vision.selfsup.task import PretrainTask
 
@@ -68,6 +69,7 @@ def check(config: PretrainConfig) -> list[str]:
         f"{len(train):,} images to train on, {len(held_out):,} held out; an encoder of "
         f"{count:.1f}M parameters"
     ]
+    notes += _sizes_noted(config, task.encoder)
     if train.classes == [UNLABELLED]:
         notes.append("there are no labels: evaluation tells the rank of the features alone")
     msn = config.method
@@ -79,6 +81,26 @@ def check(config: PretrainConfig) -> list[str]:
             "near it, with few prototypes in use, training has collapsed"
         )
     return notes
+
+
+def _sizes_noted(config: PretrainConfig, encoder: Encoder) -> list[str]:
+    """What becomes of views whose sides are no multiples of the patch.
+
+    Raises:
+        ConfigError: a view has no room for a patch.
+    """
+    sizes = {"views.size": config.views.size, "data.size": config.data.size}
+    if config.views.small:
+        sizes["views.small_size"] = config.views.small_size
+    patch, is_cut = patch_of(encoder.trunk), isinstance(encoder, Vit)
+    for setting, size in sizes.items():
+        if patch is not None and size < patch:
+            raise ConfigError(
+                f"{setting}: {size} pixels have no room for a patch of {patch}. Raise it to a "
+                f"multiple of {patch}."
+            )
+    notes = [rest_note(encoder.trunk, size, is_cut=is_cut) for size in sizes.values()]
+    return [note for note in dict.fromkeys(notes) if note is not None]
 
 
 def make_task(config: PretrainConfig) -> PretrainTask:
