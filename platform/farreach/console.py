@@ -33,7 +33,9 @@ def flush() -> None:
 
 def _write(stream: TextIO, text: str) -> None:
     try:
-        stream.write(text)
+        # Names of files need not be text that the stream can encode.
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
         # Later lines go nowhere, and the interpreter's own flush at exit does not fail either.

@@ -54,13 +54,16 @@ def images_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def images(options: argparse.Namespace) -> None:
-    """Write a Ray Dataset of labelled images where trainings find it."""
-    from farreach.data.images import open_images
+    """Write a Ray Dataset of images, labelled or not, where trainings find it."""
+    from farreach.data.images import UNLABELLED, open_images
     from farreach.data.ray_images import write_images
 
-    train, held_out = open_images(write_images(options.function, options.out))
+    train, held_out = open_images(write_images(options.function, options.out), labelled=False)
     count = f"{len(train):,} images to train on, {len(held_out):,} held out"
-    say(f"{options.out}: {count}, {len(train.classes)} classes")
+    is_labelled = train.classes != [UNLABELLED]
+    say(
+        f"{options.out}: {count}, {f'{len(train.classes)} classes' if is_labelled else 'no labels'}"
+    )
     say(f"train with data.path={options.out}")
 
 

@@ -7,24 +7,28 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from farreach.data.image_files import idx_pair
-from farreach.data.images import ImageSet, is_image
+from farreach.data.cifar import cifar_folder
+from farreach.data.image_files import idx_pair, is_image, walk
+from farreach.data.image_set import ImageSet
+from farreach.data.parquet_images import DAMAGED
 from farreach.errors import DataError
 
 
 def looks_like_images(path: Path) -> bool:
-    """Whether a file or folder holds images in one of these layouts, rather than anything else."""
+    """Whether a file or folder holds images in one of these layouts, rather than anything else.
+
+    Raises:
+        DataError: that is a Parquet file, which is damaged.
+    """
     if path.is_file():
         if path.suffix == ".parquet":
-            return "image" in pq.read_schema(path).names
+            return "image" in _columns(path)
         return path.suffix == ".tar" or is_image(path)
-    if idx_pair(path, "train"):
+    if idx_pair(path, "train") or cifar_folder(path) is not None:
         return True
-    for file in path.rglob("*"):
-        if file.suffix == ".parquet":
+    for file in map(Path, walk(path)):
+        if file.suffix in (".parquet", ".tar") or is_image(file):
             return looks_like_images(file)
-        if file.suffix == ".tar" or is_image(file):
-            return True
     return False
 
 
@@ -37,3 +41,13 @@ def faults_of(images: ImageSet) -> Iterator[tuple[int, str | None]]:
         except DataError as error:
             fault = str(error)
         yield index, fault
+
+
+def _columns(file: Path) -> list[str]:
+    try:
+        names: list[str] = pq.read_schema(file).names
+    except DAMAGED as error:
+        raise DataError(
+            f"{file}: is no readable Parquet file: {error}. Download it again."
+        ) from error
+    return names

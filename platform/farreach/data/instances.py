@@ -1,12 +1,13 @@
 """Sets of images whose objects have a box, a mask and a class, in COCO's layout.
 
 `annotations/instances_NAME.json` beside the folder `NAME` of its images, for a NAME that begins
-with `train` and one that begins with `val`.
+with `train` and one that begins with `val`. An object without a mask is taken to fill its box.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
-from farreach.data.images import UNREADABLE, as_rgb
+from farreach.data.image_set import UNREADABLE, as_rgb
 from farreach.errors import DataError, UnreadableImageError
 
-ANNOTATION_KEYS = ("image_id", "category_id", "bbox", "segmentation")
+IMAGE_KEYS = ("id", "file_name", "height", "width")
+ANNOTATION_KEYS = ("image_id", "category_id", "bbox")
+# A polygon of fewer numbers has no area.
+FEWEST_NUMBERS = 6
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,11 @@ class InstanceSet(ABC):
 
     @abstractmethod
     def instances(self, index: int) -> Instances:
-        """Its objects."""
+        """Its objects.
+
+        Raises:
+            DataError: a mask cannot be decoded.
+        """
 
 
 class CocoInstances(InstanceSet):
@@ -105,6 +113,9 @@ class CocoInstances(InstanceSet):
         self._label = {
             int(category["id"]): self.classes.index(str(category["name"])) for category in named
         }
+        for number, image in enumerate(content["images"]):
+            if missing_keys := [key for key in IMAGE_KEYS if key not in image]:
+                raise DataError(f"{file}: image {number} has no {missing_keys[0]!r}.")
         self._images = sorted(content["images"], key=lambda image: int(image["id"]))
         self._files = [images / str(image["file_name"]) for image in self._images]
         missing = [path for path in self._files if not path.is_file()]
@@ -117,6 +128,8 @@ class CocoInstances(InstanceSet):
         place = {int(image["id"]): index for index, image in enumerate(self._images)}
         for number, annotation in enumerate(content["annotations"]):
             _check_annotation(file, number, annotation, place, self._label)
+            image = self._images[place[int(annotation["image_id"])]]
+            _check_mask(file, annotation, int(image["height"]), int(image["width"]))
             # Objects without an area cannot be found; COCO has a few.
             if min(annotation["bbox"][2:]) > 0:
                 self._objects[place[int(annotation["image_id"])]].append(annotation)
@@ -145,13 +158,21 @@ class CocoInstances(InstanceSet):
         objects = self._objects[index]
         corners = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
-        masks = [_decoded(o["segmentation"], height, width) for o in objects]
+        masks = [self._mask(o, height, width) for o in objects]
         return Instances(
             boxes=corners,
             labels=np.array([self._label[int(o["category_id"])] for o in objects], np.int64),
             masks=np.array(masks, np.bool_).reshape(-1, height, width),
             crowd=np.array([bool(o.get("iscrowd", 0)) for o in objects], np.bool_),
         )
+
+    def _mask(self, annotation: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+        """The mask of an object, (height, width); its box where there is none."""
+        try:
+            mask = _decoded(annotation.get("segmentation"), height, width)
+        except (IndexError, TypeError, ValueError) as error:
+            raise _no_mask(self.path, annotation, str(error)) from error
+        return _filled(annotation["bbox"], height, width) if mask is None else mask
 
     def _size(self, index: int) -> tuple[int, int]:
         image = self._images[index]
@@ -206,10 +227,64 @@ def _check_annotation(
             f"{file}: annotation {number} is of category {annotation['category_id']}, which is not "
             "named."
         )
+    box = annotation["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
+        raise DataError(
+            f"{file}: annotation {number} has the box {box!r}; left, top, width and height are "
+            "expected."
+        )
 
 
-def _decoded(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """Polygons, or runs as COCO has them, as (height, width)."""
+def _check_mask(file: Path, annotation: dict[str, Any], height: int, width: int) -> None:
+    """Raises DataError if a mask is there and has none of COCO's forms."""
+    mask = annotation.get("segmentation")
+    if not mask:
+        return
+    if isinstance(mask, list):
+        for polygon in mask:
+            if not isinstance(polygon, list) or len(polygon) % 2 or not _are_numbers(polygon):
+                raise _no_mask(file, annotation, "a polygon is no list of pairs of numbers")
+        return
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list | str):
+        raise _no_mask(file, annotation, "it is neither a list of polygons nor runs")
+    if mask.get("size") != [height, width]:
+        raise _no_mask(
+            file, annotation, f"its size is {mask.get('size')}, of the image {[height, width]}"
+        )
+    counts = mask["counts"]
+    if isinstance(counts, list) and (
+        not set(map(type, counts)) <= {int} or sum(counts) != height * width or min(counts) < 0
+    ):
+        raise _no_mask(file, annotation, f"its runs do not add up to {height * width} pixels")
+
+
+def _no_mask(file: Path, annotation: dict[str, Any], fault: str) -> DataError:
+    return DataError(
+        f"{file}: the annotation with id {annotation.get('id')} has a segmentation that is none: "
+        f"{fault}. Correct it, or leave it empty: then the box is filled."
+    )
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {int, float}
+
+
+def _filled(box: Sequence[float], height: int, width: int) -> NDArray[np.bool_]:
+    """All pixels (height, width) that a box of left, top, width and height touches."""
+    left, top, wide, high = box
+    mask = np.zeros((height, width), np.bool_)
+    rows = slice(max(0, math.floor(top)), max(0, math.ceil(top + high)))
+    columns = slice(max(0, math.floor(left)), max(0, math.ceil(left + wide)))
+    mask[rows, columns] = True
+    return mask
+
+
+def _decoded(segmentation: Any, height: int, width: int) -> NDArray[np.bool_] | None:
+    """Polygons, or runs as COCO has them, as (height, width); None if there are none."""
+    if isinstance(segmentation, list):
+        segmentation = [polygon for polygon in segmentation if len(polygon) >= FEWEST_NUMBERS]
+    if not segmentation:
+        return None
     if isinstance(segmentation, list):
         runs = rle.merge(rle.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation["counts"], list):

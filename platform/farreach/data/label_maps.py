@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from farreach.data.image_files import SUFFIXES
-from farreach.data.images import UNREADABLE, as_rgb
+from farreach.data.image_set import UNREADABLE, as_rgb
 from farreach.errors import DataError, UnreadableImageError
 
 LabelMap = NDArray[np.uint8]

@@ -1,8 +1,9 @@
-"""Writes a Ray Dataset of labelled images as Parquet, which `open_images` and all workers read.
+"""Writes a Ray Dataset of images as Parquet, which `open_images` and all workers read.
 
 The data set is made by a function that the user names as `package.module:function`. It returns a
 `ray.data.Dataset`, or a dictionary of them with the keys `train` and `val`, whose rows have an
-`image`, encoded bytes or an array (height, width, 3) uint8, and a `label`, a number or a name.
+`image`, encoded bytes or an array (height, width, 3) uint8, and a `label`, a number or a name; all
+may lack the label where none is needed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import numpy as np
 from PIL import Image
 
 from farreach import runtime
-from farreach.data.images import EVALUATION_NAMES
+from farreach.data.image_parts import EVALUATION_NAMES
 from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
 
-COLUMNS = ("image", "label")
+IMAGE, LABEL = "image", "label"
 ROWS_PER_FILE = 20_000
+# Of a set that is too large for memory, one image costs as much as its group.
+ROWS_PER_GROUP = 100
 ROWS_TOGETHER = 256
 
 
@@ -38,7 +41,8 @@ def write_images(name: str, out: Path) -> Path:
 
     Raises:
         ConfigError: there is no such function, or `out` is there.
-        DataError: it returns something else, a column is missing, or an image cannot be encoded.
+        DataError: it returns something else, a column is missing, some parts alone have labels, or
+            an image cannot be encoded.
     """
     make = _function(name)
     if out.exists():
@@ -47,20 +51,16 @@ def write_images(name: str, out: Path) -> Path:
     working = out.with_name(f".tmp-{out.name}-{os.getpid()}")
     with runtime.connection(1):
         parts = _parts(name, make())
+        columns = _columns(name, {part: data.columns() or [] for part, data in parts.items()})
         try:
             for part, dataset in parts.items():
-                columns = dataset.columns() or []
-                missing = [column for column in COLUMNS if column not in columns]
-                if missing:
-                    raise DataError(
-                        f"{name}: has no column {missing[0]!r}; it has {', '.join(columns)}. Name "
-                        "the columns image and label."
-                    )
-                rows = dataset.select_columns(list(COLUMNS)).map_batches(
+                rows = dataset.select_columns(columns).map_batches(
                     _encoded, batch_size=ROWS_TOGETHER, batch_format="numpy"
                 )
                 folder = working / part
-                rows.write_parquet(str(folder), min_rows_per_file=ROWS_PER_FILE)
+                rows.write_parquet(
+                    str(folder), min_rows_per_file=ROWS_PER_FILE, row_group_size=ROWS_PER_GROUP
+                )
                 for number, file in enumerate(sorted(folder.glob("*.parquet"))):
                     sync(file)
                     file.rename(working / f"{part}-{number:05}.parquet")
@@ -100,12 +100,28 @@ def _parts(name: str, made: Any) -> dict[str, Any]:
     return parts
 
 
+def _columns(name: str, found: Mapping[str, list[str]]) -> list[str]:
+    """What is written of all parts, by the columns that each has."""
+    for columns in found.values():
+        if IMAGE not in columns:
+            raise DataError(
+                f"{name}: has no column {IMAGE!r}; it has {', '.join(columns)}. Name the columns "
+                "image and label."
+            )
+    labelled = [part for part, columns in found.items() if LABEL in columns]
+    if labelled and len(labelled) < len(found):
+        bare = next(part for part in found if part not in labelled)
+        raise DataError(
+            f"{name}: has a column {LABEL!r} in {labelled[0]} and none in {bare}. Label all parts, "
+            "or none."
+        )
+    return [IMAGE, LABEL] if labelled else [IMAGE]
+
+
 def _encoded(batch: dict[str, Any]) -> dict[str, Any]:
-    """Arrays as PNG; what is encoded already stays as it is."""
-    return {
-        "image": np.array([_as_bytes(image) for image in batch["image"]], dtype=object),
-        "label": batch["label"],
-    }
+    """Arrays as PNG; what is encoded already stays as it is, and so do labels."""
+    images = np.array([_as_bytes(image) for image in batch[IMAGE]], dtype=object)
+    return {**batch, IMAGE: images}
 
 
 def _as_bytes(image: Any) -> bytes:

@@ -158,7 +158,7 @@ def parquet_with(path, **columns):
         (lambda p: parquet_with(p, image=[b"x"], label=[-1]), r"counted from 0; there is a -1"),
         (
             lambda p: parquet_with(p, image=[b"x"], label=[0], split=["dev"]),
-            r"split 'dev' is none of train, val, test, eval",
+            r"split 'dev' is none of train, training, val, valid, validation, test, eval",
         ),
         (
             lambda p: parquet_with(p, image=[b"x"] * 2, label=[0, 0], split=["train"] * 2),

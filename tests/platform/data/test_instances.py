@@ -87,6 +87,24 @@ def no_box(content, folder):
 
 def other_size(content, folder):
     content["images"][1]["width"] = 31
+    content["annotations"][2]["segmentation"]["size"][1] = 31
+
+
+def no_height(content, folder):
+    del content["images"][0]["height"]
+
+
+def half_a_box(content, folder):
+    content["annotations"][0]["bbox"] = [1, 2]
+
+
+def segmented(value):
+    """The second annotation, of id 2, has another segmentation."""
+
+    def spoil(content, folder):
+        content["annotations"][1]["segmentation"] = value
+
+    return spoil
 
 
 def nothing(content, folder):
@@ -104,6 +122,8 @@ def new_category(content, folder):
         (no_image, r"train2017/3\.png: is missing, as are 0 other"),
         (no_category, r"annotation 2 is of category 6, which is not named"),
         (no_box, r"annotation 0 has no 'bbox'"),
+        (half_a_box, r"annotation 0 has the box \[1, 2\]; left, top, width and height"),
+        (no_height, r"image 0 has no 'height'"),
         (other_size, r"3\.png: is \(30, 20\) pixels large, but .*json says \(31, 20\)"),
         (nothing, r"instances_train2017\.json: has no annotations"),
         (new_category, r"has the category 'horse', of which none is trained on"),
@@ -113,6 +133,46 @@ def test_faults_are_named(tmp_path, spoil, message):
     coco(tmp_path, spoil)
     with pytest.raises(DataError, match=message):
         open_instances(tmp_path)[0].image(0)
+
+
+@pytest.mark.parametrize("value", [[], None, {}, "", [[]], [[2, 3, 12, 9]], ...])
+def test_an_object_without_a_mask_fills_its_box(tmp_path, value):
+    def spoil(content, folder):
+        annotation = content["annotations"][0]
+        annotation["bbox"] = [2.5, 3, 28, 5.2]  # beyond the right edge
+        annotation["segmentation"] = value
+        if value is ...:
+            del annotation["segmentation"]
+
+    train, _ = open_instances(coco(tmp_path, spoil))
+    rows, columns = np.nonzero(train.instances(1).masks[0])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 8, 2, WIDTH - 1)
+    assert len(rows) == 6 * (WIDTH - 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([[2, 3, 12, 3, 12]], "a polygon is no list of pairs of numbers"),
+        ([2, 3, 12, 3, 12, 9], "a polygon is no list of pairs of numbers"),
+        ([["2", 3, 12, 3, 12, 9]], "a polygon is no list of pairs of numbers"),
+        (7, "it is neither a list of polygons nor runs"),
+        ({"size": [HEIGHT, WIDTH]}, "it is neither a list of polygons nor runs"),
+        ({"counts": [0, 600], "size": [WIDTH, HEIGHT]}, r"its size is \[30, 20\], of the image"),
+        ({"counts": [0, 599], "size": [HEIGHT, WIDTH]}, "its runs do not add up to 600 pixels"),
+    ],
+)
+def test_a_segmentation_that_is_none_is_refused_with_its_id(tmp_path, value, message):
+    coco(tmp_path, segmented(value))
+    expected = rf"train2017\.json: the annotation with id 2 has a segmentation .*: {message}"
+    with pytest.raises(DataError, match=expected):
+        open_instances(tmp_path)
+
+
+def test_packed_runs_that_cannot_be_decoded_are_refused_with_their_id(tmp_path):
+    coco(tmp_path, segmented({"counts": "Zoo", "size": [HEIGHT, WIDTH]}))
+    with pytest.raises(DataError, match="the annotation with id 2 has a segmentation that is none"):
+        open_instances(tmp_path)[0].instances(1)
 
 
 def test_another_layout_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from farreach.data.images import open_images
@@ -39,6 +40,21 @@ def both():
     }
 
 
+def bare():
+    import ray
+
+    return ray.data.from_items([{"image": encoded(i), "more": i} for i in range(250)])
+
+
+def half():
+    import ray
+
+    return {
+        "train": ray.data.from_items([{"image": encoded(1), "label": "a"}]),
+        "val": ray.data.from_items([{"image": encoded(2)}]),
+    }
+
+
 def numbers():
     import ray
 
@@ -69,10 +85,32 @@ def test_a_ray_dataset_becomes_images_to_train_on(tmp_path):
     wrong = command(tmp_path, "numbers", tmp_path / "other")
     assert wrong.returncode == 1
     assert "mine:numbers: has no column 'image'; it has id" in wrong.stderr
+    wrong = command(tmp_path, "half", tmp_path / "other")
+    assert wrong.returncode == 1
+    assert "mine:half: has a column 'label' in train and none in val" in wrong.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
         *(["__pycache__"] if (tmp_path / "__pycache__").exists() else []),
         "out",
     ]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_dataset_may_lack_labels(tmp_path):
+    (tmp_path / "mine.py").write_text(MODULE)
+    done = command(tmp_path, "bare", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "225 images to train on, 25 held out, no labels" in done.stdout
+    train, held_out = open_images(tmp_path / "out", labelled=False)
+    assert train.classes == ["unlabelled"]
+    values = [
+        part.load(i).getpixel((0, 0))[0] for part in (train, held_out) for i in range(len(part))
+    ]
+    assert sorted(values) == list(range(250))
+    footer = pq.read_metadata(tmp_path / "out" / "train-00000.parquet")
+    assert max(footer.row_group(n).num_rows for n in range(footer.num_row_groups)) == 100
+    with pytest.raises(DataError, match="has no column 'label'"):
+        open_images(tmp_path / "out")
 
 
 def test_what_cannot_be_read_is_refused_before_ray_starts(tmp_path):

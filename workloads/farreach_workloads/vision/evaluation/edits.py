@@ -26,6 +26,7 @@ class EditedImages(ImageSet):
         """Of `images`, which also lend what is pasted."""
         super().__init__(images.path, images.labels, images.classes)
         self._images, self._seed = images, seed
+        self.files = images.files
 
     def name(self, index: int) -> str:
         """That of the original, and the seed."""
