@@ -2,8 +2,9 @@
 
     python benchmarks/long/chaos.py [--faults N] [--seed S] [--only NAME …]
 
-Small runs (the maze with every part in an actor, pretraining of an encoder of text in two workers
-of Ray Train with an evaluator beside, embedding in two actors) are hit by: SIGKILL of each role,
+Small runs (the maze with every part in an actor, pretraining of an encoder of text and of one of
+images in two workers of Ray Train with an evaluator beside each, go-fresh with its evaluator beside
+it, embedding in two actors) are hit by: SIGKILL of each role,
 damaged checkpoints, a machine that is switched off, one that leaves after a notice, a driver and a
 head that are killed, a full disk, a process that eats the memory, and a network that is cut (the
 last needs root, for a namespace). Prints one JSON line per fault and a table. A run that was hit is
@@ -26,8 +27,9 @@ from chaos_processes import ProcessDrills
 from farreach.testing.drills import table
 
 SHARES = {
-    "maze": 0.42, "text": 0.2, "embed": 0.1, "driver": 0.06, "corrupt": 0.06, "node": 0.04,
-    "drain": 0.04, "head": 0.03, "disk": 0.02, "memory": 0.02, "network": 0.01,
+    "maze": 0.34, "text": 0.14, "images": 0.08, "offline": 0.06, "embed": 0.1, "driver": 0.06,
+    "corrupt": 0.06, "node": 0.04, "drain": 0.04, "head": 0.03, "disk": 0.02, "memory": 0.02,
+    "network": 0.01,
 }  # fmt: skip
 MIB = 2**20
 

@@ -9,13 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from farreach.actors.chaos import damage
 from farreach.rundir import RunDirectory
-from farreach.testing.drills import Outcome, Training, newest_saved, outcomes
+from farreach.testing.drills import Event, Outcome, Training, newest_saved, outcomes
 
 LIMIT_S = 1800.0
 MAZE = "goals/walk_maze_debug"
@@ -40,8 +41,20 @@ TEXT_SETTINGS = (
     "training.checkpoint_every_epochs=10",
     "training.evaluate_every_epochs=100",
 )
+IMAGES = "vision/msn_clipart_debug"
+IMAGES_SETTINGS = (
+    "runtime.workers=2",
+    "runtime.cpus=0.3",
+    "runtime.evaluators=1",
+    "runtime.max_failures=1000",
+    "training.checkpoint_every_epochs=0.05",
+    "training.evaluate_every_epochs=0.5",
+)
+OFFLINE = "goals/fresh_maze_debug"
+OFFLINE_SETTINGS = ("runtime.placement=tasks", "runtime.cpus=0.3")
 # Metrics by which runs are compared.
 MAZE_METRIC, TEXT_METRIC = "evaluation_planned/success_final", "evaluation/ndcg@10"
+IMAGES_METRIC, OFFLINE_METRIC = "evaluation/knn_top1", "evaluation/success_final"
 LEAST_SPREAD = 0.1
 
 
@@ -62,8 +75,10 @@ class Drills:
         self, name: str, config: str, settings: list[str], variables: dict[str, str] | None = None
     ) -> Training:
         """One with a run directory of its own in the folder."""
-        if config == TEXT:
+        if config in (TEXT, OFFLINE):
             settings = [*settings, f"data.cache={self.folder / 'cache'}"]
+        if config == OFFLINE:
+            settings.append(f"data.path={self.folder / 'recorded'}")
         number = sum(1 for path in self.folder.iterdir() if path.is_dir())
         return Training(
             config, settings, self.folder / f"{number}-{name.replace(' ', '-')}", variables
@@ -92,6 +107,27 @@ class ProcessDrills(Drills):
         settings = [f"training.epochs={epochs}", "chaos.kill_every_s=15", f"chaos.faults={faults}"]
         settings.append(f"chaos.seed={self.seed}")
         self._until_done("text", self.training("text", TEXT, [*TEXT_SETTINGS, *settings]))
+
+    def images(self, faults: int) -> None:
+        """As `text`, of images."""
+        epochs = 1 + faults
+        settings = [f"training.epochs={epochs}", "chaos.kill_every_s=15", f"chaos.faults={faults}"]
+        settings.append(f"chaos.seed={self.seed}")
+        self._until_done("images", self.training("images", IMAGES, [*IMAGES_SETTINGS, *settings]))
+
+    def offline(self, faults: int) -> None:
+        """SIGKILL of the evaluator beside go-fresh, and damaged checkpoints in between."""
+        settings = [f"training.epochs={4 + 8 * faults}", f"chaos.faults={faults}"]
+        settings += ["chaos.kill_every_s=4", "chaos.corrupt_checkpoint_every_s=30"]
+        settings.append(f"chaos.seed={self.seed}")
+        training = self.training("offline", OFFLINE, [*OFFLINE_SETTINGS, *settings])
+        training.start()
+        done = training.wait(LIMIT_S) == 0
+        events = training.events()
+        brought = [event for event in events if event["event"] == "chaos"]
+        for outcome, fault in zip(outcomes("offline", events, done), brought, strict=True):
+            killed = fault["fault"] == "kill"
+            self.note(replace(outcome, recovery_s=_scored_s(fault, events)) if killed else outcome)
 
     def _until_done(self, name: str, training: Training) -> None:
         training.start()
@@ -179,12 +215,23 @@ class ProcessDrills(Drills):
             f'"spread": {spread:.4f}, "within": {str(abs(found - middle) <= spread).lower()}}}'
         )
         plain = [*TEXT_SETTINGS, "training.epochs=600"]
-        hit = [*plain, "chaos.kill_every_s=15", "chaos.faults=3", f"chaos.seed={self.seed}"]
+        self._same("text", TEXT, TEXT_METRIC, plain, every_s=15)
+        plain = [*IMAGES_SETTINGS, "training.epochs=4"]
+        self._same("images", IMAGES, IMAGES_METRIC, plain, every_s=15)
+        plain = [*OFFLINE_SETTINGS, "training.epochs=28"]
+        self._same("offline", OFFLINE, OFFLINE_METRIC, plain, every_s=4)
+
+    def _same(
+        self, name: str, config: str, metric: str, plain: list[str], *, every_s: float
+    ) -> None:
+        """Is the result of a run that was hit to the last bit that of one that was not?"""
+        hit = [*plain, f"chaos.kill_every_s={every_s}", "chaos.faults=3"]
+        hit.append(f"chaos.seed={self.seed}")
         ours, theirs = (
-            float(self._result(name, TEXT, settings)[TEXT_METRIC])
-            for name, settings in (("text-hit", hit), ("text-plain", plain))
+            float(self._result(f"{name}-{how}", config, settings)[metric])
+            for how, settings in (("hit", hit), ("plain", plain))
         )
-        print(f'{{"name": "text_noise", "hit": {ours!r}, "undisturbed": {theirs!r}, '
+        print(f'{{"name": "{name}_noise", "hit": {ours!r}, "undisturbed": {theirs!r}, '
               f'"equal": {str(ours == theirs).lower()}}}')  # fmt: skip
 
     def _result(self, name: str, config: str, settings: list[str]) -> dict[str, object]:
@@ -197,6 +244,14 @@ class ProcessDrills(Drills):
 def _resumed_at(training: Training) -> int:
     found = [event["step"] for event in training.events() if event["event"] == "resumed"]
     return int(found[-1] or 0) if found else 0
+
+
+def _scored_s(fault: Event, events: Sequence[Event]) -> float | None:
+    """Seconds from the death of the evaluator to the checkpoint that has its work done again."""
+    deaths = [e for e in events if e["event"] == "actor_died" and e["pid"] == fault["pid"]]
+    told = deaths[0]["time"] if deaths else float("inf")
+    saved = [e["time"] for e in events if e["event"] == "checkpoint" and e["time"] > told]
+    return saved[0] - fault["time"] if saved else None
 
 
 def _actors(ancestor: int) -> list[int]:

@@ -148,3 +148,11 @@ def test_every_number_out_of_range_is_named(loaded, tmp_path):
     mutations = {path: value for path, value in beyond.items() if value is not None}
     assert mutations
     assert not refused(loaded, mutations, tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["data", "goals", "retrieval", "vision"])
+def test_no_seed_may_be_negative(folder):
+    for path in sorted((FOLDER / folder).glob("*.yaml")):
+        seeds = [leaf for leaf in leaves_of(configs.load(path).config) if leaf.path[-1] == "seed"]
+        assert seeds
+        assert not [(path.stem, leaf.path) for leaf in seeds if not refuses(leaf.field, -1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from farreach.errors import FarreachError
@@ -45,3 +46,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"should be a whole number above 0 (got {text!r})")
     return int(text)
+
+
+def amount(text: str) -> float:
+    """A number that is 0 or more."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (number := float(text)) < float("inf"):
+            return number
+    raise argparse.ArgumentTypeError(f"should be 0 or more (got {text!r})")

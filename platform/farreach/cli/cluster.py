@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farreach.cli.arguments import add_overrides
+from farreach.cli.arguments import add_overrides, amount
 from farreach.cli.lists import say_table
 from farreach.console import say, warn
 from farreach.errors import ConfigError
@@ -93,6 +93,10 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
         help="version of Ray's autoscaler (default: 2)",
     )
     parser.add_argument(
+        "--core-hour", type=amount, metavar="PRICE", help="of a CPU: say what the machines cost"
+    )
+    parser.add_argument("--gpu-hour", type=amount, metavar="PRICE", help="likewise, of a GPU")
+    parser.add_argument(
         "--run", action="store_true", help="really train there, instead of asking for machines only"
     )
     parser.add_argument(
@@ -162,6 +166,8 @@ def _simulate(plan: Plan, demands: list[Demand], options: argparse.Namespace) ->
         say(json.dumps(_as_json(found, plan, options), indent=2))
         return
     _say_forecast(found)
+    if prices := _prices(options):
+        say(f"cost      {_cost(plan, found, prices)}")
     spot = {group.name for group in plan.groups if group.spot}
     for role, where in found.placed.items():
         places = ", ".join(
@@ -204,6 +210,24 @@ def _say_forecast(found: Simulation) -> None:
         )
 
 
+def _prices(options: argparse.Namespace) -> dict[str, float]:
+    """CPU and GPU → of one, an hour, as far as they are given."""
+    given = {"CPU": options.core_hour, "GPU": options.gpu_hour}
+    return {name: price for name, price in given.items() if price is not None}
+
+
+def _cost(plan: Plan, found: Simulation, prices: Mapping[str, float]) -> str:
+    """What the machines of a forecast cost, and what is not in it."""
+    from farreach.cluster.demand import in_words
+    from farreach.cluster.forecast import hourly, together
+
+    nodes = found.forecast.nodes
+    amounts = {name: in_words({name: count}) for name, count in together(plan, nodes).items()}
+    of = " and ".join(f"{amounts.get(name, f'0 {name}s')} at {p:g}" for name, p in prices.items())
+    without = " and ".join([*(amounts[name] for name in amounts if name not in prices), "the head"])
+    return f"{hourly(plan, nodes, prices):,.2f} an hour: {of}, without {without}"
+
+
 def _idle(plan: Plan, found: Simulation) -> str:
     """How long machines must be idle, here and there."""
     times = {group.name: group.idle_s for group in plan.groups if not group.head and group.most}
@@ -216,11 +240,15 @@ def _seconds(idle_s: float | None) -> str:
 
 
 def _as_json(found: Simulation, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
+    from farreach.cluster.forecast import hourly
+
+    prices = _prices(options)
     return {
         "file": str(options.file),
         "config": options.config,
         "autoscaler": options.autoscaler,
         **dataclasses.asdict(found),
+        "cost_per_hour": hourly(plan, found.forecast.nodes, prices) if prices else None,
         "idle_s_by_file": {group.name: group.idle_s for group in plan.groups if not group.head},
     }
 

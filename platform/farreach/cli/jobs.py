@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farreach.cli.arguments import UsageError, add_config
+from farreach.cli.arguments import UsageError, add_config, amount
 from farreach.console import say, warn
-from farreach.errors import ClusterError
+from farreach.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     from farreach.cluster.jobs import Job, Order
@@ -67,12 +67,12 @@ def submit_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--driver-cpus",
-        type=_amount,
+        type=amount,
         default=0,
         metavar="N",
         help="reserve them for the job's own process (default: 0, it runs on the head)",
     )
-    parser.add_argument("--driver-gpus", type=_amount, default=0, metavar="N", help="likewise")
+    parser.add_argument("--driver-gpus", type=amount, default=0, metavar="N", help="likewise")
     parser.add_argument(
         "--env",
         type=_variable,
@@ -159,21 +159,37 @@ def with_shared_cache(
     """A configuration whose caches lie beside the run, unless it says where they are.
 
     By default they are below the working directory, which on a cluster is each job's own and on
-    each machine another.
+    each machine another. There they stay beside a run at a URI, since a cache is a folder.
 
     Args:
         raw: what the user has said.
         whole: the same with all defaults.
         root: folder of runs, as all machines see it.
         run_dir: that of the run, if it is given instead.
+
+    Raises:
+        ConfigError: a cache is to be at a URI.
     """
-    top = root or (run_dir and run_dir.rpartition("/")[0])
+    from farreach.storage.remote import is_remote
+
+    caches = {
+        section: values["cache"]
+        for section, values in whole.items()
+        if isinstance(values, Mapping) and "cache" in values
+    }
+    for section, cache in caches.items():
+        if is_remote(cache):
+            raise ConfigError(
+                f"{section}.cache: {cache} is a URI, and a cache is read where it lies. Name a "
+                "folder: one that all machines share, or one that each may make for itself."
+            )
+    top = run_dir.rpartition("/")[0] if run_dir else root
     result = dict(raw)
     if not top or not top.startswith("/"):
         return result
-    for section, values in whole.items():
+    for section in caches:
         said = result.get(section) or {}
-        if isinstance(values, Mapping) and "cache" in values and "cache" not in said:
+        if "cache" not in said:
             result[section] = {**said, "cache": f"{top.rstrip('/')}/cache"}
     return result
 
@@ -221,11 +237,3 @@ def _variable(text: str) -> tuple[str, str]:
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"should read NAME=VALUE (got {text!r})")
     return name, value
-
-
-def _amount(text: str) -> float:
-    """A number that is 0 or more."""
-    with contextlib.suppress(ValueError):
-        if 0 <= (amount := float(text)) < float("inf"):
-            return amount
-    raise argparse.ArgumentTypeError(f"should be 0 or more (got {text!r})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,33 @@ def limits(plan: Plan, demand: Demand) -> str:
     if demand.together:
         text += f"; all {demand.count} have their places at once or none ({demand.strategy})"
     return text
+
+
+def together(plan: Plan, nodes: Mapping[str, int]) -> dict[str, float]:
+    """CPUs and GPUs of all machines of a forecast, as Ray counts them; the head's left out.
+
+    Args:
+        plan: which machines there are.
+        nodes: group → how many of them.
+    """
+    has = {group.name: group.resources for group in _workers(plan)}
+    return {
+        name: sum(count * has[group].get(name, 0.0) for group, count in nodes.items())
+        for name in ("CPU", "GPU")
+        if any(has[group].get(name) for group in nodes)
+    }
+
+
+def hourly(plan: Plan, nodes: Mapping[str, int], prices: Mapping[str, float]) -> float:
+    """What the machines of a forecast cost an hour, in the unit of the prices.
+
+    Args:
+        plan: which machines there are.
+        nodes: group → how many of them.
+        prices: CPU or GPU → of one, an hour; one that is not named costs nothing.
+    """
+    amounts = together(plan, nodes)
+    return sum(amounts.get(name, 0.0) * price for name, price in prices.items())
 
 
 def _workers(plan: Plan) -> list[Group]:

@@ -70,7 +70,7 @@ class IndexConfig(Config):
     """Vectors that train each list of ivf_* and each code, drawn uniformly from all."""
     shards: int = Field(default=1, ge=1)
     """Pieces that are built and searched apart."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of the draws in training."""
 
     @property

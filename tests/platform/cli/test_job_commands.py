@@ -4,6 +4,7 @@ import pytest
 
 from farreach.cli.jobs import with_shared_cache
 from farreach.cli.main import main
+from farreach.errors import ConfigError
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -57,9 +58,20 @@ def test_caches_of_a_job_lie_beside_its_run_unless_it_says_where():
     shared = with_shared_cache(said, whole, "/shared/runs", None)
     assert shared == {"name": "x", "data": {"path": "p", "cache": "/shared/runs/cache"}}
     assert said == {"name": "x", "data": {"path": "p"}}
-    assert with_shared_cache({}, whole, None, "/shared/one")["data"]["cache"] == "/shared/cache"
+    for unused in (None, "~/farreach"):  # what --root is by default
+        shared = with_shared_cache({}, whole, unused, "/shared/one")
+        assert shared["data"]["cache"] == "/shared/cache"
     own = {"data": {"cache": "/mine"}}
     assert with_shared_cache(own, whole, "/shared", None) == own
     for root in ("s3://bucket/runs", "~/runs", None):
         assert with_shared_cache(said, whole, root, None) == said
     assert with_shared_cache({}, {"name": "x", "training": {"epochs": 3}}, "/shared", None) == {}
+
+
+@pytest.mark.parametrize("root", ["/shared", "s3://bucket/runs"])
+def test_a_cache_at_a_uri_is_refused_before_anything_is_sent(root):
+    said = {"data": {"cache": "s3://bucket/cache"}}
+    with pytest.raises(
+        ConfigError, match=r"^data\.cache: s3://bucket/cache is a URI, and .* Name a"
+    ):
+        with_shared_cache(said, said, root, None)

@@ -1,5 +1,6 @@
 """What is shipped in `cluster/` is fine, and agrees with what is installed and with one another."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -12,9 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster_edits import CLUSTER, FILES, ROOT
 
 import farreach
+from farreach import config as configs
 from farreach.cli import main as cli
 from farreach.cluster import schemas
 from farreach.cluster.check import check_file
+from farreach.cluster.demand import fits
+from farreach.cluster.forecast import Forecast, forecast
 from farreach.cluster.images import PYTHONS
 
 PROJECT = (ROOT / "pyproject.toml").read_text()
@@ -63,6 +67,38 @@ def test_commands_that_files_tell_or_run_can_be_typed(path):
     text = re.sub(r" \\\n#\s*", " ", path.read_text())  # lines of a comment that go on
     for found in re.findall(r"farreach (?:cluster|submit) [^\n&>#]*", text):
         cli.parsed(shlex.split(found)[1:])
+
+
+def trainings(path):
+    """The trainings that a file tells to begin in its comments, or begins as a job."""
+    text = re.sub(r" \\\n#\s*", " ", path.read_text())
+    jobs = [tree.get("spec", {}).get("entrypoint") for tree in yaml.safe_load_all(text)]
+    told = re.findall(r"farreach submit [^\n&>#]*", text)
+    for command in [*told, *filter(None, jobs)]:
+        options = cli.parsed(shlex.split(command)[1:])
+        loaded = configs.load(configs.find(options.config), options.overrides)
+        yield importlib.import_module(loaded.workload).demand(loaded.config)
+
+
+def test_files_with_machines_on_spot_tell_how_to_begin_a_training():
+    plans = {path: check_file(path).plans for path in FILES}
+    on_spot = [path for path in FILES if any(g.spot for p in plans[path] for g in p.groups)]
+    assert {path.name for path in on_spot} == {
+        *("aws.yaml", "azure.yaml", "gcp.yaml", "raycluster.yaml", "rayjob.yaml"),
+    }
+    assert all(list(trainings(path)) for path in on_spot)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_trainings_that_files_begin_hold_state_on_machines_that_stay(path):
+    for demands in trainings(path):
+        (plan,) = check_file(path).plans
+        spot = [group.resources for group in plan.groups if group.spot]
+        may_go = {d.role for d in demands if any(fits(d.asked, there) for there in spot)}
+        assert may_go <= {"rollout"}
+        if all(group.resources for group in plan.groups):
+            # 28 rollouts, 14 on a machine; all the rest on one
+            assert forecast(plan, demands) == Forecast({"rollout": 2, "learner": 1}, {})
 
 
 def test_the_pythons_that_images_may_bring_are_those_of_the_project():
@@ -139,11 +175,33 @@ def test_the_container_file_has_what_ray_s_launcher_and_kuberay_need():
     assert {"rsync", "openssh-client", "wget", "ca-certificates"} <= set(packages.split())
 
 
+def extras_of_the_image():
+    """What the container file installs of pyproject.toml's extras unless it is told otherwise."""
+    (argument,) = [rest for name, rest in instructions() if name == "ARG" and "EXTRAS" in rest]
+    return set(argument.partition("=")[2].split(","))
+
+
+def extras_asked(path):
+    """What the machines of a file install, or say that their image must have."""
+    text = path.read_text()
+    return {
+        *re.findall(r"farreach-\*\.whl\)\[(\w+)\]", text),
+        *re.findall(r"farreach\[(\w+)\]", text),
+    }
+
+
+def test_the_image_has_what_heads_need_to_start_machines_of_their_cloud_and_to_serve():
+    for name in ("aws", "gcp", "azure"):
+        assert extras_asked(CLUSTER / f"{name}.yaml") == {name}
+    assert extras_asked(CLUSTER / "kuberay" / "rayservice.yaml") == {"serve"}
+    assert extras_of_the_image() == {extra for path in FILES for extra in extras_asked(path)}
+    (install,) = [rest for name, rest in instructions() if name == "RUN" and "$EXTRAS" in rest]
+    assert "farreach-*.whl)[$EXTRAS]" in install
+
+
 def test_extras_that_files_ask_for_exist():
-    asked = re.findall(r"farreach-\*\.whl\)\[(\w+)\]", "".join(path.read_text() for path in FILES))
     told = re.findall(r"pip install -e '\.\[(\w+)\]'", "".join(path.read_text() for path in FILES))
-    arguments = [rest for name, rest in instructions() if name == "ARG" and "EXTRAS" in rest]
-    asked += [arguments[0].partition("=")[2], *told]
-    assert {"aws", "gcp", "azure", "serve"} == set(asked)
+    asked = extras_of_the_image()
+    assert set(told) == asked - {"serve"}
     for extra in asked:
         assert re.search(rf"^{extra} = \[", PROJECT, re.M)

@@ -1,7 +1,7 @@
 import pytest
 
 from farreach.cluster.demand import Demand
-from farreach.cluster.forecast import forecast, limits
+from farreach.cluster.forecast import forecast, hourly, limits, together
 from farreach.cluster.plan import Group, Plan
 from farreach.errors import ClusterError
 
@@ -85,3 +85,12 @@ def test_a_process_without_room_anywhere_is_an_error_that_says_what_is_nearest()
 def test_machines_of_unknown_size_are_an_error():
     with pytest.raises(ClusterError, match="the machines of 'workers' have no resources"):
         forecast(Plan("", (HEAD, Group("workers", 2, 2))), [rollouts(1)])
+
+
+def test_machines_cost_what_their_cpus_and_gpus_do():
+    nodes = {"rollout": 2, "learner": 1}
+    assert together(PLAN, nodes) == {"CPU": 48, "GPU": 1}
+    assert together(PLAN, {"rollout": 3}) == {"CPU": 48}
+    assert hourly(PLAN, nodes, {"CPU": 0.04}) == pytest.approx(1.92)
+    assert hourly(PLAN, nodes, {"CPU": 0.04, "GPU": 2.0}) == pytest.approx(3.92)
+    assert hourly(PLAN, {"rollout": 3}, {"GPU": 2.0}) == 0

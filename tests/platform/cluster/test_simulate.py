@@ -181,6 +181,32 @@ def test_the_command_asks_for_what_the_workload_demands_of_the_machines_of_the_f
     ]
 
 
+@pytest.mark.parametrize(
+    ("prices", "line"),
+    [
+        # Two machines of 4 CPUs and one of 8, which has a GPU.
+        (["--core-hour", "0.05"], "0.80 an hour: 16 CPUs at 0.05, without 1 GPU and the head"),
+        (
+            ["--core-hour", "0.05", "--gpu-hour", "1.5"],
+            "2.30 an hour: 16 CPUs at 0.05 and 1 GPU at 1.5, without the head",
+        ),
+    ],
+)
+def test_with_prices_it_says_what_the_machines_cost(prices, line, file, found, capsys):
+    assert main(["cluster", "simulate", str(file), "--config", *RUN, *prices]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[6:8] == ["machines  2 rollout, 1 learner", f"cost      {line}"]
+    assert main(["cluster", "simulate", str(file), "--config", *RUN, *prices, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cost_per_hour"] == pytest.approx(float(line.split()[0]))
+
+
+def test_a_price_is_a_number(file, capsys):
+    words = ["cluster", "simulate", str(file), "--config", *RUN, "--core-hour", "-1"]
+    assert main(words) == 2
+    assert "should be 0 or more (got '-1')" in capsys.readouterr().err
+
+
 def test_with_json_it_says_nothing_else(file, found, capsys):
     assert main(["cluster", "simulate", str(file), "--config", *RUN, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -189,6 +215,7 @@ def test_with_json_it_says_nothing_else(file, found, capsys):
     assert told["moments"][1] == {"seconds": 8.25, "nodes": {"rollout": 2, "learner": 1}}
     assert told["demands"][-1]["role"] == "rollout"
     assert told["idle_s_by_file"] == {"rollout": 300, "learner": 300}
+    assert told["cost_per_hour"] is None
 
 
 def test_a_run_without_ray_asks_for_nothing(file, capsys):

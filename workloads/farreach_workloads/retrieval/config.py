@@ -34,7 +34,8 @@ class TextConfig(Config):
     normalised: bool = False
     """Bring hyphens, quotation marks and the like into one form first."""
     cache: str = "runs/cache"
-    """Where tokens and trained word pieces are kept; every worker must see it."""
+    """Folder in which tokens and trained word pieces are kept; machines that do not share it make
+    their own."""
     workers: int = Field(0, ge=0)
     """Ray tasks that tokenise side by side; 0: this process does it."""
 
@@ -125,7 +126,7 @@ class RetrievalConfig(Config):
     preset: Literal["contriever", "mcontriever", "ablation"] | None = "contriever"
     """The run of the paper whose settings this one's are compared with: it says where they differ.
     None: it is compared with none."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     data: TextConfig = TextConfig()
     mix: MixConfig = MixConfig()
     spans: SpansConfig = SpansConfig()

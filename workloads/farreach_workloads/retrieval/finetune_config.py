@@ -60,7 +60,7 @@ class FinetuneConfig(Config):
     preset: Literal["msmarco", "multilingual", "few_shot"] | None = None
     """The run of the paper whose settings this one's are compared with: it says where they differ.
     None: it is compared with none."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     start: str | None = None
     """Run of pretraining or fine-tuning, or a folder in the layout of Hugging Face, whose encoder
     is to learn. None: one as `encoder` says."""

@@ -95,7 +95,7 @@ class RerankConfig(Config):
     """Sections that may change when a run is resumed."""
 
     name: str = "rerank"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     start: str | None = None
     """Run of pretraining, fine-tuning or re-ranking, or a folder in the layout of Hugging Face: an
     encoder or a re-ranker. None: random weights, as `encoder` says."""

@@ -1,16 +1,20 @@
 """From raw text to token stores: what a run learns from, made once and kept in a cache.
 
 Names in the cache follow from the text's files, the vocabulary and the settings: a worker finds
-what the driver has made, a changed text is tokenised anew.
+what the driver has made, a changed text is tokenised anew. Where machines share no cache, each
+makes its own: the first of its processes does, the others wait. What is in it is the same, since
+it follows from the text; what would not be is refused.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +28,7 @@ from farreach.data.tokens import TokenStore
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
+from farreach.storage.remote import is_remote
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.sampler import Chunks, PairData
@@ -44,9 +49,10 @@ def sources(config: RetrievalConfig) -> dict[str, Path]:
 
     The extract is unpacked into the cache when it is first asked for.
     """
-    path = config.data.path
+    path, cache = config.data.path, cache_of(config)
     if path is None:
-        return {"extract": extract.folder(Path(config.data.cache))}
+        with _alone(cache, "extract"):
+            return {"extract": extract.folder(cache)}
     named = path if isinstance(path, dict) else {Path(path).stem or "text": path}
     if not named:
         raise ConfigError("data.path: names no text. Give a file, a folder, or several by name.")
@@ -55,6 +61,16 @@ def sources(config: RetrievalConfig) -> dict[str, Path]:
         if not place.exists():
             raise ConfigError(f"data.path: {place} ({name}) is not there.")
     return found
+
+
+def cache_of(config: RetrievalConfig) -> Path:
+    """The folder of the cache; raises ConfigError where it is none."""
+    if is_remote(config.data.cache):
+        raise ConfigError(
+            f"data.cache: {config.data.cache} is a URI, and tokens are read where they lie. Name a "
+            "folder: one that all machines share, or one that each may make for itself."
+        )
+    return Path(config.data.cache)
 
 
 def fingerprint(source: Path) -> str:
@@ -76,14 +92,17 @@ def words_of(config: RetrievalConfig) -> WordPieces:
     """The vocabulary of a run: given, that of the encoder's folder, or trained and kept.
 
     Raises:
-        DataError: it cannot be opened, or there is too little text to train one.
+        DataError: it cannot be opened, there is too little text to train one, or a worker would
+            train another one than others.
     """
     given = config.data.words or config.encoder.path or config.encoder.embeddings
     if given is not None:
         return WordPieces.open(here(given))
-    folder = Path(config.data.cache) / f"words-{_words_key(config)}"
+    folder = cache_of(config) / f"words-{_words_key(config)}"
     if not folder.is_dir():
-        _train_words(config, folder)
+        with _alone(folder.parent, "words"):
+            if not folder.is_dir():  # another process may have been faster
+                _train_words(config, folder)
     return WordPieces.open(folder)
 
 
@@ -118,16 +137,7 @@ def prepare(config: RetrievalConfig) -> dict[str, TokenStore]:
     stores = {}
     for name, source in sources(config).items():
         folder = _store_folder(config, source, words)
-        if not (folder / MANIFEST_FILE).is_file():
-            say(f"tokens    {name}: {source} → {folder}")
-        stores[name] = store = tokens.build(
-            source,
-            folder,
-            words,
-            workers=config.data.workers,
-            normalise=config.data.normalised,
-            renew=True,
-        )
+        stores[name] = store = _built(config, name, source, folder, words, config.data.workers)
         if store.skipped:
             warn(f"warning: {source}: {store.skipped:,} blank documents are passed over")
         store.verify()
@@ -135,17 +145,38 @@ def prepare(config: RetrievalConfig) -> dict[str, TokenStore]:
 
 
 def opened(config: RetrievalConfig, words: WordPieces) -> dict[str, TokenStore]:
-    """The token stores that `prepare` has left; raises DataError if a worker does not see them."""
+    """The token stores that `prepare` has left, or the same ones, built on this machine.
+
+    Raises:
+        DataError: they cannot be built.
+    """
     stores = {}
     for name, source in sources(config).items():
         folder = _store_folder(config, source, words)
-        if not (folder / MANIFEST_FILE).is_file():
-            raise DataError(
-                f"{folder}: is not on this machine, where a worker trains. Put data.cache on "
-                "storage that all machines share."
-            )
-        stores[name] = TokenStore.open(folder)
+        if (folder / MANIFEST_FILE).is_file():
+            stores[name] = TokenStore.open(folder)
+        else:  # the tasks of Ray that `prepare` may have them built by would wait for this worker
+            stores[name] = _built(config, name, source, folder, words, workers=0)
     return stores
+
+
+def _built(
+    config: RetrievalConfig,
+    name: str,
+    source: Path,
+    folder: Path,
+    words: WordPieces,
+    workers: int,
+) -> TokenStore:
+    """A token store, built if it is missing; one process does, the others wait for it."""
+    if not (folder / MANIFEST_FILE).is_file():
+        say(f"tokens    {name}: {source} → {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    normalise = config.data.normalised
+    return tokens.build(source, folder, words, workers=workers, normalise=normalise, renew=True)
 
 
 def pairs(config: RetrievalConfig, words: WordPieces) -> PairData:
@@ -174,7 +205,7 @@ def vocabulary_of(words: WordPieces) -> Vocabulary:
 
 def _store_folder(config: RetrievalConfig, source: Path, words: WordPieces) -> Path:
     key = key_of(fingerprint(source), words.fingerprint, config.data.normalised)
-    return Path(config.data.cache) / f"tokens-{key}"
+    return cache_of(config) / f"tokens-{key}"
 
 
 def _words_key(config: RetrievalConfig) -> str:
@@ -190,9 +221,49 @@ def key_of(*parts: object) -> str:
 
 def _train_words(config: RetrievalConfig, folder: Path) -> None:
     data = config.data
+    if data.kind == "unigram" and _is_worker():
+        raise DataError(
+            f"{folder}: is not on this machine, where a worker trains, and unigram pieces come out "
+            "others on every machine that learns them. Put data.cache on storage that all machines "
+            "share, or set data.words to a vocabulary, which may lie at a URI."
+        )
     say(f"words     training {data.vocabulary:,} word pieces → {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _save(wordpieces.trained(_texts(config), data.vocabulary, data.kind, data.lower), folder)
+    found = wordpieces.trained(_texts(config), data.vocabulary, data.kind, data.lower)
+    try:
+        _save(found, folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _is_worker() -> bool:
+    """Whether this process is an actor of a run, whose driver has a vocabulary already."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
+@contextmanager
+def _alone(cache: Path, what: str) -> Iterator[None]:
+    """Wait until no other process makes the same in a cache; one that ends lets go of it."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(cache, error) from error
+    try:
+        file: Any = open(cache / f".{what}.lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError:  # a cache that is only read: nobody makes anything there
+        file = nullcontext()
+    with file as lock:
+        if lock is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{folder}: cannot be written: {error.strerror or error}. Free the disk, or set data.cache "
+        "to a folder that this machine may write to."
+    )
 
 
 def _save(words: WordPieces, folder: Path) -> None:

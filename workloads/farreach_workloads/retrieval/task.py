@@ -52,7 +52,7 @@ class PretrainTask:
 
         Raises:
             ConfigError: settings do not go together.
-            DataError: the tokens are not there, or a folder to begin with is none.
+            DataError: the tokens cannot be built, or a folder to begin with is none.
         """
         self.config = config
         self.words = stores.words_of(config)
@@ -76,7 +76,7 @@ class PretrainTask:
 
     @cached_property
     def data(self) -> PairData:
-        """Pairs of spans; raises DataError if the tokens are not there."""
+        """Pairs of spans; raises DataError if the tokens cannot be built."""
         return stores.pairs(self.config, self.words)
 
     @property

@@ -135,7 +135,7 @@ class SuperviseConfig(Config):
     """Sections that may change when a run is resumed."""
 
     name: str = "classify"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     backbone: BackboneConfig = BackboneConfig()
     data: ImagesConfig = ImagesConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -120,7 +120,7 @@ class DenseConfig(Config):
     RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "runtime", "chaos"})
     """Sections that may change when a run is resumed."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     backbone: BackboneConfig = BackboneConfig()
     frozen: bool = False
     """The backbone stays as it begins, and what stands on it learns alone: what its features are
