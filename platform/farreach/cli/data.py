@@ -146,8 +146,9 @@ def show(options: argparse.Namespace) -> None:
 def _add_environment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--environment",
-        metavar="NAME",
-        help="the environment it was recorded in, which tells what shapes to expect",
+        metavar="NAME[:OPTION=VALUE,…]",
+        help="the environment it was recorded in, which tells what shapes to expect: maze, or "
+        "gymnasium:id=PointMaze_UMaze-v3",
     )
 
 

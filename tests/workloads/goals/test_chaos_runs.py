@@ -3,14 +3,14 @@
 import pytest
 
 from farreach import config as configs
+from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.errors import ConfigError
 from farreach.rundir import RunDirectory
 from farreach.testing.drills import Training, outcomes
 from farreach.testing.nodes import several_nodes
-from farreach_workloads.goals import online
 
-MAZE = "goals/walk_maze_debug"
+MAZE, FRESH = "goals/walk_maze_debug", "goals/fresh_maze_debug"
 SETTINGS = [
     "runtime.placement=actor", "runtime.mode=async", "training.checkpoint_every_s=2",
     "runtime.cpus={learner: 0.3, rollout: 0.3, reachability: 0.1, memory: 0.1, evaluator: 0.1}",
@@ -76,9 +76,40 @@ def test_what_is_on_a_machine_that_leaves_goes_on_elsewhere_and_nothing_is_done_
     assert kept.info["env_steps"] > before[-1]
 
 
-def test_there_is_no_chaos_among_one_process():
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_offline_run_whose_evaluator_is_killed_ends_as_one_that_was_left_alone(
+    tmp_path, ray_local
+):
+    settings = [f"data.path={tmp_path}/maze", f"data.cache={tmp_path}/cache"]
+    settings += ["training.epochs=16", "training.epoch_updates=100", "evaluation.episodes=20"]
+    chaos = ["runtime.placement=tasks", "chaos.kill_every_s=1", "chaos.faults=2"]
+    whole = launch.train(FRESH, settings, run_dir=tmp_path / "whole").read_result()
+    run = launch.train(FRESH, [*settings, *chaos], run_dir=tmp_path / "hit")
+    events = run.events()
+    kills = [e for e in events if e["event"] == "chaos" and e["fault"] == "kill"]
+    deaths = [e for e in events if e["event"] == "actor_died"]
+    assert {e["role"] for e in kills} == {"evaluator"}
+    assert [e["pid"] for e in deaths] == [e["pid"] for e in kills]
+    assert {e["lost"] for e in deaths} == {"the evaluation"}
+    hit = run.read_result()
+    assert {name: hit[name] for name in whole if name.startswith("evaluation")} == {
+        name: value for name, value in whole.items() if name.startswith("evaluation")
+    }
+
+
+@pytest.mark.parametrize("config", [MAZE, FRESH])
+def test_there_is_no_chaos_among_one_process(config):
     with pytest.raises(ConfigError, match=r"chaos: there is nobody to kill"):
-        online.check(configs.load(configs.find(MAZE), ["chaos.kill_every_s=5"]).config)
+        configs.load(configs.find(config), ["chaos.kill_every_s=5"])
+
+
+def test_an_offline_run_has_no_role_to_kill_but_the_evaluator():
+    words = ["runtime.placement=tasks", "chaos.kill_every_s=5"]
+    given = configs.load(configs.find(FRESH), [*words, "chaos.roles=[evaluator]"])
+    assert given.config.chaos.needs_processes
+    with pytest.raises(ConfigError, match=r"chaos\.roles: a run has no learner beside its driver"):
+        configs.load(configs.find(FRESH), [*words, "chaos.roles=[evaluator, learner]"])
 
 
 @pytest.mark.parametrize("override", ["runtime.resources={pilot: {a: 1}}", "chaos.kill_every_s=0"])

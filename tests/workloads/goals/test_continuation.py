@@ -83,6 +83,29 @@ def test_a_run_that_has_begun_resumes_without_the_offline_one(offline, tmp_path)
     assert run.read_result()["training/env_steps"] >= 4500
 
 
+def test_a_run_on_a_recording_goes_on_from_the_copy_of_it(offline, tmp_path, capfd):
+    folder = tmp_path / "npz"
+    folder.mkdir()
+    store = EpisodeStore.open(offline.path.parent / "maze")
+    for number, episode in enumerate(store.episodes()):
+        columns = {name: values.astype(np.float64) for name, values in episode.columns.items()}
+        np.savez(folder / f"{number:03}.npz", **columns)
+    settings = [f"data.path={folder}", "data.config=null", f"data.cache={tmp_path}/cache"]
+    settings += ["training.epochs=1", "training.epoch_updates=3", "evaluation.episodes=5"]
+    run = launch.train(OFFLINE, settings, run_dir=tmp_path / "on-recording")
+    start = continuation.load(config_of(f"start.run={run.path}", *SAME))
+    assert start.walks.dtype == start.observations.dtype == start.actions.dtype == np.float32
+    same = continuation.load(config_of(f"start.run={offline.path}", *SAME))
+    np.testing.assert_array_equal(start.actions, same.actions)
+    assert "import        unchanged, from" in capfd.readouterr().out
+    settings = ["training.env_steps=3000", f"start.run={run.path}", *SAME]
+    online = launch.train(ONLINE, settings, run_dir=tmp_path / "online")
+    assert online.read_result()["training/env_steps"] >= 3000
+    shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match=r"start.run: the data set of .*recording is no longer"):
+        continuation.load(config_of(f"start.run={run.path}", *SAME))
+
+
 def test_what_does_not_fit_is_refused_before_a_run_begins(offline, tmp_path):
     def refused(match, *settings, error=ConfigError):
         with pytest.raises(error, match=match):

@@ -136,6 +136,35 @@ def test_export_is_a_command(run, policy, tmp_path, capsys):
     assert f"{out} exists already. Name another folder" in capsys.readouterr().err
 
 
+def test_the_policy_of_an_offline_run_is_exported_and_that_of_another_agent_is_not(
+    tmp_path, capsys
+):
+    from ray.rllib.core.rl_module.rl_module import RLModule
+
+    settings = [f"data.path={tmp_path}/maze", f"data.cache={tmp_path}/cache"]
+    settings += ["training.epochs=1", "training.epoch_updates=5", "evaluation.episodes=5"]
+    run = launch.train("goals/fresh_maze_debug", settings, run_dir=tmp_path / "offline")
+    command = ["export", str(run.path), "--format", "rllib", "--out", str(tmp_path / "policy")]
+    assert main(command) == 0
+    config = configs.load(run.config_path).config
+    learner = CheckpointStore(run.checkpoints).best().part("learner")
+    spec = make_environment(config.environment, 1).spec
+    ours = Policy(
+        config.agent, Bundle.from_arrays(learner["bundle"]).features(config, spec), spec.action_dim
+    )
+    ours.load(learner["agent"]["actor"])
+    states, goals = states_and_goals()
+    module = RLModule.from_checkpoint(tmp_path / "policy")
+    actions = module.forward_inference(batch(states, goals, [0, 1]))["actions"]
+    np.testing.assert_array_equal(actions.numpy(), ours.act(states, goals))
+
+    other = [*settings, "agent.kind=gcbc", "agent.hidden=8", "agent.layers=1"]
+    run = launch.train("goals/fresh_maze_debug", other, run_dir=tmp_path / "gcbc")
+    capsys.readouterr()
+    assert main(["export", str(run.path), "--format", "rllib", "--out", str(tmp_path / "x")]) == 2
+    assert "gcbc: its agent gcbc has no export" in capsys.readouterr().err
+
+
 def test_a_failed_export_leaves_nothing_behind(trained, run, tmp_path, monkeypatch):
     from farreach_workloads.goals import rllib_policy
 

@@ -15,14 +15,17 @@ import numpy as np
 
 from farreach import afterwards, seeding
 from farreach import config as configs
+from farreach.console import say
 from farreach.data.episodes import ACTION, INDEX_FILE, OBSERVATION, EpisodeStore
 from farreach.data.fetched import here
 from farreach.errors import ConfigError
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals.environments.base import Floats, Ints
+from farreach_workloads.goals.fresh.pipeline import imported
 
 if TYPE_CHECKING:
     from farreach_workloads.goals.config import GoalsRunConfig
+    from farreach_workloads.goals.fresh.config import FreshRunConfig
 
 # Settings in which both runs must agree, or the networks would not fit.
 SHARED = ("environment.name", "environment.options", "features", "agent.network", "agent.hidden")
@@ -63,7 +66,7 @@ def load(config: GoalsRunConfig) -> Continuation:
 
     Raises:
         ConfigError: there is no such run, no data set, or the two runs do not fit together.
-        FarreachError: the folder holds no run, or its checkpoint is damaged.
+        FarreachError: the folder holds no run, or its checkpoint or its recording is damaged.
     """
     assert config.start.run is not None
     run = RunDirectory.open(config.start.run)
@@ -74,13 +77,7 @@ def load(config: GoalsRunConfig) -> Continuation:
     if checkpoint is None:
         raise ConfigError(f"start.run: {path} has no checkpoint yet. Train it first.")
     learner = checkpoint.part("learner")
-    folder = here(offline.data.path)
-    if not (folder / INDEX_FILE).exists():
-        raise ConfigError(
-            f"start.run: the data set of {path} is no longer at {folder}. Bring it back, or start "
-            "in the folder that it was trained in."
-        )
-    store = EpisodeStore.open(folder)
+    store = _data_of(offline, path)
     rng = seeding.generator(config.seed, "continuation")
     steps, total = config.phases.random_steps, config.start.data_steps
     walks = _gathered(store, OBSERVATION, _pieces(store, steps, total // steps, rng))
@@ -97,9 +94,26 @@ def load(config: GoalsRunConfig) -> Continuation:
     )
 
 
+def _data_of(offline: FreshRunConfig, path: str) -> EpisodeStore:
+    """The data set of the offline run in `path`, the copy of it if it was in another layout.
+
+    Raises:
+        ConfigError: it is gone.
+    """
+    folder = here(offline.data.path)
+    if (folder / INDEX_FILE).exists():
+        return EpisodeStore.open(folder)
+    if offline.data.config is not None or not folder.exists():
+        raise ConfigError(
+            f"start.run: the data set of {path} is no longer at {folder}. Bring it back, or start "
+            "in the folder that it was trained in."
+        )
+    return EpisodeStore.open(imported(offline, say))
+
+
 def _gathered(store: EpisodeStore, column: str, rows: Ints) -> Floats:
-    """(n, steps) rows → (n, steps, dim)."""
-    return store[column][rows.ravel()].reshape(*rows.shape, -1)
+    """(n, steps) rows → (n, steps, dim) float32."""
+    return store[column][rows.ravel()].reshape(*rows.shape, -1).astype(np.float32, copy=False)
 
 
 def _pieces(store: EpisodeStore, steps: int, count: int, rng: np.random.Generator) -> Ints:

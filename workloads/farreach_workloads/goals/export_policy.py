@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farreach.errors import ConfigError
+from farreach_workloads.goals.agents.build import agent_kind
+from farreach_workloads.goals.config import ReachingConfig, SacConfig
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
     from farreach.rundir import RunDirectory
     from farreach.workload import Format
-    from farreach_workloads.goals.config import GoalsRunConfig
 
 
 def export_policy(
-    config: GoalsRunConfig,
+    config: ReachingConfig,
     run: RunDirectory,
     checkpoint: Checkpoint,
     out: Path,
@@ -34,11 +35,17 @@ def export_policy(
         The folder, as an absolute path.
 
     Raises:
-        ConfigError: no such format, or the folder exists, cannot be written or lies in the run.
+        ConfigError: no such format, no policy of SAC, or the folder exists, cannot be written or
+            lies in the run.
         CheckpointError: the checkpoint is damaged or holds no policy.
     """
     if fmt != "rllib":
         raise ConfigError(f"unknown format {fmt!r}. Known: rllib.")
+    if not isinstance(config.agent, SacConfig):
+        raise ConfigError(
+            f"{run.place}: its agent {agent_kind(config.agent)} has no export. Name a run "
+            "with agent.kind: sac."
+        )
     if run.checkpoints.resolve() in Path(out).resolve().parents:
         raise ConfigError(f"{run.checkpoints} is for checkpoints only. Name a folder outside.")
     # Importing RLlib takes seconds, and nothing else needs it.

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from farreach import runtime
-from farreach.actors.chaos import ChaosConfig
 from farreach.actors.guard import Guard
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.cluster.demand import Demand
@@ -25,6 +24,7 @@ from farreach.data.episodes import OBSERVATION
 from farreach.errors import CheckpointError
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped, StopRequest
+from farreach.workload import Format
 from farreach_workloads.goals import fidelity
 from farreach_workloads.goals.agents.build import make_agent
 from farreach_workloads.goals.agents.rows import TrainingRows
@@ -34,11 +34,12 @@ from farreach_workloads.goals.counters import mean_metrics
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
 from farreach_workloads.goals.evaluate import success_table
-from farreach_workloads.goals.fresh.config import PAPER, FreshRunConfig
+from farreach_workloads.goals.fresh.config import FreshRunConfig
 from farreach_workloads.goals.fresh.cover import transitions
+from farreach_workloads.goals.fresh.dataset import check_data
 from farreach_workloads.goals.fresh.hindsight import HindsightSource
 from farreach_workloads.goals.fresh.learner import FreshLearner
-from farreach_workloads.goals.fresh.pipeline import Foundation, Pipeline, check_data
+from farreach_workloads.goals.fresh.pipeline import Foundation, Pipeline
 from farreach_workloads.goals.fresh.relabel import PathRows, PathSource, RowSource
 from farreach_workloads.goals.fresh.side_evaluation import SideEvaluator
 from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
@@ -58,16 +59,20 @@ def check(config: FreshRunConfig) -> list[str]:
     """Make the environment once and look for the data; where the run differs from the paper."""
     check_environment(config.environment)
     env = make_environment(config.environment, 1)
-    check_data(config, env)
+    notes = check_data(config, env)
     if not isinstance(config.agent, SacConfig):
         return [
+            *notes,
             f"{config.agent.kind} trains on goals of the data alone; network, memory and graph "
-            "serve planned execution and the pictures"
+            "serve planned execution and the pictures",
         ]
-    deviations = fidelity.deviations(config, PAPER)
+    paper = config.paper_values()
+    if paper is None:
+        return [*notes, f"the paper has no settings for environment {config.environment.name!r}"]
+    deviations = fidelity.deviations(config, paper)
     if not deviations:
-        return ["every setting is the paper's"]
-    return ["differs from the paper in:", *(f"  {line}" for line in deviations)]
+        return [*notes, "every setting is the paper's"]
+    return [*notes, "differs from the paper in:", *(f"  {line}" for line in deviations)]
 
 
 def demand(config: FreshRunConfig) -> list[Demand]:
@@ -84,7 +89,7 @@ class Counters:
 
     Attributes:
         epoch: epochs of the policy that are done.
-        evaluated: the last one whose policy was evaluated.
+        evaluated, evaluated_at: the last one whose policy was evaluated, and its updates.
         train_s: seconds that its training took.
         evaluations: metrics of the last evaluations.
         foundation_s: seconds that the stages before took, kept results included.
@@ -92,6 +97,7 @@ class Counters:
 
     epoch: int = 0
     evaluated: int = 0
+    evaluated_at: int = -1
     train_s: float = 0.0
     foundation_s: float = 0.0
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -114,7 +120,7 @@ class Offline:
         self._foundation = foundation
         agent, source = agent_and_rows(config, env, foundation)
         self.learner = FreshLearner(config, agent, source, foundation.bundle)
-        self._guard = Guard(run, ChaosConfig(), reporter.log)
+        self._guard = Guard(run, config.chaos, reporter.log)
         self._evaluator = SideEvaluator(config, foundation.bundle, self._guard)
         self._waiting: _Evaluation | None = None
         self._visits = visited(foundation, env)
@@ -176,6 +182,7 @@ class Offline:
                 raise Stopped(self._stop.signum)
             if self._waiting is not None and self._evaluator.is_done():
                 self._take_evaluation()
+            self._guard.tend()
             if self._out_of_time():
                 return
             count = min(UPDATES_TOGETHER, end - self.learner.updates)
@@ -227,7 +234,7 @@ class Offline:
         waiting, self._waiting = self._waiting, None
         metrics, outcome = self._evaluator.result()
         counters = self.counters
-        counters.evaluated = waiting.epoch
+        counters.evaluated, counters.evaluated_at = waiting.epoch, waiting.updates
         counters.evaluations.append(metrics)
         del counters.evaluations[: -self._config.evaluation.last]
         self._reporter.scalars(waiting.updates, metrics)
@@ -238,7 +245,10 @@ class Offline:
             self._reporter.figures(waiting.updates, bundle, outcome, self._visits)
         if waiting.content is not None:
             mine = waiting.content["coordinator"]["counters"]
-            mine |= {"evaluated": counters.evaluated, "evaluations": counters.evaluations}
+            mine |= {
+                name: getattr(counters, name)
+                for name in ("evaluated", "evaluated_at", "evaluations")
+            }
             self._write(waiting.content)
 
     def _content(self) -> dict[str, Any]:
@@ -259,7 +269,7 @@ class Offline:
         counters = content["coordinator"]["counters"]
         updates = content["learner"]["updates"]
         info = {"updates": updates, "epoch": counters["epoch"]}
-        is_scored = counters["evaluated"] == counters["epoch"] and counters["evaluations"]
+        is_scored = counters["evaluated_at"] == updates  # not a policy some updates further
         score = counters["evaluations"][-1].get(SUCCESS) if is_scored else None
         path = self._checkpoints.save(content, step=updates, info=info, score=score)
         self._reporter.flush()
@@ -370,3 +380,16 @@ def evaluate(
 def plot(config: FreshRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Draw every picture of a checkpoint again."""
     return plot_checkpoint(config, run, checkpoint)
+
+
+def export(
+    config: FreshRunConfig,
+    run: RunDirectory,
+    checkpoint: Checkpoint,
+    out: Path,
+    fmt: Format,
+) -> Path:
+    """Write the policy of a checkpoint for other software; see `export_policy`."""
+    from farreach_workloads.goals.export_policy import export_policy
+
+    return export_policy(config, run, checkpoint, out, fmt)

@@ -32,9 +32,15 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
+from farreach.config import Config
 from farreach.disk import sync
 from farreach.errors import CheckpointError, ConfigError, DataError
-from farreach_workloads.goals.config import AgentConfig, FeaturesConfig, ReachabilityConfig
+from farreach_workloads.goals.config import (
+    FeaturesConfig,
+    NetworkConfig,
+    ReachingConfig,
+    SacConfig,
+)
 from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
 from farreach_workloads.goals.environments.factory import make_environment
 from farreach_workloads.goals.features import Features
@@ -43,7 +49,6 @@ from farreach_workloads.goals.reachability_trainer import load_arrays
 
 if TYPE_CHECKING:
     from farreach.checkpoint import Checkpoint
-    from farreach_workloads.goals.config import GoalsRunConfig
 
 
 def desired_goal_dims(spec: GoalEnvironmentSpec, features: FeaturesConfig) -> tuple[int, ...]:
@@ -73,11 +78,11 @@ class GoalPolicyModule(TorchRLModule):
         # JSON has no tuples, and RLlib may have taken the settings through it.
         spec = GoalEnvironmentSpec(**{k: _tupled(v) for k, v in settings["spec"].items()})
         features = FeaturesConfig(**settings["features"])
-        agent = AgentConfig(**settings["agent"])
+        agent = SacConfig(**_known(settings["agent"], SacConfig))
         self._features = Features(
             spec,
             features,
-            ReachabilityConfig(**settings["reachability"]),
+            NetworkConfig(**_known(settings["reachability"], NetworkConfig)),
             np.array(settings["scale"], np.float32),
             np.array(settings["unit"], np.float32),
         )
@@ -111,12 +116,17 @@ class GoalPolicyModule(TorchRLModule):
             return {Columns.ACTIONS: torch.tanh(mean)}
 
 
+def _known(settings: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
+    """The settings that both online and offline runs have."""
+    return {key: value for key, value in settings.items() if key in kind.model_fields}
+
+
 def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 def model_config(
-    config: GoalsRunConfig, spec: GoalEnvironmentSpec, bundle: Mapping[str, Any]
+    config: ReachingConfig, spec: GoalEnvironmentSpec, bundle: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything but the weights that `GoalPolicyModule` is built from, as JSON takes it.
 
@@ -134,7 +144,7 @@ def model_config(
     }
 
 
-def build_rlmodule(config: GoalsRunConfig, checkpoint: Checkpoint) -> GoalPolicyModule:
+def build_rlmodule(config: ReachingConfig, checkpoint: Checkpoint) -> GoalPolicyModule:
     """The policy of a checkpoint as an RLModule.
 
     Raises:
@@ -169,7 +179,7 @@ def _unbounded(width: int) -> Box:
     return Box(-np.inf, np.inf, (width,), np.float32)
 
 
-def export_rlmodule(config: GoalsRunConfig, checkpoint: Checkpoint, out: Path) -> Path:
+def export_rlmodule(config: ReachingConfig, checkpoint: Checkpoint, out: Path) -> Path:
     """Write the policy of a checkpoint as a folder for `RLModule.from_checkpoint`.
 
     Args:

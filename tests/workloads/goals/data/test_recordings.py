@@ -9,10 +9,12 @@ from farreach import datasets
 from farreach.cli.main import main
 from farreach.data.episodes import Episode, EpisodeStore
 from farreach.errors import ConfigError, DataError
+from farreach_workloads.goals.config import EnvironmentConfig
 from farreach_workloads.goals.data.layouts import open_recording
 from farreach_workloads.goals.data.recordings import (
     SHOWN,
     check_recording,
+    environment_named,
     import_recording,
     misalignment,
 )
@@ -251,6 +253,27 @@ def test_the_command_tells_faults_by_its_exit_code(tmp_path, episodes, capsys, s
     assert "1 faults, see above" in said.err
     assert main(["data", "import", str(folder), str(tmp_path / "out")]) == 1
     assert "action holds nan at step 3, dim 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("maze", "maze", {}),
+        ("gymnasium:id=Pendulum-v1", "gymnasium", {"id": "Pendulum-v1"}),
+        (
+            "gymnasium:id=PointMaze_UMaze-v3,reset_cell=[1,1],make={reward_type: dense}",
+            "gymnasium",
+            {"id": "PointMaze_UMaze-v3", "reset_cell": [1, 1], "make": {"reward_type": "dense"}},
+        ),
+    ],
+)
+def test_an_environment_is_named_with_its_options(text, name, options):
+    assert environment_named(text) == EnvironmentConfig(name=name, options=options)
+
+
+def test_an_option_without_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"options.id': should read key=value"):
+        environment_named("gymnasium:id")
 
 
 def test_an_unknown_environment_is_refused(store):

@@ -46,6 +46,24 @@ def test_box_episodes_come_in_the_order_of_the_files(tmp_path):
     np.testing.assert_array_equal(read["actions"], [[[3], [4]], [[5], [6]]])
 
 
+@pytest.mark.parametrize("is_batched", [False, True])
+def test_the_achieved_goal_comes_first_where_the_environment_has_it_so(is_batched, tmp_path):
+    steps = [{"observation": [t, t, t], "achieved_goal": [9, t], "infos": None} for t in range(3)]
+    row = episode("a", [0, 0, 0], [3, 4])
+    if is_batched:
+        data = {key: [step[key] for step in steps] for key in ("observation", "achieved_goal")}
+        row["observations"]["data"] = {key: packed(np.float32(v)) for key, v in data.items()}
+    else:
+        row["observations"]["data"] = steps
+    file = write(tmp_path / "x.parquet", row)
+    plain = [[[0, 0, 0], [1, 1, 1], [2, 2, 2]]]
+    np.testing.assert_array_equal(read_rllib_episodes(file)["observations"], plain)
+    np.testing.assert_array_equal(read_rllib_episodes(file, 3)["observations"], plain)
+    np.testing.assert_array_equal(read_rllib_episodes(file, 4)["observations"], plain)
+    goal_first = [[[9, 0, 0, 0, 0], [9, 1, 1, 1, 1], [9, 2, 2, 2, 2]]]
+    np.testing.assert_array_equal(read_rllib_episodes(file, 5)["observations"], goal_first)
+
+
 def test_pieces_are_joined_without_what_they_repeat(tmp_path):
     later = episode("a", [1, 2, 3], [10, 20], start=1, lookback=1)
     file = write(tmp_path / "x.parquet", later, episode("a", [1, 2], [10]))

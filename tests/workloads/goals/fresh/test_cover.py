@@ -124,6 +124,31 @@ def test_edges_need_their_support(on_a_line):
     assert made.graph.edge[0, 2] == -1
 
 
+def test_a_transition_supports_an_edge_once_and_keeps_its_rows(on_a_line):
+    # Both ends of row 3 (0.8 → 0.9) have in 0 and out 1: its three edges are all (0, 1).
+    walks, graph = [[0, 2.0], [0.8, 0.9]], {"edge_frac": 1.0, "min_edge_probability": 0.0}
+    made = on_a_line(walks, 1.0, 10.0, graph={**graph, "min_edge_support": 2})
+    assert made.graph.edges[0, 1]
+    np.testing.assert_array_equal(np.sort(made.graph.edge_rows), [1, 3, 3, 3])
+    made = on_a_line(walks, 1.0, 10.0, graph={**graph, "min_edge_support": 3})
+    assert not made.graph.edges.any()
+
+
+def test_undirected_a_way_there_and_back_is_support_once(on_a_line):
+    made = on_a_line([[0, 2.0], [2.0, 4.0]])
+    config = FreshRunConfig(graph={"edge_frac": 1.0, "min_edge_support": 2})
+
+    def built(outward, inward):
+        nodes = (np.array(outward), np.array(inward))
+        return build_graph(made.store, config, *nodes, lambda i, j: np.ones((len(i), len(j))), 3)
+
+    # Edges 0 → 1 of one end of a transition and 1 → 0 of the other.
+    assert not built(outward=[1, 0, 2, 2], inward=[0, 1, 2, 2]).edges.any()
+    # A transition from 0 to 1, and one back.
+    twice = built(outward=[0, 1, 1, 0], inward=[0, 1, 1, 0])
+    assert np.argwhere(twice.edges).tolist() == [[0, 1], [1, 0]]
+
+
 def test_edges_that_the_network_contradicts_are_removed_with_their_transitions(on_a_line):
     # 0 → 4 in one transition: the logit is 1 - 4 = -3, a probability of 0.047.
     walks = [[0, 2.0, 4.0, 2.0, 0], [0, 4.0]]

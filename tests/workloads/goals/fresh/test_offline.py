@@ -16,6 +16,7 @@ from farreach.checkpoint import CheckpointStore
 from farreach.cli.main import main
 from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import RunDirectory
+from farreach_workloads.goals import evaluate
 from farreach_workloads.goals.fresh import pipeline
 
 DEBUG = "goals/fresh_maze_debug"
@@ -68,6 +69,7 @@ def test_a_run_leaves_results_pictures_and_diagnostics(train):
         "graph/hop_correlation",
         "graph/mean_hops",
         "graph/shortcut_frac",
+        "memory/nodes",
         "memory/tested",
         "reachability/validation_accuracy",
         "training/foundation_minutes",
@@ -107,6 +109,20 @@ def test_a_full_memory_and_a_graph_in_pieces_are_warned_of(train, capfd):
     assert "warning: memory.capacity 30 was reached and" in said
     assert "edges without a transition behind them join them" in said
     assert "30 nodes, " in said
+
+
+def test_edges_through_walls_are_known_and_warned_of_before_the_policy_trains(
+    train, monkeypatch, capfd
+):
+    monkeypatch.setattr(evaluate, "SHORTCUT_THRESHOLDS", 0.5)
+    run = train("run")
+    assert "of the edges are long shortcuts by the oracle" in capfd.readouterr().err
+    first = json.loads(run.metrics_path.read_text().splitlines()[0])
+    assert first["step"] == 0
+    assert first["graph/shortcut_frac"] > pipeline.SHORTCUTS_BEARABLE
+    monkeypatch.setattr(evaluate, "SHORTCUT_THRESHOLDS", 50)
+    train("again")
+    assert "long shortcuts" not in capfd.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_policy_and_another_does_not(train):
@@ -258,6 +274,10 @@ def test_sigterm_leaves_a_checkpoint_and_resume_ends_the_same(train, data, tmp_p
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
+    records = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    evaluated = {r["step"] for r in records if "evaluation/success_final" in r}
+    last = CheckpointStore(run.checkpoints).newest()
+    assert (last.score is not None) == (last.step in evaluated)
     launch.resume(run.path)
     np.testing.assert_array_equal(policy(run), policy(whole))
 

@@ -105,5 +105,5 @@ class TrainingRows:
         return self._features.observation(self._observations[rows])
 
     def actions(self, rows: Ints) -> Floats:
-        """Action of each transition, (n, a); it is stored where the transition leads to."""
-        return self._actions[rows + 1]
+        """Action of each transition, (n, a) float32; it is stored where the transition leads to."""
+        return self._actions[rows + 1].astype(np.float32, copy=False)

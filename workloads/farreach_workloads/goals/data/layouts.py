@@ -46,8 +46,12 @@ class Recording:
     episodes: Iterator[Episode]
 
 
-def open_recording(path: Path) -> Recording:
+def open_recording(path: Path, observation_dim: int | None = None) -> Recording:
     """Find out what layout a file or folder has.
+
+    Args:
+        path: the file or folder.
+        observation_dim: of the environment it was recorded in, if that is known.
 
     Raises:
         DataError: there is nothing, or nothing known.
@@ -60,13 +64,13 @@ def open_recording(path: Path) -> Recording:
         if files := sorted(path.rglob("*.npz")):
             return Recording("npz episodes", _npz_episodes(files))
         if any(path.rglob("*.parquet")):
-            return Recording("RLlib", rllib_episodes(path))
+            return Recording("RLlib", rllib_episodes(path, observation_dim))
     elif path.suffix == ".npz":
         if "terminals" in _keys(path):
             return Recording("OGBench", _ogbench_episodes(path))
         return Recording("npz episodes", _npz_episodes([path]))
     elif path.suffix == ".parquet":
-        return Recording("RLlib", rllib_episodes(path))
+        return Recording("RLlib", rllib_episodes(path, observation_dim))
     raise DataError(f"{path}: holds no recorded episodes. {_KNOWN}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farreach.config import from_words
 from farreach.data.episodes import (
     ACTION,
     OBSERVATION,
@@ -21,7 +23,7 @@ from farreach.data.episodes import (
 )
 from farreach.errors import DataError
 from farreach_workloads.goals.config import EnvironmentConfig
-from farreach_workloads.goals.data.layouts import open_recording
+from farreach_workloads.goals.data.layouts import Recording, open_recording
 from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
 from farreach_workloads.goals.environments.factory import make_environment
 
@@ -54,19 +56,20 @@ class Report:
     warnings: list[str] = field(default_factory=list)
 
 
-def check_recording(path: Path, environment: str | None = None) -> Report:
+def check_recording(path: Path, environment: EnvironmentConfig | str | None = None) -> Report:
     """Look at every episode of a file or folder in any layout.
 
     Args:
         path: the file or folder.
-        environment: registered name of the environment it was recorded in, if it is known.
+        environment: the one it was recorded in, if it is known; text as in `environment_named`.
 
     Raises:
         DataError: it cannot be read as recorded episodes at all.
         ConfigError: no such environment.
     """
-    recording = open_recording(path)
-    examiner = _Examiner(_spec(environment))
+    spec = _spec(_known(environment))
+    recording = _opened(path, spec)
+    examiner = _Examiner(spec)
     report = Report(recording.layout)
     if recording.layout == "shards":
         report.faults += EpisodeStore.open(path).damaged()
@@ -84,7 +87,9 @@ def check_recording(path: Path, environment: str | None = None) -> Report:
     return report
 
 
-def import_recording(path: Path, out: Path, environment: str | None = None) -> list[str]:
+def import_recording(
+    path: Path, out: Path, environment: EnvironmentConfig | str | None = None
+) -> list[str]:
     """Copy the episodes of a file or folder in any layout into a data set of ours.
 
     Args:
@@ -100,9 +105,15 @@ def import_recording(path: Path, out: Path, environment: str | None = None) -> l
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: is not empty. Name another folder.")
-    recording = open_recording(path)
-    examiner = _Examiner(_spec(environment))
-    source = {"layout": recording.layout, "path": str(path.resolve()), "environment": environment}
+    known = _known(environment)
+    spec = _spec(known)
+    recording = _opened(path, spec)
+    examiner = _Examiner(spec)
+    source = {
+        "layout": recording.layout,
+        "path": str(path.resolve()),
+        "environment": None if known is None else known.model_dump(mode="json"),
+    }
     out.mkdir(parents=True, exist_ok=True)
     shards: list[ShardRecord] = []
     first = 0
@@ -125,12 +136,33 @@ def import_recording(path: Path, out: Path, environment: str | None = None) -> l
     return examiner.warnings()
 
 
-def _spec(environment: str | None) -> GoalEnvironmentSpec | None:
+def environment_named(text: str) -> EnvironmentConfig:
+    """The environment that `NAME` or `NAME:OPTION=VALUE,…` says, as on the command line.
+
+    Such as `maze` or `gymnasium:id=PointMaze_UMaze-v3`; values are YAML.
+
+    Raises:
+        ConfigError: it does not read so.
+    """
+    name, _, options = text.partition(":")
+    words = [f"options.{word}" for word in re.split(r",(?=\w+=)", options) if word]
+    return from_words([f"name={name}", *words], EnvironmentConfig)
+
+
+def _known(environment: EnvironmentConfig | str | None) -> EnvironmentConfig | None:
+    return environment_named(environment) if isinstance(environment, str) else environment
+
+
+def _spec(environment: EnvironmentConfig | None) -> GoalEnvironmentSpec | None:
     if environment is None:
         return None
-    env = make_environment(EnvironmentConfig(name=environment), 1)
+    env = make_environment(environment, 1)
     env.close()
     return env.spec
+
+
+def _opened(path: Path, spec: GoalEnvironmentSpec | None) -> Recording:
+    return open_recording(path, None if spec is None else spec.observation_dim)
 
 
 def _groups(episodes: Iterator[Episode], rows: int) -> Iterator[list[Episode]]:

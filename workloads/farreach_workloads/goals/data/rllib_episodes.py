@@ -35,15 +35,18 @@ class _Piece:
     actions: Floats
 
 
-def read_rllib_episodes(path: Path) -> dict[str, Floats]:
+def read_rllib_episodes(path: Path, observation_dim: int | None = None) -> dict[str, Floats]:
     """All recorded episodes of a file, or of all Parquet files below a folder.
 
     Pieces of an episode, as RLlib writes them unless it samples complete episodes, are joined.
     What is there several times counts once: unless `output_max_rows_per_file` is set, RLlib writes
-    everything again with every sample. Of Dict observations the entry `observation` is taken.
+    everything again with every sample. Of Dict observations the entry `observation` is taken,
+    behind the entry `achieved_goal` if only both together have `observation_dim` dims: so has
+    `GymnasiumGoals` its rows, while our own environments have the goal in the observation.
 
     Args:
         path: a file, or the folder given to RLlib as `output`.
+        observation_dim: of the environment it was recorded in, if that is known.
 
     Returns:
         `observations` (n, T + 1, d) and `actions` (n, T, a), in the order of the files.
@@ -51,7 +54,7 @@ def read_rllib_episodes(path: Path) -> dict[str, Floats]:
     Raises:
         DataError: there are no episodes, one is malformed or incomplete, or lengths differ.
     """
-    episodes = _whole_episodes(path)
+    episodes = _whole_episodes(path, observation_dim)
     first = episodes[0]
     for episode in episodes[1:]:
         for name in ("observations", "actions"):
@@ -68,25 +71,25 @@ def read_rllib_episodes(path: Path) -> dict[str, Floats]:
     }
 
 
-def rllib_episodes(path: Path) -> Iterator[Episode]:
-    """The same episodes one by one, each of its own length.
+def rllib_episodes(path: Path, observation_dim: int | None = None) -> Iterator[Episode]:
+    """The same episodes one by one, each of its own length; see `read_rllib_episodes`.
 
     Raises:
         DataError: there are no episodes, or one is malformed or incomplete.
     """
-    for piece in _whole_episodes(path):
+    for piece in _whole_episodes(path, observation_dim):
         led = np.zeros((len(piece.observations), piece.actions.shape[1]), np.float32)
         led[1:] = piece.actions
         columns = {OBSERVATION: piece.observations, ACTION: led}
         yield Episode(f"{piece.where}, episode {piece.episode}", columns)
 
 
-def _whole_episodes(path: Path) -> list[_Piece]:
+def _whole_episodes(path: Path, observation_dim: int | None) -> list[_Piece]:
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     pieces: dict[str, list[_Piece]] = {}
     for file in files:
         for row, packed in enumerate(_rows(file)):
-            piece = _piece(packed, f"{file}, row {row}")
+            piece = _piece(packed, f"{file}, row {row}", observation_dim)
             pieces.setdefault(piece.episode, []).append(piece)
     if not pieces:
         raise DataError(f"{path}: holds no recorded episode. Name the folder given as `output`.")
@@ -106,14 +109,15 @@ def _rows(file: Path) -> list[Any]:
     return table.column(COLUMN).to_pylist()
 
 
-def _piece(packed: Any, where: str) -> _Piece:
+def _piece(packed: Any, where: str, observation_dim: int | None) -> _Piece:
     """One row; raises DataError if it is not a whole piece of an episode."""
     name = "?"
     try:
         state = msgpack.unpackb(packed, object_hook=_array, strict_map_key=False)
         name = str(state["id_"])
         start = int(state["t_started"])
-        observations, actions = _steps(state["observations"]), _steps(state["actions"])
+        observations = _steps(state["observations"], observation_dim)
+        actions = _steps(state["actions"])
     except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
         raise DataError(
             f"{where}: episode {name}: is no packed SingleAgentEpisode "
@@ -140,15 +144,25 @@ def _array(content: dict[Any, Any]) -> Any:
     return flat.reshape(plain["shape"]) if plain["nd"] else flat[0]
 
 
-def _steps(buffer: Mapping[str, Any]) -> Floats:
+def _steps(buffer: Mapping[str, Any], dim: int | None = None) -> Floats:
     """The steps of a lookback buffer, (t, k) float32, without those before the piece's start."""
     data = buffer["data"]
     if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
-        data = [step["observation"] for step in data]
-    elif isinstance(data, Mapping):
-        data = data["observation"]
-    steps = np.asarray(data, np.float32)[int(buffer["lookback"]) :]
-    return steps.reshape(len(steps), -1)
+        data = {name: [step[name] for step in data] for name in data[0]}
+    if isinstance(data, Mapping):
+        steps = _rows_of(data["observation"])
+        if dim not in (None, steps.shape[1]) and "achieved_goal" in data:
+            both = np.concatenate([_rows_of(data["achieved_goal"]), steps], axis=1)
+            steps = both if both.shape[1] == dim else steps
+    else:
+        steps = _rows_of(data)
+    return steps[int(buffer["lookback"]) :]
+
+
+def _rows_of(steps: Any) -> Floats:
+    """(t, ...) → (t, k) float32."""
+    rows = np.asarray(steps, np.float32)
+    return rows.reshape(len(rows), -1)
 
 
 def _equal(one: _Piece, other: _Piece) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,8 @@ class GoalEnvironment(ABC):
     """
 
     spec: GoalEnvironmentSpec
+    # Arguments of the constructor that no recorded transition depends on.
+    FREE_OPTIONS: ClassVar[frozenset[str]] = frozenset({"num_threads"})
 
     def __init__(self, num_envs: int, rng: np.random.Generator) -> None:
         """A batch of `num_envs` copies that draws all its randomness from `rng`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,8 +29,25 @@ def make_environment(config: EnvironmentConfig, num_envs: int) -> GoalEnvironmen
         return factory(num_envs, np.random.default_rng(0), **config.options)
     except TypeError as error:
         raise ConfigError(
-            f"environment.options does not fit environment {config.name!r}: {error}"
+            f"environment.options does not fit environment {config.name!r}: {error}. Write it as "
+            "environment.options.NAME=VALUE; `farreach data` takes --environment "
+            f"{config.name}:NAME=VALUE."
         ) from error
+
+
+def transition_options(config: EnvironmentConfig) -> dict[str, Any]:
+    """The options that recorded transitions depend on, as JSON; defaults stand for those left out.
+
+    Raises:
+        RegistryError: unknown name.
+    """
+    factory = registry.environments.get(config.name)
+    parameters = inspect.signature(factory).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    free = getattr(factory, "FREE_OPTIONS", GoalEnvironment.FREE_OPTIONS)
+    kept = {key: v for key, v in (defaults | config.options).items() if key not in free}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return plain
 
 
 def check_environment(config: EnvironmentConfig) -> None:

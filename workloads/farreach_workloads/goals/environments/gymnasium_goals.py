@@ -92,6 +92,12 @@ class GymnasiumGoals(GoalEnvironment):
     goals are the desired goals of fresh resets, or, without such, states of random walks.
     """
 
+    FREE_OPTIONS = GoalEnvironment.FREE_OPTIONS | {
+        "horizon",
+        "goal_success_threshold",
+        "reset_cell",
+    }
+
     def __init__(
         self,
         num_envs: int,

@@ -1,7 +1,7 @@
 """Settings of offline goal reaching: every default is stated here, once.
 
 The defaults are what works best on the maze's random data; `fidelity: paper` takes the values of
-arXiv:2301.02099 and its released code wherever a config says nothing.
+arXiv:2301.02099 and its released code (`fresh/paper.py`) wherever a config says nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
 from farreach.data.fetched import absolute
 from farreach_workloads.goals.agents.build import OfflineAgent, agent_kind
 from farreach_workloads.goals.config import (
+    EnvironmentConfig,
     FeaturesConfig,
     MachineConfig,
     NetworkConfig,
@@ -22,40 +24,7 @@ from farreach_workloads.goals.config import (
     SacConfig,
 )
 from farreach_workloads.goals.fidelity import with_paper_values
-
-# The maze's, where the paper's text or released configuration states one.
-PAPER: dict[str, dict[str, Any]] = {
-    "features": {
-        "dims": "all",
-        "angles": "raw",
-        "goal": "full",
-        "relative": False,
-        "scale": "none",
-        "frequencies": 0,
-    },
-    "reachability": {
-        "window": 5,
-        "directed": True,
-        "comparator": "network",
-        "epochs": 100,
-    },
-    "memory": {"capacity": 1_000, "keep_frac": 0.01},
-    "graph": {"edge_frac": 0.01, "min_edge_support": 1, "min_edge_probability": 0.0},
-    "reward": {"distance": "hops", "scale": 0.1, "weight": 1.0, "temperature": 1.0},
-    "relabel": {"path": 1.0, "future": 0.0, "node": 0.0},
-    "agent": {
-        "network": "heads",
-        "hidden": 256,
-        "lr": 3e-4,
-        "lr_decay_frac": 0.0,
-        "batch": 2_048,
-        "discount": 0.9,
-        "entropy_weight": 0.05,
-        "polyak": 0.005,
-        "behaviour_weight": 0.0,
-    },
-    "training": {"epochs": 1_001, "epoch_updates": 1_000, "evaluate_every_epochs": 10},
-}
+from farreach_workloads.goals.fresh import paper
 
 
 class DataConfig(Config):
@@ -191,7 +160,9 @@ class PlacementConfig(MachineConfig):
 class FreshRunConfig(ReachingConfig):
     """A run of go-fresh, or of another agent on its stages."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"name", "training", "evaluation", "runtime"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"name", "training", "evaluation", "runtime", "chaos"}
+    )
     """Sections that may change when a run is resumed."""
 
     fidelity: Literal["improved", "paper"] = "improved"
@@ -210,6 +181,7 @@ class FreshRunConfig(ReachingConfig):
     agent: OfflineAgent = OfflineSacConfig()
     training: EpochsConfig = EpochsConfig()
     runtime: PlacementConfig = PlacementConfig()
+    chaos: ChaosConfig = ChaosConfig()
 
     @model_validator(mode="after")
     def _lengths_need_a_metric(self) -> FreshRunConfig:
@@ -217,6 +189,20 @@ class FreshRunConfig(ReachingConfig):
             raise ValueError(
                 "reward.distance: lengths needs reachability.comparator: metric, whose logits are "
                 "distances; set hops with another"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chaos_finds_somebody(self) -> FreshRunConfig:
+        if self.runtime.placement == "inline" and self.chaos.needs_processes:
+            raise ValueError(
+                "chaos: there is nobody to kill in a run of one process; set runtime.placement: "
+                "tasks"
+            )
+        if others := set(self.chaos.roles) - {"evaluator"}:
+            raise ValueError(
+                f"chaos.roles: a run has no {' or '.join(sorted(others))} beside its driver, only "
+                "an evaluator; name that, or leave roles out"
             )
         return self
 
@@ -230,10 +216,31 @@ class FreshRunConfig(ReachingConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _paper_has_the_environment(self) -> FreshRunConfig:
+        if self.fidelity == "paper" and self.paper_values() is None:
+            raise ValueError(
+                f"fidelity: paper has no values for environment {self.environment.name!r}, only "
+                f"for {', '.join(paper.ENVIRONMENTS)}; remove it or name one of them"
+            )
+        return self
+
+    def paper_values(self) -> dict[str, dict[str, Any]] | None:
+        """What the paper sets for this environment and method; see `fresh/paper.py`."""
+        return paper.paper_values(self.environment.name, self.method)
+
     @model_validator(mode="before")
     @classmethod
     def _take_paper_values(cls, raw: Any) -> Any:
         is_paper = isinstance(raw, dict) and raw.get("fidelity") == "paper"
         if is_paper and agent_kind(raw.get("agent", {})) == "sac":
-            return with_paper_values(raw, PAPER)
+            values = paper.paper_values(_name_of(raw.get("environment", {})), raw.get("method"))
+            return raw if values is None else with_paper_values(raw, values)
         return raw
+
+
+def _name_of(environment: Any) -> Any:
+    """The name in the raw settings of an environment; one that is not named is the default."""
+    if isinstance(environment, dict):
+        return environment.get("name", EnvironmentConfig().name)
+    return getattr(environment, "name", None)

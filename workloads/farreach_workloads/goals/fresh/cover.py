@@ -174,14 +174,11 @@ def build_graph(
     rows = transitions(store)
     rows = rows[rng.random(len(rows)) < settings.edge_frac]
     before = rows - 1
-    tails = np.concatenate([inward[before], inward[rows], inward[before]]).astype(np.int64)
-    heads = np.concatenate([outward[before], outward[rows], outward[rows]]).astype(np.int64)
-    rows = np.tile(rows, 3)
+    tails = np.stack([inward[before], inward[rows], inward[before]]).astype(np.int64)
+    heads = np.stack([outward[before], outward[rows], outward[rows]]).astype(np.int64)
+    support = _support(tails, heads, count, directed=config.reachability.directed)
     moved = tails != heads
-    pair, rows = tails[moved] * count + heads[moved], rows[moved]
-    support = np.bincount(pair, minlength=count * count).reshape(count, count)
-    if not config.reachability.directed:
-        support = support + support.T
+    pair, rows = (tails * count + heads)[moved], np.tile(rows, (3, 1))[moved]
     supported = support >= settings.min_edge_support
     edges = supported.copy()
     least = settings.min_edge_probability
@@ -208,6 +205,29 @@ def build_graph(
         rows,
         int(supported.sum() - edges.sum()),
     )
+
+
+def _support(tails: Ints, heads: Ints, count: int, *, directed: bool) -> Ints:
+    """How many transitions support the edge between each two nodes.
+
+    Args:
+        tails: (3, m) where the three edges of each transition begin; it counts once for those
+            that are the same.
+        heads: (3, m) where they end.
+        count: number of nodes.
+        directed: whether an edge back is another one.
+
+    Returns:
+        (count, count), 0 on the diagonal.
+    """
+    if not directed:
+        tails, heads = np.minimum(tails, heads), np.maximum(tails, heads)
+    pair = tails * count + heads
+    is_new = tails != heads
+    is_new[1] &= pair[1] != pair[0]
+    is_new[2] &= (pair[2] != pair[0]) & (pair[2] != pair[1])
+    support = np.bincount(pair[is_new], minlength=count * count).reshape(count, count)
+    return support if directed else support + support.T
 
 
 def transitions(store: EpisodeStore) -> Ints:

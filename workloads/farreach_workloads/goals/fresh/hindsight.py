@@ -98,7 +98,7 @@ class HindsightSource:
         rows, settings = self.draw(count, rng), self._settings
         observations = self._store[OBSERVATION]
         observation, goal = observations[rows.following - 1], observations[rows.goal_row]
-        action = self._store[ACTION][rows.following]
+        action = self._store[ACTION][rows.following].astype(np.float32, copy=False)
         pair = torch.from_numpy(self._features.pair(observation, goal)).to(agent.device)
         if settings.negative_actions == "uniform":
             drawn = rng.uniform(-1, 1, action.shape).astype(np.float32)

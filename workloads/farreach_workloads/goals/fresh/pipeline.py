@@ -20,13 +20,13 @@ from farreach.actors.tasks import done_in_any_order
 from farreach.data.episodes import INDEX_FILE, EpisodeStore
 from farreach.data.fetched import here
 from farreach.disk import atomic_write
-from farreach.errors import ConfigError, DataError
 from farreach.progress import Progress
 from farreach.stages import StageCache
 from farreach_workloads.goals.bundle import Bundle
-from farreach_workloads.goals.data.layouts import open_recording
 from farreach_workloads.goals.data.recordings import import_recording
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
+from farreach_workloads.goals.environments.factory import transition_options
+from farreach_workloads.goals.evaluate import shortcuts
 from farreach_workloads.goals.features import Features
 from farreach_workloads.goals.folded import FoldedReachability
 from farreach_workloads.goals.fresh.cover import (
@@ -39,6 +39,7 @@ from farreach_workloads.goals.fresh.cover import (
     nearest_of_rows,
     transitions,
 )
+from farreach_workloads.goals.fresh.dataset import expect_fit
 from farreach_workloads.goals.fresh.network import fit_network
 from farreach_workloads.goals.reachability_trainer import ReachabilityWeights
 
@@ -46,8 +47,10 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.fresh.config import FreshRunConfig, PlacementConfig
 
 # Raise the one whose code changes what it computes: old results are then built again.
-VERSIONS = {"reachability": 1, "memory": 1, "nearest": 1, "graph": 1}
+VERSIONS = {"import": 1, "reachability": 1, "memory": 1, "nearest": 1, "graph": 2}
 BLOCK_ROWS = 500_000
+# Share of the edges that may lead through walls before the user is warned of them.
+SHORTCUTS_BEARABLE = 0.02
 _RESULT = "result.msgpack"
 
 Log = Callable[[str], None]
@@ -76,44 +79,6 @@ class Foundation:
     outward: Ints
     inward: Ints
     metrics: dict[str, float]
-
-
-def check_data(config: FreshRunConfig, env: GoalEnvironment) -> None:
-    """See that there will be data for this environment.
-
-    Raises:
-        ConfigError: there are none and no configuration to record them from.
-        DataError: there are, of another environment's shape.
-    """
-    path = here(config.data.path)
-    if not path.exists():
-        if config.data.config is None:
-            raise ConfigError(
-                f"data.path: there is nothing at {path}. Record a data set with `farreach data "
-                "generate`, correct the path, or set data.config to have one recorded."
-            )
-        recorded = datasets.load(config.data.config)[0].environment
-        if recorded != config.environment:
-            raise ConfigError(
-                f"data.config: {config.data.config} records {recorded.name!r} with options "
-                f"{recorded.options}, the run's environment is {config.environment.name!r} with "
-                f"{config.environment.options}. Correct one of the two."
-            )
-    elif (path / INDEX_FILE).exists():
-        _expect_dims(EpisodeStore.open(path), env)
-    elif config.data.config is None:
-        open_recording(path)
-
-
-def _expect_dims(store: EpisodeStore, env: GoalEnvironment) -> None:
-    found = (store["observation"].dim, store["action"].dim)
-    expected = (env.spec.observation_dim, env.spec.action_dim)
-    if found != expected:
-        raise DataError(
-            f"{store.path}: has {found[0]} observation and {found[1]} action dims, environment "
-            f"{env.spec.name!r} has {expected[0]} and {expected[1]}. Correct data.path or "
-            "environment."
-        )
 
 
 class Pipeline:
@@ -149,7 +114,7 @@ class Pipeline:
         graph = graph_from_arrays(_read(folder))
         passes = np.bincount(outward, minlength=len(memory.nodes)).astype(np.float64)
         bundle = self._bundle(weights, memory, embeddings, graph, passes)
-        metrics = metrics | self._diagnostics(store, memory, graph)
+        metrics = metrics | self._diagnostics(store, memory, graph, bundle)
         self._say(memory, metrics)
         return Foundation(folder.name, store, bundle, graph, outward, inward, metrics)
 
@@ -231,6 +196,13 @@ class Pipeline:
                 f"{metrics['graph/connectors']:.0f} edges without a transition behind them join "
                 "them. Raise graph.edge_frac or record more data if they are many."
             )
+        if metrics["graph/shortcut_frac"] > SHORTCUTS_BEARABLE:
+            self._log(
+                f"warning: {metrics['graph/shortcut_frac']:.1%} of the edges are long shortcuts by "
+                "the oracle, such as through walls, and what is planned along them fails. Raise "
+                "graph.min_edge_support or graph.min_edge_probability, or train the network for "
+                "longer."
+            )
 
     def _settings(self, section: str) -> dict[str, Any]:
         return {section: getattr(self._config, section).model_dump(mode="json")}
@@ -245,24 +217,12 @@ class Pipeline:
             self._log(f"{'data':<13} to be recorded from {config} into {path}")
             store = datasets.generate(config, _placed(self._config), path)
         elif not (path / INDEX_FILE).exists():
-            store = EpisodeStore.open(self._imported(path))
+            store = EpisodeStore.open(imported(self._config, self._log))
         else:
             store = EpisodeStore.open(path)
             self._log(f"{'data':<13} {store.info['transitions']:,} transitions, from {path}")
-        _expect_dims(store, self._env)
+        expect_fit(store, self._config.environment, self._env)
         return store
-
-    def _imported(self, path: Path) -> Path:
-        """A copy of a recording in another layout; the cache keeps it."""
-        files = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
-        listing = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-        environment = self._config.environment.name
-
-        def copy(folder: Path) -> None:
-            for warning in import_recording(path, folder, environment):
-                self._log(f"warning: {warning}")
-
-        return self._cache.get("import", {"files": listing}, copy)
 
     def _features(self, weights: ReachabilityWeights) -> Features:
         config = self._config
@@ -301,13 +261,15 @@ class Pipeline:
         )
 
     def _diagnostics(
-        self, store: EpisodeStore, memory: Memory, graph: DataGraph
+        self, store: EpisodeStore, memory: Memory, graph: DataGraph, bundle: Bundle
     ) -> dict[str, float]:
         """What shows a bad graph before the policy fails (in part by the oracle)."""
         i, j = np.nonzero(graph.edges)
         length = self._env.path_distance(memory.nodes[i], memory.nodes[j])
+        *_, is_shortcut = shortcuts(bundle, self._env)
         return {
             "data/transitions": float(len(transitions(store))),
+            "memory/nodes": float(len(memory.nodes)),
             "memory/tested": float(memory.tested),
             "memory/overwritten": float(memory.overwritten),
             "graph/edges": float(len(i)),
@@ -317,7 +279,31 @@ class Pipeline:
             "graph/mean_hops": float(graph.paths.hops.mean()),
             "graph/diameter_hops": float(graph.paths.hops.max()),
             "graph/mean_edge_length": float(length.mean()) if len(i) else 0.0,
+            "graph/shortcut_frac": float(is_shortcut.mean()) if len(i) else 0.0,
         }
+
+
+def imported(config: FreshRunConfig, log: Log) -> Path:
+    """The copy of a recording in another layout that the cache keeps; its warnings are logged.
+
+    Raises:
+        DataError: the recording is faulty, or none.
+    """
+    path, environment = here(config.data.path), config.environment
+    files = sorted(file for file in [path, *path.rglob("*")] if file.is_file())
+
+    def copy(folder: Path) -> None:
+        _write(folder, {"warnings": import_recording(path, folder, environment)})
+
+    inputs = {
+        "version": VERSIONS["import"],
+        "files": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        "environment": {"name": environment.name, "options": transition_options(environment)},
+    }
+    folder = StageCache(Path(config.data.cache), log).get("import", inputs, copy)
+    for warning in _read(folder)["warnings"]:
+        log(f"warning: {warning}")
+    return folder
 
 
 def nearest_of_all(

@@ -301,7 +301,7 @@ class PathSource:
             value = settings.weight * near - rows.hops
         return Batch(
             observations[rows.following - 1],
-            self._store[ACTION][rows.following],
+            self._store[ACTION][rows.following].astype(np.float32, copy=False),
             following,
             goal,
             (settings.scale * value).astype(np.float32),
