@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from farreach.data.episodes import EpisodeStore, write_index, write_shard
+from farreach_workloads.goals.fresh import ways
 from farreach_workloads.goals.fresh.config import RowsConfig, ShapedRewardConfig
 from farreach_workloads.goals.fresh.cover import DataGraph, transitions
 from farreach_workloads.goals.fresh.relabel import (
@@ -240,3 +241,29 @@ def test_the_same_seed_gives_the_same_rows(toy):
     one, two = draw(toy, 1000, seed=3), draw(toy, 1000, seed=3)
     np.testing.assert_array_equal(one.following, two.following)
     np.testing.assert_array_equal(one.goal_node, two.goal_node)
+
+
+@pytest.mark.parametrize("together", [1, 70, 10**6])
+def test_ways_are_those_that_next_hops_lead(together, monkeypatch):
+    monkeypatch.setattr(ways, "PAIRS_TOGETHER", together)
+    rng = np.random.default_rng(4)
+    count = 40
+    edges = rng.random((count, count)) < 0.06
+    np.fill_diagonal(edges, False)
+    edge = np.where(edges & (rng.random((count, count)) < 0.7), 0, -1).astype(np.int32)
+    paths = directed_paths(edges, lambda i, j: np.zeros((len(i), len(j))))
+    graph = DataGraph(edges, paths, edge, np.array([0, 1]), np.array([1]), 0)
+    toy, found = SimpleNamespace(graph=graph), ways.Ways(graph)
+    starts, ends = (x.ravel() for x in np.indices((count, count)))
+    written = [path_of(toy, *pair) for pair in zip(starts.tolist(), ends.tolist(), strict=True)]
+    stored = [[pair for pair in pairwise(path) if edge[pair] >= 0] for path in written]
+    assert found.stored.ravel().tolist() == [len(pairs) for pairs in stored]
+    assert found.stored.max() > 2
+    steps = np.array([rng.integers(len(path)) for path in written])
+    expected = [path[step] for path, step in zip(written, steps, strict=True)]
+    assert found.after(starts, ends, steps).tolist() == expected
+    some = [i for i, pairs in enumerate(stored) if pairs]
+    number = np.array([rng.integers(len(stored[i])) for i in some])
+    tails, heads = found.stored_edge(starts[some], ends[some], number)
+    expected = [stored[i][n] for i, n in zip(some, number, strict=True)]
+    assert list(zip(tails.tolist(), heads.tolist(), strict=True)) == expected

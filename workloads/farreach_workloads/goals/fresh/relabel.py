@@ -20,6 +20,7 @@ import numpy as np
 from farreach.data.episodes import ACTION, OBSERVATION, EpisodeStore
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.fresh.lengths import PathLengths
+from farreach_workloads.goals.fresh.ways import Ways
 from farreach_workloads.goals.relabel import future_steps
 from farreach_workloads.goals.rewards import sigmoid
 
@@ -122,13 +123,15 @@ class PathRows:
         self._outward, self._inward = outward, inward
         self._following = following
         hops, count = graph.paths.hops, len(graph.paths.hops)
+        self._ways = Ways(graph)
         self._by_outward = _Groups(following, outward[following], count)
         self._by_inward = _Groups(np.arange(store.rows), inward, count)
-        self._subgoals = hops.astype(np.int64) + 1 if settings.subgoal_rows else 0 * hops
-        self._path_nodes, self._edge_ends, stored = _path_tables(graph)
-        self._stored = stored if settings.edge_rows else np.zeros_like(stored)
-        self._per_pair = 1 + self._subgoals + self._stored
-        weight = np.outer(self._by_outward.sizes, self._by_inward.sizes) * self._per_pair
+        self._subgoals = hops.astype(np.int32) + 1 if settings.subgoal_rows else 0 * hops
+        self._per_pair = 1 + self._subgoals
+        if settings.edge_rows:
+            self._per_pair = self._per_pair + self._ways.stored
+        weight: Floats = self._per_pair.astype(np.float64)
+        weight *= np.outer(self._by_outward.sizes, self._by_inward.sizes)
         self._pairs = Discrete(weight.ravel())
         self._shares = np.cumsum([settings.path, settings.future, settings.node])
 
@@ -161,11 +164,11 @@ class PathRows:
         )
         sub = np.flatnonzero(kind == SUBGOAL)
         ahead = one[sub] - 1
-        goal_node[sub] = self._path_nodes[pair[sub], ahead]
+        goal_node[sub] = self._ways.after(start[sub], end[sub], ahead)
         hops[sub], goal_row[sub] = ahead, -1
         edge = np.flatnonzero(kind == EDGE)
-        step = self._edge_ends[pair[edge], one[edge] - 1 - subgoals[edge]]
-        tail, head = (self._path_nodes[pair[edge], at] for at in (step - 1, step))
+        behind = one[edge] - 1 - subgoals[edge]
+        tail, head = self._ways.stored_edge(start[edge], end[edge], behind)
         number = self._graph.edge[tail, head]
         begin = self._graph.edge_starts[number]
         chosen = _below(rng, self._graph.edge_starts[number + 1] - begin)
@@ -192,29 +195,6 @@ class PathRows:
         node = self._outward[following].astype(np.int64)
         hops = self._graph.paths.hops[node, goal_node].astype(np.int64)
         return Rows(following, goal_row, goal_node, node, hops, np.full(len(following), kind))
-
-
-def _path_tables(graph: DataGraph) -> tuple[Ints, Ints, Ints]:
-    """All shortest paths, written out for n nodes and a largest hop count of h.
-
-    Returns:
-        The node after k steps from i to j at [i × n + j, k], (n², h + 1) int16; the steps whose
-        edge has a transition behind it, in order, (n², h) int16; and how many those are, (n, n).
-    """
-    hops, next_hop = graph.paths.hops, graph.paths.next_hop
-    count, longest = len(hops), int(hops.max())
-    nodes = np.empty((count * count, longest + 1), np.int16)
-    ends = np.zeros((count * count, longest), np.int16)
-    stored = np.zeros(count * count, np.int64)
-    end = np.tile(np.arange(count), count)
-    nodes[:, 0] = node = np.repeat(np.arange(count), count)
-    for step in range(1, longest + 1):
-        following = next_hop[node, end].astype(np.int64)
-        behind = np.flatnonzero(graph.edge[node, following] >= 0)
-        ends[behind, stored[behind]] = step
-        stored[behind] += 1
-        nodes[:, step] = node = following
-    return nodes, ends, stored.reshape(count, count)
 
 
 def _below(rng: np.random.Generator, bound: Ints) -> Ints:
