@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from farreach.config import flat
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, RunDirectoryError
 from farreach.figures import new_figure
+from farreach.metrics import read_metrics
 from farreach.registry import near_match
 from farreach.rundir import RunDirectory
 from farreach.yaml_source import read
@@ -52,26 +53,20 @@ def read_series(run: RunDirectory, metric: str, axis: Axis = "step") -> Series:
     Minutes are those of the clock, pauses of a stopped run included.
 
     Raises:
-        RunDirectoryError: the run has not logged the metric.
+        RunDirectoryError: the run has not logged the metric, or its metrics are damaged.
     """
-    points: list[tuple[float, float, float]] = []  # step, time, value
-    seen: set[str] = set()
-    begun: float | None = None
-    for line in _lines(run.metrics_path):
-        if line.get("event") == "resumed":
-            points = [point for point in points if point[0] <= line["step"]]
-            continue
-        begun = line["time"] if begun is None else begun
-        seen |= line.keys()
-        if line.get(metric) is not None:
-            points.append((line["step"], line["time"], line[metric]))
+    lines = read_metrics(run.metrics_path)
+    points = [
+        (line["step"], line["time"], line[metric])
+        for line in lines
+        if not math.isnan(line.get(metric, math.nan))
+    ]
     if not points:
-        known = sorted(name for name in seen if "/" in name)
+        known = sorted({name for line in lines for name in line if "/" in name})
         raise RunDirectoryError(f"{run.path} has logged no {metric!r}. {near_match(metric, known)}")
     step, at, value = np.array(sorted(points), np.float64).T
-    assert begun is not None
     name = str(read(run.config_path, str(run.config_path))[0]["name"])
-    return Series(name, step if axis == "step" else (at - begun) / 60, value)
+    return Series(name, step if axis == "step" else (at - lines[0]["time"]) / 60, value)
 
 
 def distinct_names(runs: Sequence[RunDirectory]) -> list[str]:
@@ -95,13 +90,6 @@ def distinct_names(runs: Sequence[RunDirectory]) -> list[str]:
 
 def _is_elsewhere(key: str) -> bool:
     return key in ("seed", "data.path", "data.cache") or key.startswith("runtime.")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 @dataclass(frozen=True)
@@ -162,9 +150,11 @@ def draw(paths: Sequence[Path | str], metric: str, axis: Axis, out: Path) -> lis
         if band.seeds > 1:
             axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
     axes.set_xlabel("steps" if axis == "step" else "minutes")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(metric, parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize=8)
+    legend = axes.legend(loc="best", fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # values of settings, such as paths, may hold two `$`
     picture = io.BytesIO()
     figure.savefig(picture, format=kind)
     out.parent.mkdir(parents=True, exist_ok=True)

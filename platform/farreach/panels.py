@@ -106,7 +106,7 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, tuple[Any, Any]]) -> Non
         marker = "o" if len(x) < ACROSS else None  # a line of one point would not be seen
         label = name.partition("/")[2].replace("_", " ") + side
         drawn += on.plot(x, y, label=label, color=f"C{number}", marker=marker, linewidth=1.2)
-    axes.set_title(panel.title, fontsize=9)
+    axes.set_title(panel.title, fontsize=9, parse_math=False)
     axes.set_xlabel("updates", fontsize=8)
     for part in (axes, other):
         if part is not None:
@@ -115,4 +115,6 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, tuple[Any, Any]]) -> Non
                 # With the margin of what is shown, as lines that hardly vary have next to none.
                 tops = [float(np.max(line.get_ydata())) for line in part.get_lines()]
                 part.set_ylim(0, ROOM * max(tops) if max(tops) > 0 else None)
-    axes.legend(handles=drawn, loc="best", fontsize=7)
+    legend = axes.legend(handles=drawn, loc="best", fontsize=7)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -119,3 +119,21 @@ def test_a_missing_metric_run_or_kind_of_file_is_named(make, tmp_path):
         curves.draw([run.path], METRIC, "step", tmp_path / "curves.gif2")
     with pytest.raises(RunDirectoryError, match="there is no run directory"):
         curves.draw([tmp_path / "nothing"], METRIC, "step", tmp_path / "curves.png")
+
+
+def test_a_damaged_line_is_named(make, tmp_path, capsys):
+    run = make("walk", 0, (0, 0.1), (10, 0.3))
+    lines = run.metrics_path.read_text().splitlines()
+    run.metrics_path.write_text("\n".join([lines[0], '{"step": 5, "ti', lines[1], ""]))
+    assert main(["curves", str(run.path), "--out", str(tmp_path / "curves.png")]) == 1
+    assert "metrics.jsonl:2: not a JSON line" in capsys.readouterr().err
+
+
+def test_names_with_two_dollars_are_drawn_as_they_are(make, tmp_path):
+    runs = []
+    for seed, kind in ((0, r"$\frac$"), (1, "crl")):
+        run = make("maze", seed, (0, 0.0), (10, 0.1))
+        run.config_path.write_text(run.config_path.read_text() + f"agent: {{kind: '{kind}'}}\n")
+        runs.append(run.path)
+    found = curves.draw(runs, METRIC, "step", tmp_path / "c.png")
+    assert [band.name for band in found] == [r"maze kind=$\frac$", "maze kind=crl"]

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from farreach.errors import RunDirectoryError
+from farreach.figures import png
 from farreach.panels import Panel, draw_panels, panels
 
 RECORDS = [
@@ -71,3 +72,9 @@ def test_panels_are_drawn_from_a_file(tmp_path):
 def test_a_run_without_metrics_says_so(tmp_path):
     with pytest.raises(RunDirectoryError, match="has logged no metrics yet"):
         draw_panels(tmp_path / "metrics.jsonl", [LOSS], tmp_path / "panels.png")
+
+
+def test_names_with_two_dollars_are_drawn_as_they_are():
+    name = r"learner/$\frac$"
+    figure = panels([{"step": 1, name: 1.0}], [Panel(r"of $\frac$", (name,))])
+    assert len(png(figure)) > 1000

@@ -212,6 +212,20 @@ def test_weights_of_another_model_are_named(tmp_path):
         launch.check(DEBUG, [f"backbone.weights={file}"])
 
 
+def test_files_that_hold_no_weights_are_named(tmp_path):
+    files = {name: tmp_path / name for name in ("readme.md", "list.pth", "half.pth", "a.pt")}
+    files["readme.md"].write_text("# Weights")
+    torch.save([torch.zeros(3)], files["list.pth"])
+    torch.save({"a": torch.zeros(1000)}, files["half.pth"])
+    files["half.pth"].write_bytes(files["half.pth"].read_bytes()[:2000])
+    files["a.pt"].touch()
+    files["broken"] = tmp_path / "broken.safetensors"
+    files["broken"].write_bytes(b"no header of safetensors")
+    for file in files.values():
+        with pytest.raises(ConfigError, match=rf"^backbone\.weights: {file} is no file of weights"):
+            launch.check(DEBUG, [f"backbone.weights={file}"])
+
+
 def test_weights_load_without_a_head_of_another_size(tmp_path):
     file = tmp_path / "own.safetensors"
     model = timm.create_model("xcit_nano_12_p8", depth=2, num_classes=3)

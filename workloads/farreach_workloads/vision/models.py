@@ -68,23 +68,41 @@ def make_model(
     return model
 
 
+def patch_of(model: nn.Module) -> int | None:
+    """Side of the patches that the model's first layer makes of an image, if it makes any."""
+    patch: Any = getattr(_first(model), "patch_size", None)
+    side: int | None = patch[0] if isinstance(patch, tuple) else patch
+    return side
+
+
+def _first(model: nn.Module) -> Any:
+    return getattr(model, "patch_embed", getattr(model, "stem", None))
+
+
 @torch.no_grad()
-def rest_note(model: nn.Module, size: int) -> str | None:
-    """What becomes of images whose side is no multiple of the patch, if the model takes them."""
-    first: Any = getattr(model, "patch_embed", getattr(model, "stem", None))
-    patch = getattr(first, "patch_size", None)
-    side = patch[0] if isinstance(patch, tuple) else patch
+def rest_note(model: nn.Module, size: int, *, is_cut: bool = False) -> str | None:
+    """What becomes of images whose side is no multiple of the patch, if the model takes them.
+
+    Args:
+        model: of timm.
+        size: side of the images.
+        is_cut: they are cut to whole patches before the model sees them.
+    """
+    first, side = _first(model), patch_of(model)
     if side is None or (rest := size % side) == 0:
         return None
+    left_out = (
+        f"the last {rest} rows and columns of images of {size} pixels are left out: patches have "
+        f"{side}"
+    )
+    if is_cut:
+        return left_out
     images = torch.zeros(2, 3, size, size)
     images[1, :, -rest:, -rest:] = 1.0
     seen = first(images)
     black, white = (seen[0] if isinstance(seen, tuple) else seen).unbind()
     if torch.equal(black, white):
-        return (
-            f"the last {rest} rows and columns of images of {size} pixels are left out: patches "
-            f"have {side}"
-        )
+        return left_out
     return (
         f"images of {size} pixels are padded to {size - rest + side}, a multiple of the patch's "
         f"{side}"
@@ -95,12 +113,18 @@ def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
     """Weights from a file; a head of another number of classes is left out, or refused.
 
     Raises:
-        ConfigError: the file is missing, or its weights are those of another model.
+        ConfigError: the file is missing or no file of weights, or they are those of another model.
     """
     try:
         state = timm.models.load_state_dict(str(file))
     except FileNotFoundError:
         raise ConfigError(f"backbone.weights: there is no file {file}.") from None
+    except Exception as error:  # each kind of file has errors of its own
+        reason = (str(error) or type(error).__name__).partition(". ")[0]
+        raise ConfigError(
+            f"backbone.weights: {file} is no file of weights ({reason}). Name a .safetensors, .pth "
+            "or .pt file that is whole and holds nothing but tensors."
+        ) from error
     module = __import__(type(model).__module__, fromlist=["x"])
     adapt = getattr(module, "adapt_weights", getattr(module, "checkpoint_filter_fn", None))
     state = as_tensors(state) if adapt is None else adapt(state, model)

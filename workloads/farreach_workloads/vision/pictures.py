@@ -1,4 +1,7 @@
-"""Pictures of what an image encoder sees."""
+"""Pictures of what an image encoder sees.
+
+Names of classes are drawn as they are: what is between two `$` in them is no formula.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,8 @@ def predictions(images: Tensor, logits: Tensor, labels: Tensor, classes: Sequenc
         text = f"{classes[found]} {float(best.values[index]):.2f}"
         wrong = found != true
         text += f"\nis {classes[true]}" if wrong else ""
-        axes.set_title(text, fontsize=7, color="firebrick" if wrong else "darkgreen")
+        color = "firebrick" if wrong else "darkgreen"
+        axes.set_title(text, fontsize=7, color=color, parse_math=False)
     return figure
 
 
@@ -89,7 +93,8 @@ def attention(
     grid = figure.subplots(len(shown), 1 + len(panels), squeeze=False)
     for row, (image, line) in enumerate(zip(shown, grid, strict=True)):
         line[0].imshow(image)
-        line[0].set_title(titles[row].replace(", ", "\n") if titles else "", fontsize=6)
+        title = titles[row].replace(", ", "\n") if titles else ""
+        line[0].set_title(title, fontsize=6, parse_math=False)
         for axes, (name, index) in zip(line[1:], panels, strict=True):
             raw = maps[name][row, index]
             heat = F.interpolate(raw[None, None], image.shape[:2], mode="bilinear")[0, 0]
@@ -97,7 +102,7 @@ def attention(
             heat = heat / heat.max().clamp(min=1e-12)
             axes.imshow(heat.numpy(), cmap="inferno", alpha=0.6)
             title = names[row][index] if names else f"{name.replace('_', ' ')}, {index}"
-            axes.set_title(title, fontsize=6)
+            axes.set_title(title, fontsize=6, parse_math=False)
         for axes in line:
             axes.set_axis_off()
     return figure
@@ -155,7 +160,9 @@ def label_maps(
     listed = sorted(number for number in seen if number < len(classes))[:MOST_NAMED]
     colors = class_colors(len(classes))
     handles = [Patch(color=colors[n] / 255, label=classes[n]) for n in listed]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -192,7 +199,8 @@ def detections(
                 axes.imshow(np.dstack([np.tile(color, (*mask.shape, 1)), 0.45 * mask]))
                 text = f"{classes[label]} {score:.2f}" if score < 1 else classes[label]
                 tag = {"facecolor": color, "edgecolor": "none", "pad": 1}
-                axes.text(left, top, text, fontsize=6, color="white", bbox=tag)
+                style = {"fontsize": 6, "color": "white", "parse_math": False}
+                axes.text(left, top, text, bbox=tag, **style)
     titles = ("true", f"found, score {least:g} or more") * SIDE_BY_SIDE
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=8)
@@ -214,7 +222,8 @@ def neighbours(lines: Sequence[Sequence[Picture]], names: Sequence[Sequence[str]
             axes.imshow(image)
             axes.set_axis_off()
             color = "darkgreen" if name == classes[0] else "firebrick"
-            axes.set_title(name, fontsize=6, color=color if number else "black")
+            color = color if number else "black"
+            axes.set_title(name, fontsize=6, color=color, parse_math=False)
     return figure
 
 

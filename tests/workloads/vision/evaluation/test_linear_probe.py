@@ -170,3 +170,17 @@ def test_what_does_not_fit_together_is_refused():
         probe_rates(*TRAIN, *TEST, 3, SHORT, [1.0, 1.0])
     with pytest.raises(DataError, match="Give the same layers"):
         probe_layers({"a": TRAIN[0]}, TRAIN[1], {"b": TEST[0]}, TEST[1], 3, SHORT)
+
+
+def test_a_probe_that_diverges_is_no_result():
+    """Weights that are no numbers would say class 0 of every row, which looks like chance."""
+    message = r"diverged, after epoch 1 of 20 .* lr=1e\+38\. Set a lower"
+    with pytest.raises(DataError, match=message):
+        probe(*TRAIN, *TEST, 3, replace(SHORT_VISSL, epochs=20, lr=1e38))
+
+
+def test_rates_at_which_it_diverges_are_left_out(capsys):
+    data = (*TRAIN, *TEST, 3, SHORT_VISSL)
+    found = probe_rates(*data, [1e38, 0.1])
+    assert found == probe_rates(*data, [0.1])
+    assert "diverged at lr=1e+38, which is left out" in capsys.readouterr().err

@@ -3,16 +3,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.optimize import brentq, check_grad, minimize
 from scipy.special import expit, log_softmax
 
+from farreach.data.images import FolderImages
 from farreach.errors import DataError
 from farreach_workloads.vision.evaluation.lowshot import (
     accuracy,
     few_of_each,
     fit_logistic,
+    listed,
     low_shot,
     normalised,
+    of_choices,
 )
 
 
@@ -148,3 +152,65 @@ def test_what_does_not_fit_together_is_refused():
         low_shot(torch.cat([x[:1] * torch.nan, x[1:]]), y, x, y, classes=4)
     with pytest.raises(DataError, match="One row per label"):
         low_shot(x[1:], y, x, y, classes=4)
+
+
+def test_given_choices_are_fitted_as_drawn_ones_are():
+    train, test = clusters(8, spread=2.0), clusters(50, spread=2.0, seed=1)
+    drawn = low_shot(*train, *test, classes=4, per_class=(2,), splits=3, seed=5)
+    choices = [few_of_each(train[1], 2, split, 5) for split in range(3)]
+    given = of_choices(*train, *test, 4, choices, 0.0025)
+    assert {f"2/{name}": value for name, value in given.items()} == drawn
+    one = of_choices(*train, *test, 4, choices[1:2], 0.0025)
+    assert one["mean"] == one["split_0"] == drawn["2/split_1"]
+    assert math.isnan(one["sd"])
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Of two classes: cat/0.JPEG, cat/n1_1.JPEG, dog/0.JPEG, dog/n2_7.JPEG."""
+    for name in ("cat/0", "cat/n1_1", "dog/0", "dog/n2_7"):
+        file = tmp_path / "train" / f"{name}.JPEG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(file)
+    return FolderImages(tmp_path / "train")
+
+
+def a_list(tmp_path, *names):
+    file = tmp_path / "list.txt"
+    file.write_text("\n".join(names) + "\n\n")
+    return file
+
+
+def test_lists_name_images_with_or_without_their_folder(tmp_path, images):
+    file = a_list(tmp_path, "n2_7.JPEG", "cat/0.JPEG", "train/dog/0.JPEG", "n1_1.jpg")
+    [rows] = listed([file], images)
+    assert rows.tolist() == [3, 0, 2, 1]
+    [rows] = listed([file], images.subset(np.array([3, 2, 1, 0])))
+    assert rows.tolist() == [0, 3, 1, 2]
+
+
+def test_lists_name_samples_of_tar_files(tmp_path):
+    class Samples:
+        def __len__(self):
+            return 2
+
+        def name(self, index):
+            return f"/data/train-00.tar, sample {('n1/n1_1', 'n2_7')[index]}"
+
+    one, other = (tmp_path / name for name in ("one.txt", "other.txt"))
+    one.write_text("n2_7.JPEG\nn1_1.JPEG")
+    other.write_text("n1/n1_1.JPEG\n")
+    assert [rows.tolist() for rows in listed([one, other], Samples())] == [[1, 0], [0]]
+
+
+def test_names_of_no_image_or_of_several_are_counted(tmp_path, images):
+    file = a_list(tmp_path, "n1_1.JPEG", "n9_1.JPEG", "dog/n1_1.JPEG")
+    message = r"list\.txt: 2 of 3 names are of no training image, such as n9_1.JPEG, dog/n1_1.JPEG"
+    with pytest.raises(DataError, match=message):
+        listed([file], images)
+    with pytest.raises(DataError, match=r"1 of 1 names are of several .* CLASS/NAME"):
+        listed([a_list(tmp_path, "0.JPEG")], images)
+    with pytest.raises(DataError, match=r"list\.txt: names no image"):
+        listed([a_list(tmp_path)], images)
+    with pytest.raises(DataError, match=r"none\.txt: is no list that can be read"):
+        listed([tmp_path / "none.txt"], images)

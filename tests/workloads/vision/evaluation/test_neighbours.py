@@ -30,3 +30,12 @@ def test_many_queries_are_as_one_by_one():
         order = np.argsort(-(own @ q))[:7]
         votes = np.bincount(labels[order], weights=np.exp(own[order] @ q / 0.07), minlength=4)
         assert int(found[row]) == votes.argmax()
+
+
+def test_weights_do_not_overflow_at_low_temperatures():
+    """exp(1 / 0.01) is infinite in float32: of infinite votes the lowest class would have most."""
+    references = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.96, 0.28]])
+    labels = torch.tensor([2, 2, 0])
+    query = torch.tensor([[1.0, 0.0]])
+    for temperature in (0.01, 1e-4):
+        assert knn_labels(references, labels, query, 3, 3, temperature).tolist() == [2]

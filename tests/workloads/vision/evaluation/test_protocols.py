@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from farreach import afterwards, launch
+from farreach import afterwards, launch, rundir
 from farreach.data.images import ParquetImages, open_images
 from farreach.errors import ConfigError, DataError
 from farreach.rundir import RunDirectory
@@ -89,6 +89,53 @@ def test_layers_and_a_few_labels(run):
         afterwards.evaluate(run.path, what="lowshot")
 
 
+@pytest.fixture(scope="module")
+def files_of(tmp_path_factory):
+    """The shipped clip arts as files, three training images of each of 22 classes, one held out."""
+    folder = tmp_path_factory.mktemp("images")
+    train, held_out = open_images(SHIPPED_FILE)
+    for part, images, count in (("train", train, 3), ("val", held_out, 1)):
+        for label, name in enumerate(images.classes):
+            for row in np.flatnonzero(images.labels == label)[:count].tolist():
+                file = folder / part / name / f"{name}_{row}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                images.load(row).save(file)
+    return folder
+
+
+def test_published_lists_are_choices_of_images(run, files_of, tmp_path):
+    files = sorted((files_of / "train").rglob("*.png"))
+    lists = {
+        "one": [file.name for file in files[::3]],
+        "two": [f"{file.parent.name}/{file.name}" for file in [*files[::3], *files[1::3]]],
+    }
+    for name, lines in lists.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    named = [str(tmp_path / f"{name}.txt") for name in lists]
+    words = [f"data={files_of}", f"lists=[{','.join(named)}]"]
+    found = afterwards.evaluate(run.path, what="lowshot", words=words)
+    assert found["lowshot/lists/images_0"] == len(lists["one"])
+    assert found["lowshot/lists/images_1"] == len(lists["two"])
+    splits = [found[f"lowshot/lists/split_{number}"] for number in range(2)]
+    assert found["lowshot/lists/mean"] == pytest.approx(sum(splits) / 2)
+    alone = afterwards.evaluate(run.path, what="lowshot", words=[words[0], f"lists=[{named[0]}]"])
+    assert alone["lowshot/lists/split_0"] == splits[0]
+    (tmp_path / "one.txt").write_text("n01440764_10026.JPEG\n")
+    with pytest.raises(DataError, match=r"1 of 1 names are of no training image, such as n0144"):
+        afterwards.evaluate(run.path, what="lowshot", words=words)
+
+
+def test_patches_of_the_images_that_are_fitted_can_be_dropped(run, files_of):
+    words = [f"data={files_of}", "per_class=[1]", "splits=2"]
+    whole = afterwards.evaluate(run.path, what="lowshot", words=words)
+    masked = afterwards.evaluate(run.path, what="lowshot", words=[*words, "mask=0.7"])
+    assert masked["lowshot/1/mean"] != whole["lowshot/1/mean"]
+    again = afterwards.evaluate(run.path, what="lowshot", words=[*words, "mask=0.7"])
+    assert again["lowshot/1/mean"] == masked["lowshot/1/mean"]
+    with pytest.raises(ConfigError, match="mask: only a vision transformer"):
+        afterwards.evaluate(run.path, what="lowshot", words=[*words, "mask=0.5", "features=pixels"])
+
+
 @pytest.mark.slow
 def test_fine_tuning_is_a_run_of_its_own(run):
     found = afterwards.evaluate(run.path, what="finetune", words=["epochs=0.1"])
@@ -97,6 +144,30 @@ def test_fine_tuning_is_a_run_of_its_own(run):
         next((run.path / "evaluations").glob("finetune-*/config.yaml")).parent
     )
     assert inner.read_result()["evaluation/top1"] == found["finetune/top1"]
+
+
+@pytest.mark.slow
+def test_fine_tuning_with_other_settings_is_another_run(run, files_of, monkeypatch):
+    words = [f"data={files_of}", "batch=32", "epochs=2"]
+    first = afterwards.evaluate(run.path, what="finetune", words=words)
+    longer = afterwards.evaluate(run.path, what="finetune", words=[*words[:2], "epochs=3"])
+    assert (first["finetune/updates"], longer["finetune/updates"]) == (4, 6)
+    monkeypatch.setattr(launch, "train", None)
+    again = afterwards.evaluate(run.path, what="finetune", words=words)
+    assert again["finetune/loss"] == first["finetune/loss"]
+
+
+@pytest.mark.slow
+def test_fine_tuning_that_was_killed_before_it_began_begins_again(run, files_of, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    words = [f"data={files_of}", "batch=32", "epochs=1", "lr=1e-4"]
+    monkeypatch.setattr(rundir.provenance, "manifest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        afterwards.evaluate(run.path, what="finetune", words=words)
+    monkeypatch.undo()
+    assert afterwards.evaluate(run.path, what="finetune", words=words)["finetune/updates"] == 2
 
 
 def test_unknown_evaluations_and_settings_have_a_near_match(run):

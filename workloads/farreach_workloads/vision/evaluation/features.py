@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from farreach import runtime
@@ -29,6 +30,7 @@ from farreach.errors import ConfigError
 from farreach.learn.order import Rows
 from farreach.progress import Progress
 from farreach.rundir import RunDirectory
+from farreach.seeding import child_seed
 from farreach_workloads.vision.augment import evaluation_transform
 
 # `normal`: what training looks at; `raw`: before the last norm; `layer N`: of some depth; `map`:
@@ -102,31 +104,40 @@ class Source:
     crop_ratio: float
     config: FeaturesConfig
 
-    def of(self, images: ImageSet, kinds: Sequence[Kind]) -> dict[str, Tensor]:
+    def of(self, images: ImageSet, kinds: Sequence[Kind], mask: float = 0.0) -> dict[str, Tensor]:
         """Name → features of all images, (n, d) float32, from the disk if they are there.
 
+        Args:
+            images: n.
+            kinds: of features.
+            mask: share of the patches that is dropped; see `dropping`.
+
         Raises:
+            ConfigError: the encoder has no such features, or no patches that can be dropped.
             DataError: an image cannot be read.
             ActorError: workers died again and again.
         """
-        file = self.run.path / "features" / f"{self._key(images, kinds)}.npz"
+        file = self.run.path / "features" / f"{self._key(images, kinds, mask)}.npz"
         if file.is_file():
             with np.load(file) as kept:
                 return {name: torch.from_numpy(kept[name]) for name in kept.files}
-        arrays = self._computed(images, kinds)
+        arrays = self._computed(images, kinds, mask)
         content = io.BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]
         file.parent.mkdir(exist_ok=True)
         atomic_write(file, content.getvalue())
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _key(self, images: ImageSet, kinds: Sequence[Kind]) -> str:
+    def _key(self, images: ImageSet, kinds: Sequence[Kind], mask: float) -> str:
         content = repr((self.maker, self.step, self.size, self.crop_ratio, tuple(kinds)))
+        content += f" {mask}" if mask else ""
         whole = hashlib.sha256(content.encode())
         whole.update(images.fingerprint().encode())
         return f"{self.step}-{whole.hexdigest()[:16]}"
 
-    def _computed(self, images: ImageSet, kinds: Sequence[Kind]) -> dict[str, NDArray[Any]]:
+    def _computed(
+        self, images: ImageSet, kinds: Sequence[Kind], mask: float
+    ) -> dict[str, NDArray[Any]]:
         inline = self.config.workers == 0
         needed = 0.0 if inline else 1.0
         with contextlib.ExitStack() as stack:
@@ -143,6 +154,7 @@ class Source:
                     tuple(kinds),
                     self.size,
                     self.crop_ratio,
+                    mask,
                     self.config.gpus > 0,
                 )
                 for begin in begins
@@ -196,6 +208,7 @@ def features_of(
     kinds: Sequence[Kind],
     size: int,
     crop_ratio: float,
+    mask: float,
     on_gpu: bool,
 ) -> dict[str, NDArray[Any]]:
     """Name → features of some images, float32; what a worker does."""
@@ -213,6 +226,49 @@ def features_of(
     for begin in range(0, len(images), TOGETHER):
         rows: Rows = np.arange(begin, min(begin + TOGETHER, len(images)))
         batch = torch.stack([transform(images.load(int(row))) for row in rows])
-        for name, part in encoder.seen(batch.to(device), kinds).items():
+        with dropping(encoder, mask, begin):
+            parts = encoder.seen(batch.to(device), kinds)
+        for name, part in parts.items():
             found.setdefault(name, []).append(part.float().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+@contextlib.contextmanager
+def dropping(encoder: Any, mask: float, seed: int) -> Iterator[None]:
+    """In here a vision transformer sees a part of the patches alone, drawn for each image.
+
+    As in MSN's code, N patches with their positions become ⌊N (1 - mask)⌋ before the first block;
+    there all images of a batch of 16 keep the same.
+
+    Args:
+        encoder: as its maker has made it.
+        mask: share that is dropped; 0: nothing happens.
+        seed: of what is drawn.
+
+    Raises:
+        ConfigError: the encoder is none, or has no class token.
+    """
+    if not mask:
+        yield
+        return
+    trunk = getattr(encoder, "trunk", getattr(encoder, "model", None))
+    if not isinstance(trunk, VisionTransformer) or not trunk.has_class_token:
+        raise ConfigError(
+            "mask: only a vision transformer with a class token can leave patches out. Leave out "
+            "mask."
+        )
+    generator = torch.Generator().manual_seed(child_seed(seed, "evaluation/mask"))
+
+    def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+        prefix = int(trunk.num_prefix_tokens)
+        images, count = tokens.shape[0], tokens.shape[1] - prefix
+        order = torch.rand(images, count, generator=generator).argsort(1).to(tokens.device)
+        kept = order[:, : max(1, int(count * (1.0 - mask))), None]
+        patches = tokens[:, prefix:].gather(1, kept.expand(-1, -1, tokens.shape[2]))
+        return torch.cat([tokens[:, :prefix], patches], dim=1)
+
+    hook = trunk.norm_pre.register_forward_hook(drop)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from farreach import launch, yaml_source
 from farreach.config import Config
 from farreach.disk import atomic_write
 from farreach.rundir import RunDirectory
+from farreach_workloads.vision.config import ImagesConfig
 
 WORKLOAD = "farreach_workloads.vision.supervise"
 
@@ -43,28 +46,29 @@ def finetuned(
 
     Args:
         config: of the run of pretraining.
-        run: its directory; training goes to `evaluations/finetune-STEP` in it, and goes on there
-            if it was interrupted.
+        run: its directory; training goes to `evaluations/finetune-STEP-KEY` in it, with a key that
+            follows from the settings, and goes on there if it was interrupted.
         step: updates of the checkpoint.
         encoder: timm's model.
         settings: how.
     """
-    folder = run.path / "evaluations" / f"finetune-{step}"
-    if folder.exists():
-        launch.resume(folder)
+    named = {} if settings.data is None else {"path": settings.data}
+    data = ImagesConfig(**(config.data.model_dump() | named))
+    key = _key(settings.model_dump() | {"data": data.path})
+    folder = run.path / "evaluations" / f"finetune-{step}-{key}"
+    if RunDirectory(folder).result_path.exists():
         return _result(folder)
     folder.parent.mkdir(exist_ok=True)
-    weights = folder.with_suffix(".safetensors")
+    weights = folder.with_name(f"finetune-{step}.safetensors")
     temporary = weights.with_name(f".{weights.name}")
     save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, temporary)
     temporary.rename(weights)
-    data = config.data.model_dump() | ({} if settings.data is None else {"path": settings.data})
     backbone = config.backbone
     tree = {
         "workload": WORKLOAD,
         "name": f"{config.name}_finetune",
         "seed": config.seed,
-        "data": data,
+        "data": data.model_dump(),
         "backbone": {
             "name": backbone.name,
             "options": backbone.options,
@@ -87,8 +91,13 @@ def finetuned(
     }
     file = folder.with_suffix(".yaml")
     atomic_write(file, yaml_source.to_text(tree))
-    launch.train(str(file), run_dir=folder)
+    launch.train(str(file), run_dir=folder, go_on=True)
     return _result(folder)
+
+
+def _key(settings: dict[str, Any]) -> str:
+    """Short, and another one for other settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _result(folder: Path) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from farreach.console import warn
 from farreach.errors import ConfigError, DataError
 from farreach.seeding import child_seed
 from farreach_workloads.vision.evaluation.checks import check_rows
@@ -99,7 +100,8 @@ def probe(
         it is what MSN's code reports.
 
     Raises:
-        DataError: features and labels do not fit together, or there is one training row only.
+        DataError: features and labels do not fit together, there is one training row only, or
+            training has diverged.
     """
     rates = probe_rates(train_x, train_y, test_x, test_y, classes, recipe, [recipe.lr], seed)
     return rates[recipe.lr]
@@ -120,11 +122,12 @@ def probe_rates(
     Choose a rate on a part of the training rows, not on those that are reported.
 
     Returns:
-        For each of `lrs`, which replace the recipe's, what `probe` returns.
+        For each of `lrs`, which replace the recipe's, what `probe` returns; those are left out, and
+        named in a note, at which training has diverged.
 
     Raises:
         ConfigError: a rate is given twice, or none.
-        DataError: see `probe`.
+        DataError: see `probe`; training has diverged at all rates.
     """
     if len(set(lrs)) != len(lrs) or not lrs:
         raise ConfigError(f"lrs: {list(lrs)} must be one or more different rates.")
@@ -138,6 +141,9 @@ def probe_rates(
     hits = _trained(heads, (train_x.float(), train_y), (test_x.float(), test_y), recipe, lrs, seed)
     counts, results = torch.bincount(train_y, minlength=classes), {}
     for number, lr in enumerate(lrs):
+        if not _is_finite(heads[number]):
+            warn(f"note      the linear probe has diverged at lr={lr:g}, which is left out")
+            continue
         top1 = [float(epoch[number].double().mean()) for epoch in hits]
         results[lr] = {
             "top1": top1[-1],
@@ -194,7 +200,11 @@ def _trained(
     lrs: Sequence[float],
     seed: int,
 ) -> list[list[Tensor]]:
-    """Trains the heads; which test rows are right, (m,) bool, by epoch and head."""
+    """Trains the heads; which test rows are right, (m,) bool, by epoch and head.
+
+    Raises:
+        DataError: no head's weights are numbers any more.
+    """
     x, y = train
     batch = min(recipe.batch, len(x))
     steps = len(x) // batch  # an epoch leaves out what remains: other rows each time
@@ -210,7 +220,7 @@ def _trained(
     )
     generator = torch.Generator().manual_seed(child_seed(seed, "probe/order"))
     hits = []
-    for _ in range(recipe.epochs):
+    for epoch in range(recipe.epochs):
         order = torch.randperm(len(x), generator=generator).to(x.device)
         for rows in order[: steps * batch].view(steps, batch):
             loss = sum((F.cross_entropy(head(x[rows]), y[rows]) for head in heads), torch.zeros(()))
@@ -218,8 +228,19 @@ def _trained(
             loss.backward()
             optimizer.step()
             schedule.step()
+        if not any(_is_finite(head) for head in heads):
+            raise DataError(
+                f"linear probe: training has diverged, after epoch {epoch + 1} of {recipe.epochs} "
+                f"no weights are numbers at lr={', '.join(f'{lr:g}' for lr in lrs)}. Set a lower "
+                f"one, such as lr={min(lrs) / 10:g}."
+            )
         hits.append([_correct(head, *test) for head in heads])
     return hits
+
+
+def _is_finite(head: Head) -> bool:
+    """Whether its weights and statistics are numbers: otherwise class 0 is said of every row."""
+    return all(bool(value.isfinite().all()) for value in head.state_dict().values())
 
 
 def _factor(step: int, steps: int, recipe: ProbeRecipe) -> float:

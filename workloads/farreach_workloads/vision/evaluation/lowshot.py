@@ -7,6 +7,7 @@ solves the same objective by cyanure, whose tolerance is a relative duality gap 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from farreach import seeding
+from farreach.data.images import ImageSet
 from farreach.errors import DataError
 from farreach_workloads.vision.evaluation.checks import check_rows
 
@@ -116,6 +118,67 @@ def few_of_each(labels: Tensor, per_class: int, split: int, seed: int) -> Tensor
     return torch.from_numpy(np.concatenate(chosen))
 
 
+def listed(files: Sequence[Path], images: ImageSet) -> list[NDArray[np.int64]]:
+    """Rows of the images that lists name, as the published lists of ImageNet do.
+
+    A list has the name of a file a line, such as `n01440764_10026.JPEG`, alone or below the name of
+    its folder. Endings do not count, as samples of tar files have none.
+
+    Args:
+        files: the lists.
+        images: in a folder or in tar files, n.
+
+    Returns:
+        (m,) for each list, in its order.
+
+    Raises:
+        DataError: a list cannot be read or is empty, or a name is that of no image or of several.
+    """
+    lists = [_lines(file) for file in files]
+    rows: dict[str, list[int]] = {_short(name): [] for names in lists for name in names}
+    for row in range(len(images)):
+        name = images.name(row).rpartition(", sample ")[2]
+        for known in (_short(name), _stem(name)):
+            if known in rows and row not in rows[known][-1:]:
+                rows[known].append(row)
+    for file, names in zip(files, lists, strict=True):
+        missing = [name for name in names if not rows[_short(name)]]
+        if missing:
+            raise DataError(
+                f"{file}: {len(missing):,} of {len(names):,} names are of no training image, such "
+                f"as {', '.join(missing[:3])}. Correct lists, or set data=PATH to a folder or tar "
+                "files of the images that are meant."
+            )
+        several = [name for name in names if len(rows[_short(name)]) > 1]
+        if several:
+            raise DataError(
+                f"{file}: {len(several):,} of {len(names):,} names are of several training images, "
+                f"such as {', '.join(several[:3])}. Write them below their folders: CLASS/NAME."
+            )
+    return [np.array([rows[_short(name)][0] for name in names], np.int64) for names in lists]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: is no list that can be read: {error}. Correct lists.") from error
+    if not names:
+        raise DataError(f"{file}: names no image. Give one name a line.")
+    return names
+
+
+def _short(name: str) -> str:
+    """A name of a file without its ending and all folders but the last."""
+    folder, _, _ = name.rpartition("/")
+    return f"{folder.rpartition('/')[2]}/{_stem(name)}" if folder else _stem(name)
+
+
+def _stem(name: str) -> str:
+    last = name.rpartition("/")[2]
+    return last.rpartition(".")[0] or last
+
+
 def low_shot(
     train_features: Tensor,
     train_labels: Tensor,
@@ -155,15 +218,50 @@ def low_shot(
             f"train labels: class {classes - 1} has no image. Every class needs "
             f"{max(per_class)}; add images, or count fewer classes."
         )
-    train, test = normalised(train_features), normalised(test_features)
     results: dict[str, float] = {}
     for count in per_class:
-        scores = []
-        for split in range(splits):
-            rows = few_of_each(train_labels, count, split, seed)
-            fitted = fit_logistic(train[rows], train_labels[rows], classes, lambd / len(rows))
-            scores.append(accuracy(fitted, test, test_labels))
-        results[f"{count}/mean"] = float(np.mean(scores))
-        results[f"{count}/sd"] = float(np.std(scores, ddof=1)) if splits > 1 else float("nan")
-        results |= {f"{count}/split_{split}": score for split, score in enumerate(scores)}
+        choices = [few_of_each(train_labels, count, split, seed) for split in range(splits)]
+        found = of_choices(
+            train_features, train_labels, test_features, test_labels, classes, choices, lambd
+        )
+        results |= {f"{count}/{name}": value for name, value in found.items()}
     return results
+
+
+def of_choices(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    classes: int,
+    choices: Sequence[Tensor],
+    lambd: float,
+) -> dict[str, float]:
+    """Accuracy on the test images after fitting to each of several choices of images.
+
+    Args:
+        train_features: see `low_shot`.
+        train_labels: (n,) int64.
+        test_features: (m, d).
+        test_labels: (m,) int64.
+        classes: how many there are; not all need occur.
+        choices: rows of the training images, one fit each.
+        lambd: see `low_shot`.
+
+    Returns:
+        "mean", "sd", and "split_0", … as `low_shot`.
+
+    Raises:
+        DataError: features or labels do not fit together.
+    """
+    check_rows(test_features, test_labels, classes, "test")
+    test, scores = normalised(test_features), []
+    for rows in choices:
+        chosen, labels = normalised(train_features[rows]), train_labels[rows]
+        fitted = fit_logistic(chosen, labels, classes, lambd / len(rows))
+        scores.append(accuracy(fitted, test, test_labels))
+    return {
+        "mean": float(np.mean(scores)),
+        "sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan"),
+        **{f"split_{split}": score for split, score in enumerate(scores)},
+    }

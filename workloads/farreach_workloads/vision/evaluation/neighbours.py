@@ -38,6 +38,7 @@ def knn_labels(
         part = F.normalize(queries[begin : begin + TOGETHER].float(), dim=1)
         cosines, rows = (part @ own.t()).topk(k, dim=1)
         votes = torch.zeros(len(part), classes)
-        votes.scatter_add_(1, labels[rows], (cosines / temperature).exp())
+        # Relative to the nearest one's: exp(1 / temperature) itself may be infinite in float32.
+        votes.scatter_add_(1, labels[rows], ((cosines - cosines[:, :1]) / temperature).exp())
         found.append(votes.argmax(1))
     return torch.cat(found)

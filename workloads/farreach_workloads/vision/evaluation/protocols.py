@@ -10,18 +10,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from farreach.checkpoint import Checkpoint
-from farreach.data.fetched import absolute
+from farreach.data.fetched import absolute, here
 from farreach.errors import DataError
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation
 from farreach_workloads.vision.config import SHIPPED_SET, ImagesConfig
 from farreach_workloads.vision.evaluation import linear_probe
 from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source
-from farreach_workloads.vision.evaluation.lowshot import low_shot
+from farreach_workloads.vision.evaluation.lowshot import listed, low_shot, of_choices
 from farreach_workloads.vision.evaluation.neighbours import knn_labels
 from farreach_workloads.vision.evaluation.tail import balanced_accuracy
 from farreach_workloads.vision.image_sets import images_of
@@ -67,6 +68,11 @@ class LowShotConfig(LabelledConfig):
     per_class: tuple[int, ...] = (1, 2, 5)
     splits: int = Field(3, ge=1)
     """Choices of these images."""
+    lists: tuple[str, ...] = ()
+    """Files of names of images, one a line, each of which is a choice in place of those above."""
+    mask: float = Field(0.0, ge=0, lt=1)
+    """Share of the patches of these images, not of the held-out ones, that a vision transformer
+    does not see."""
     penalty: float = Field(0.0025, gt=0)
     """Of the weights, over the number of images."""
 
@@ -97,9 +103,21 @@ class Labelled:
             train = train.subset(rows)
         self.train, self.held_out, self._source = train, held_out, source
 
-    def of(self, kind: Any) -> tuple[Mapping[str, Tensor], Tensor, Mapping[str, Tensor], Tensor]:
-        """Training features by name, their labels, and the same of the held-out images."""
-        train, held_out = (self._source.of(x, [kind]) for x in (self.train, self.held_out))
+    def only(self, rows: NDArray[np.int64]) -> None:
+        """Keep these of the training images alone."""
+        self.train = self.train.subset(rows)
+
+    def of(
+        self, kind: Any, mask: float = 0.0
+    ) -> tuple[Mapping[str, Tensor], Tensor, Mapping[str, Tensor], Tensor]:
+        """Training features by name, their labels, and the same of the held-out images.
+
+        Args:
+            kind: of the features.
+            mask: share of the patches of training images that is dropped.
+        """
+        train = self._source.of(self.train, [kind], mask)
+        held_out = self._source.of(self.held_out, [kind])
         labels, asked = (
             torch.from_numpy(np.searchsorted(self._names, x.labels))
             for x in (self.train, self.held_out)
@@ -154,18 +172,21 @@ def linear_layer(labelled: Labelled, settings: LinearConfig, seed: int) -> Metri
 
 def few_labels(labelled: Labelled, settings: LowShotConfig, seed: int) -> Metrics:
     """Logistic regression on a few images of each class, mean and spread over choices of them."""
-    train, labels, held_out, asked = labelled.of("raw")
-    found = low_shot(
-        train["raw"],
-        labels,
-        held_out["raw"],
-        asked,
-        labelled.classes,
-        settings.per_class,
-        settings.splits,
-        settings.penalty,
-        seed,
-    )
+    lists: list[NDArray[np.int64]] = []
+    if settings.lists:
+        lists = listed([here(path) for path in settings.lists], labelled.train)
+        named = np.unique(np.concatenate(lists))
+        labelled.only(named)  # the features of the others are not needed
+        lists = [np.searchsorted(named, rows) for rows in lists]
+    train, labels, held_out, asked = labelled.of("raw", settings.mask)
+    features = (train["raw"], labels, held_out["raw"], asked, labelled.classes)
+    if lists:
+        choices = [torch.from_numpy(rows) for rows in lists]
+        found = of_choices(*features, choices, settings.penalty)
+        # Published lists of five images have been called lists of three.
+        found |= {f"images_{number}": float(len(rows)) for number, rows in enumerate(lists)}
+        return {f"lowshot/lists/{name}": value for name, value in found.items()}
+    found = low_shot(*features, settings.per_class, settings.splits, settings.penalty, seed)
     return {f"lowshot/{name}": value for name, value in found.items()}
 
 

@@ -28,11 +28,24 @@ def balanced_accuracy(correct: Tensor, labels: Tensor, classes: int) -> float:
     return float(per_class_accuracy(correct, labels, classes).nanmean())
 
 
-def head_medium_tail(correct: Tensor, labels: Tensor, train_counts: Tensor) -> dict[str, float]:
-    """Balanced accuracy of the frequent, the medium and the rare third of the classes.
+def thirds(train_counts: Tensor) -> dict[str, Tensor]:
+    """Numbers of the frequent, the medium and the rare third of the classes.
 
     Of classes with equally many training images the one with the lower number counts as the more
     frequent; where thirds are not whole, the first of them are larger by one.
+
+    Args:
+        train_counts: training images of each class, (classes,).
+
+    Returns:
+        "head", "medium" and "tail", (n,) int64 each.
+    """
+    order = train_counts.argsort(descending=True, stable=True)
+    return dict(zip(PARTS, torch.tensor_split(order, len(PARTS)), strict=True))
+
+
+def head_medium_tail(correct: Tensor, labels: Tensor, train_counts: Tensor) -> dict[str, float]:
+    """Balanced accuracy of the frequent, the medium and the rare third of the classes.
 
     Args:
         correct: of the test images, (n,) bool.
@@ -43,8 +56,4 @@ def head_medium_tail(correct: Tensor, labels: Tensor, train_counts: Tensor) -> d
         "head", "medium" and "tail"; NaN for a third without test images.
     """
     by_class = per_class_accuracy(correct, labels, len(train_counts))
-    order = train_counts.argsort(descending=True, stable=True)
-    thirds = torch.tensor_split(order, len(PARTS))
-    return {
-        part: float(by_class[third].nanmean()) for part, third in zip(PARTS, thirds, strict=True)
-    }
+    return {part: float(by_class[third].nanmean()) for part, third in thirds(train_counts).items()}

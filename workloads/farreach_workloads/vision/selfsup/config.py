@@ -98,6 +98,8 @@ class ProbeConfig(Config):
     """Training images, at most, whose labels the neighbours lend."""
     temperature: float = Field(0.07, gt=0)
     """A neighbour counts exp(cosine / temperature)."""
+    linear: bool = True
+    """Whether a linear layer on the features of the same images is trained and measured as well."""
 
 
 class PretrainConfig(Config):
@@ -109,7 +111,7 @@ class PretrainConfig(Config):
     """Sections that may change when a run is resumed."""
 
     name: str = "pretrain"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     backbone: BackboneConfig = BackboneConfig(name="vit_small_patch16_224")
     data: ImagesConfig = ImagesConfig()
     sampler: SamplerConfig = SamplerConfig()

@@ -20,8 +20,11 @@ from farreach.panels import Panel, draw_panels
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision import attention, pictures
 from farreach_workloads.vision.augment import evaluation_transform
+from farreach_workloads.vision.evaluation.tail import thirds
+from farreach_workloads.vision.selfsup.assignments import prior_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from farreach_workloads.vision.selfsup.task import PretrainTask
@@ -35,7 +38,10 @@ SCORED, TOGETHER = 2048, 128
 # How well training goes, and the signs of a collapse.
 PANELS = (
     Panel("Loss", ("learner/loss", "learner/cross_entropy")),
-    Panel("Neighbours' classes", ("evaluation/knn_top1", "evaluation/knn_balanced")),
+    Panel(
+        "Classes, by neighbours and a linear layer",
+        ("evaluation/knn_top1", "evaluation/knn_balanced", "evaluation/linear_top1"),
+    ),
     Panel("Targets", ("learner/target_confidence", "learner/prior_divergence")),
     Panel("Prototypes in use (1: collapse)", ("learner/prototypes_used",), from_zero=True),
     Panel(
@@ -60,15 +66,15 @@ def draw(task: PretrainTask, run: RunDirectory) -> list[Path]:
 
 def neighbours(task: PretrainTask) -> Figure:
     """Held-out images with their nearest training images, of the last evaluation."""
-    references, known, asked = task.seen
+    references, known, held_out, asked = task.seen
     rows = spread(len(asked), PICTURED)
     near = (normalize(asked[rows]) @ normalize(known).t()).topk(NEAREST, dim=1).indices
     lines = [
-        [_shown(task.held_out, row), *[_shown(references, n) for n in found]]
+        [_shown(held_out, row), *[_shown(references, n) for n in found]]
         for row, found in zip(rows, near, strict=True)
     ]
     names = [
-        [_class(task.held_out, int(row)), *[_class(references, n) for n in found]]
+        [_class(held_out, int(row)), *[_class(references, n) for n in found]]
         for row, found in zip(rows, near.tolist(), strict=True)
     ]
     return pictures.neighbours(lines, names)
@@ -87,8 +93,13 @@ def _shown(images: ImageSet, row: int | np.integer[Any] | Tensor) -> Image.Image
 
 
 def prototypes(task: PretrainTask) -> Figure | None:
-    """How often prototypes are named, and the images nearest to some; None if there are none."""
-    some = task.held_out.subset(spread(len(task.held_out), SCORED))
+    """How often prototypes are named, and the images nearest to some; None if there are none.
+
+    Beside it the prior, if the method has one, and whether it is frequent, medium or rare classes
+    that name them.
+    """
+    _, _, held_out, _ = task.seen
+    some = held_out.subset(spread(len(held_out), SCORED))
     transform, parts = _transform(task), []
     for begin in range(0, len(some), TOGETHER):
         rows = range(begin, min(begin + TOGETHER, len(some)))
@@ -104,9 +115,7 @@ def prototypes(task: PretrainTask) -> Figure | None:
     figure = new_figure(1.2 * (NEAREST + 1), 1.45 * len(ranked) + 2)
     grid = figure.add_gridspec(len(ranked) + 2, NEAREST + 1)
     axes = figure.add_subplot(grid[:2, :])
-    axes.bar(
-        np.arange(len(named)), named.sort(descending=True).values.numpy() / len(some), width=1.0
-    )
+    _draw_use(axes, task, scores.argmax(1), some, len(named))
     axes.set_title(f"{used} of {len(named)} prototypes are the nearest one of an image", fontsize=8)
     axes.set_xlabel("prototype, by frequency", fontsize=7)
     axes.set_ylabel("share of images", fontsize=7)
@@ -117,23 +126,53 @@ def prototypes(task: PretrainTask) -> Figure | None:
             cell = figure.add_subplot(grid[line, column])
             cell.imshow(_shown(some, row))
             cell.set_axis_off()
-            cell.set_title(_class(some, row), fontsize=6)
+            cell.set_title(_class(some, row), fontsize=6, parse_math=False)
     return figure
+
+
+def _draw_use(
+    axes: Axes, task: PretrainTask, nearest: Tensor, images: ImageSet, count: int
+) -> None:
+    """Share of the images that are nearest to each prototype, the most frequent one first.
+
+    Args:
+        axes: to draw on.
+        task: whose classes and prior are shown.
+        nearest: prototype of each image, (n,) int64.
+        images: n.
+        count: of the prototypes.
+    """
+    order = torch.bincount(nearest, minlength=count).argsort(descending=True)
+    labels, below = torch.from_numpy(images.labels), np.zeros(count)
+    counts = task.class_counts()
+    are_equal = bool((counts == counts[0]).all())
+    parts = {"all": torch.arange(len(counts))} if are_equal else thirds(counts)
+    for part, classes in parts.items():
+        of_part = nearest[torch.isin(labels, classes)]
+        above = below + torch.bincount(of_part, minlength=count)[order].numpy() / len(images)
+        # Not a bar each, of which there may be tens of thousands.
+        axes.stairs(above, baseline=below, fill=True, label=f"{part} classes")
+        below = above
+    prior = getattr(task.config.method, "prior", None)
+    if prior is not None:
+        expected = prior_of(prior, count).sort(descending=True).values.numpy()
+        axes.stairs(expected, color="black", label="prior")
+    axes.legend(loc="upper right", fontsize=6)
 
 
 def project(task: PretrainTask, folder: Path) -> Path:
     """Features, classes and small pictures of held-out images, for TensorBoard's projector."""
     from torch.utils.tensorboard import SummaryWriter
 
-    _, _, asked = task.seen
+    _, _, held_out, asked = task.seen
     rows = spread(len(asked), PROJECTED)
-    small = [np.asarray(_shown(task.held_out, row).resize((THUMBNAIL, THUMBNAIL))) for row in rows]
+    small = [np.asarray(_shown(held_out, row).resize((THUMBNAIL, THUMBNAIL))) for row in rows]
     working = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(working, ignore_errors=True)
     with SummaryWriter(str(working)) as writer:
         writer.add_embedding(
             asked[rows],
-            metadata=[_class(task.held_out, int(row)) for row in rows],
+            metadata=[_class(held_out, int(row)) for row in rows],
             label_img=torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255,
             tag="features",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from farreach.data.images import ImageSet
+from farreach.errors import UnreadableImageError
 from farreach.figures import rendered
 from farreach.learn.health import effective_rank
 from farreach.learn.larc import Larc
@@ -17,21 +19,24 @@ from farreach.learn.place import Place
 from farreach.learn.schedules import cosine
 from farreach.learn.task import Batch, Pixels
 from farreach_workloads.vision.augment import evaluation_transform
+from farreach_workloads.vision.evaluation import linear_probe
 from farreach_workloads.vision.evaluation.neighbours import knn_labels
 from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.selfsup import device_views, figures
+from farreach_workloads.vision.selfsup.assignments import constant_output_loss, prior_of
 from farreach_workloads.vision.selfsup.config import PretrainConfig, ViewsConfig, total_length
 from farreach_workloads.vision.selfsup.dino import Dino
 from farreach_workloads.vision.selfsup.encoder import Encoder
 from farreach_workloads.vision.selfsup.mae import Mae
 from farreach_workloads.vision.selfsup.method import Method, Span
+from farreach_workloads.vision.selfsup.method_configs import MsnConfig
 from farreach_workloads.vision.selfsup.msn import Msn
 from farreach_workloads.vision.selfsup.multicrop import MultiCrop
 from farreach_workloads.vision.selfsup.sampling import sampled
 from farreach_workloads.vision.selfsup.simclr import Simclr
 from farreach_workloads.vision.selfsup.swav import Swav
 from farreach_workloads.vision.selfsup.vicreg import Vicreg
-from farreach_workloads.vision.unreadable import REPLACED, Unreadable
+from farreach_workloads.vision.unreadable import REPLACED, Unreadable, left_out_note
 from farreach_workloads.vision.view_pixels import normalised
 from farreach_workloads.vision.view_plans import Recipe
 
@@ -48,6 +53,11 @@ EMBEDDED_TOGETHER = 128
 RANKED = 2048
 # Of collapse: directions that the features use, and share of the prototypes that are used.
 FEW_DIRECTIONS, FEW_PROTOTYPES = 1.5, 0.02
+# Of collapse onto the prior: distance of the loss as a share of it, and share of the prototypes of
+# before that are used.
+NEAR, FEWER = 0.05, 0.9
+# There are far fewer steps than where this recipe comes from, and each may be larger.
+ONLINE = replace(linear_probe.VISSL, lr=0.1)
 
 
 class PretrainTask:
@@ -82,7 +92,9 @@ class PretrainTask:
         self._metrics: dict[str, Tensor] = {}
         self._unreadable = Unreadable(self._train.path, batch)
         self._rank = float("inf")
-        self._seen: tuple[ImageSet, Tensor, Tensor] | None = None
+        self._left_out = 0
+        self._seen: tuple[ImageSet, Tensor, ImageSet, Tensor] | None = None
+        self._towards_prior = TowardsPrior(config)
 
     @property
     def encoder(self) -> Encoder:
@@ -128,6 +140,7 @@ class PretrainTask:
             views = {kind: normalised(batch[kind]) for kind in self._sizes}
         loss, metrics = self.method.loss(model, views, step, rank)
         self._metrics = metrics
+        self._towards_prior.count(metrics)
         return loss, metrics | counted
 
     def weight_decay(self, step: int) -> float:
@@ -149,12 +162,16 @@ class PretrainTask:
         self.method.after_update(step)
 
     def evaluate(self, place: Place) -> dict[str, float]:
-        """The labels of the nearest neighbours of the held-out images, by the target network."""
+        """The labels of held-out images, by their nearest neighbours and by a linear layer.
+
+        Features are those of the target network; images that cannot be read are left out.
+        """
         probe = self.config.probe
-        references = self._train.subset(figures.spread(len(self._train), probe.references))
-        known = self.features(references, place)
-        asked = self.features(self.held_out, place)
-        self._seen = (references, known, asked)
+        some = self._train.subset(figures.spread(len(self._train), probe.references))
+        references, known = self.features(some, place)
+        held_out, asked = self.features(self.held_out, place)
+        self._left_out = len(self.held_out) - len(held_out)
+        self._seen = (references, known, held_out, asked)
         self._rank = effective_rank(asked[:RANKED])
         measured = {
             "evaluation/effective_rank": self._rank,
@@ -162,15 +179,19 @@ class PretrainTask:
         }
         if self.classes == 1:
             return measured
+        known_labels, labels = (torch.from_numpy(x.labels) for x in (references, held_out))
         found = knn_labels(
-            known,
-            torch.from_numpy(references.labels),
-            asked,
-            self.classes,
-            probe.neighbours,
-            probe.temperature,
+            known, known_labels, asked, self.classes, probe.neighbours, probe.temperature
         )
-        labels = torch.from_numpy(self.held_out.labels)
+        if probe.linear and len(known) > 1:
+            x, y, test_x, test_y = (
+                rows.to(place.device) for rows in (known, known_labels, asked, labels)
+            )
+            with torch.enable_grad():
+                linear = linear_probe.probe(
+                    x, y, test_x, test_y, self.classes, ONLINE, self.config.seed
+                )
+            measured["evaluation/linear_top1"] = linear["top1"]
         right = (found == labels).float()
         per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
         return {
@@ -180,8 +201,8 @@ class PretrainTask:
         }
 
     def remarks(self) -> Sequence[str]:
-        """Signs of collapse, and what helps against it."""
-        found = []
+        """Signs of collapse, and what helps against it; held-out images that cannot be read."""
+        found = left_out_note(self._left_out)
         if self._rank < FEW_DIRECTIONS:
             found.append(
                 f"collapse: features use {self._rank:.1f} directions of {self.encoder.width} "
@@ -196,22 +217,44 @@ class PretrainTask:
                 f"collapse: {float(used):.0f} of {count} prototypes are used. Raise method.weight, "
                 "balance the targets (method.sinkhorn), or make the prior less steep."
             )
-        return found
+        return [*found, *self._towards_prior.remarks()]
 
-    def features(self, images: ImageSet, place: Place) -> Tensor:
-        """Of the encoder that counts, each worker computing a share: (n, width) float32."""
+    def features(self, images: ImageSet, place: Place) -> tuple[ImageSet, Tensor]:
+        """Those images that can be read, and their features by the encoder that counts.
+
+        Each worker computes a share.
+
+        Returns:
+            n images, and (n, width) float32.
+
+        Raises:
+            UnreadableImageError: none can be read.
+        """
         config = self.config.data
         transform = evaluation_transform(config.size, config.crop_ratio)
         encoder = self.encoder.eval()
-        result = torch.zeros(len(images), encoder.width)
+        result, is_read = torch.zeros(len(images), encoder.width), torch.zeros(len(images))
         rows = np.arange(len(images))[place.rank :: place.world]
         network = self.companions[0] if self.companions else self.model
         with place.in_one_piece(network):
             for begin in range(0, len(rows), EMBEDDED_TOGETHER):
-                some = rows[begin : begin + EMBEDDED_TOGETHER]
-                batch = torch.stack([transform(images.load_or_next(int(row))[0]) for row in some])
-                result[some] = encoder.features(batch.to(place.device)).float().cpu()
-        return place.sum(result).cpu()
+                some: list[int] = []
+                batch: list[Tensor] = []
+                for row in rows[begin : begin + EMBEDDED_TOGETHER].tolist():
+                    try:
+                        batch.append(transform(images.load(row)))
+                    except UnreadableImageError:
+                        continue
+                    some.append(row)
+                if some:
+                    seen = encoder.features(torch.stack(batch).to(place.device))
+                    result[some], is_read[some] = seen.float().cpu(), 1.0
+        result, is_read = place.sum(result).cpu(), place.sum(is_read).cpu()
+        if bool(is_read.all()):
+            return images, result
+        if not bool(is_read.any()):
+            images.load(0)  # which says why
+        return images.subset(np.flatnonzero(is_read.numpy())), result[is_read > 0]
 
     def only(self, count: int) -> None:
         """Evaluate on `count` of the held-out images alone, spread evenly."""
@@ -221,9 +264,13 @@ class PretrainTask:
         """Held-out images with their nearest neighbours, of the last evaluation."""
         return {"evaluation/neighbours": rendered(figures.neighbours(self))}
 
+    def class_counts(self) -> Tensor:
+        """Training images of each class, (classes,) int64."""
+        return torch.bincount(torch.from_numpy(self._train.labels), minlength=self.classes)
+
     @property
-    def seen(self) -> tuple[ImageSet, Tensor, Tensor]:
-        """Of the last evaluation: references, their features, and those of the held-out images."""
+    def seen(self) -> tuple[ImageSet, Tensor, ImageSet, Tensor]:
+        """Of the last evaluation: references and held-out images, each with their features."""
         assert self._seen is not None
         return self._seen
 
@@ -234,6 +281,47 @@ class PretrainTask:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the method's state over."""
         self.method.restore(state)
+
+
+class TowardsPrior:
+    """Notices that all outputs come to be the prior, the cheap collapse of a prior that is skewed.
+
+    Then the cross-entropy is that of `constant_output_loss`, and fewer prototypes are used. With a
+    uniform prior that loss is where training begins, and tells nothing.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        """Of a run; of a method without such a loss nothing is noticed."""
+        msn = config.method
+        self._constant: float | None = None
+        if isinstance(msn, MsnConfig) and msn.prior.kind != "uniform" and msn.sinkhorn == "none":
+            self._constant = constant_output_loss(
+                prior_of(msn.prior, msn.prototypes), msn.target_temperature / msn.temperature
+            )
+        self._sums, self._updates = torch.zeros(2), 0
+        self._used = 0.0
+
+    def count(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take in what an update tells."""
+        if self._constant is not None:
+            names = ("learner/cross_entropy", "learner/prototypes_used")
+            told = torch.stack([metrics[name] for name in names])
+            self._sums, self._updates = self._sums.to(told.device) + told, self._updates + 1
+
+    def remarks(self) -> Sequence[str]:
+        """On the updates since the last call, beside those before it; the same words each time."""
+        if self._constant is None or self._updates == 0:
+            return []
+        loss, used = (self._sums / self._updates).tolist()
+        before, self._used = self._used, used
+        self._sums, self._updates = torch.zeros(2), 0
+        if abs(loss - self._constant) > NEAR * self._constant or used > FEWER * before:
+            return []
+        return [
+            f"collapse: the cross-entropy is near {self._constant:.2f}, that of a network that "
+            "always answers with the prior, and fewer prototypes are used than before. Make the "
+            "prior less steep, raise method.weight, or set method.sinkhorn to prior."
+        ]
 
 
 def recipes(config: ViewsConfig) -> dict[str, list[Recipe]]:
