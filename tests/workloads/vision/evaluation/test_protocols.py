@@ -5,10 +5,12 @@ import pytest
 from PIL import Image
 
 from farreach import afterwards, launch, rundir
+from farreach import config as configs
 from farreach.data.images import ParquetImages, open_images
 from farreach.errors import ConfigError, DataError
 from farreach.rundir import RunDirectory
 from farreach_workloads.vision.evaluation import features
+from farreach_workloads.vision.evaluation.finetune import FinetuneConfig
 from farreach_workloads.vision.image_sets import SHIPPED_FILE
 
 DEBUG = "vision/msn_clipart_debug"
@@ -155,6 +157,31 @@ def test_fine_tuning_with_other_settings_is_another_run(run, files_of, monkeypat
     monkeypatch.setattr(launch, "train", None)
     again = afterwards.evaluate(run.path, what="finetune", words=words)
     assert again["finetune/loss"] == first["finetune/loss"]
+
+
+def test_recipes_give_what_is_not_set():
+    mae = FinetuneConfig.model_validate({"recipe": "mae", "lr": 0.5})
+    assert (mae.lr, mae.epochs, mae.augment, mae.layer_decay) == (0.5, 100, "rand", 0.65)
+    assert FinetuneConfig() == FinetuneConfig(recipe="short")
+
+
+@pytest.mark.slow
+def test_fine_tuning_by_a_recipe_at_another_size(run, files_of):
+    words = [f"data={files_of}", "recipe=vissl", "size=48", "batch=32", "epochs=2", "drops=[1]"]
+    found = afterwards.evaluate(run.path, what="finetune", words=words)
+    assert found["finetune/updates"] == 4
+    folders = (run.path / "evaluations").glob("finetune-*/config.yaml")
+    [config] = [
+        config
+        for config in (configs.load(folder).config for folder in folders)
+        if config.optimizer.kind == "sgd"
+    ]
+    assert (config.data.size, config.training.schedule, config.training.drops) == (
+        48,
+        "steps",
+        (1,),
+    )
+    assert (config.optimizer.weight_decay, config.optimizer.layer_decay) == (1e-4, None)
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,23 +20,74 @@ from farreach_workloads.vision.config import ImagesConfig
 WORKLOAD = "farreach_workloads.vision.supervise"
 
 
-class FinetuneConfig(Config):
-    """Of fine-tuning; defaults are those of MAE (arXiv:2111.06377, table 9) but for the length."""
+# What published runs on ImageNet set; VISSL's colours are ours, as is its weight decay.
+RECIPES: dict[str, dict[str, Any]] = {
+    "mae": {
+        "epochs": 100,
+        "batch": 1024,
+        "lr": 2e-3,
+        "warmup_epochs": 5,
+        "drop_path": 0.2,
+        "augment": "rand",
+        "min_scale": 0.08,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+    },
+    "vissl": {
+        "size": 384,
+        "epochs": 105,
+        "batch": 256,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "drops": (30, 60, 90, 100),
+        "warmup_epochs": 0,
+        "layer_decay": None,
+        "drop_path": 0.0,
+        "weight_decay": 1e-4,
+        "min_scale": 0.08,
+        "smoothing": 0.0,
+    },
+}
 
+
+class FinetuneConfig(Config):
+    """Of fine-tuning; `recipe` has its own values for what is not set."""
+
+    recipe: Literal["short", "mae", "vissl"] = "short"
+    """`short`: the defaults below, for small sets and machines. `mae`: of transformers
+    (arXiv:2111.06377, table 9), as MSN was fine-tuned. `vissl`: of convolutional networks at 384
+    pixels, as SEER was."""
     data: str | None = None
     """Other images than those of the run; see farreach.data.images."""
+    size: int | None = Field(None, ge=8)
+    """Side of the images; None: that of the run."""
     epochs: float = Field(30.0, gt=0)
     batch: int = Field(128, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
+    """The highest, for the whole batch as it is."""
+    warmup_epochs: float | None = Field(None, ge=0)
+    """None: a twentieth of the epochs."""
+    drops: tuple[float, ...] = ()
+    """Epochs after which the rate falls to a tenth; none: it falls along half a cosine."""
     layer_decay: float | None = Field(0.65, gt=0, le=1)
     """How much slower each layer learns than the one above it."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
+    augment: Literal["simple", "three", "rand"] = "simple"
+    """Beside crop, flip and colours: 3-Augment, or RandAugment."""
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
     smoothing: float = Field(0.1, ge=0, lt=1)
     min_scale: float = Field(0.35, gt=0, le=1)
     """Smallest share of the area that a training image shows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_recipe(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        return RECIPES.get(str(raw.get("recipe")), {}) | raw
 
 
 def finetuned(
@@ -52,7 +103,8 @@ def finetuned(
         encoder: timm's model.
         settings: how.
     """
-    named = {} if settings.data is None else {"path": settings.data}
+    asked = {"path": settings.data, "size": settings.size}
+    named = {name: value for name, value in asked.items() if value is not None}
     data = ImagesConfig(**(config.data.model_dump() | named))
     key = _key(settings.model_dump() | {"data": data.path})
     folder = run.path / "evaluations" / f"finetune-{step}-{key}"
@@ -63,7 +115,7 @@ def finetuned(
     temporary = weights.with_name(f".{weights.name}")
     save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, temporary)
     temporary.rename(weights)
-    backbone = config.backbone
+    backbone, warmup = config.backbone, settings.warmup_epochs
     tree = {
         "workload": WORKLOAD,
         "name": f"{config.name}_finetune",
@@ -75,9 +127,10 @@ def finetuned(
             "weights": str(weights),
             "drop_path": settings.drop_path,
         },
-        "augment": {"min_scale": settings.min_scale},
+        "augment": {"kind": settings.augment, "min_scale": settings.min_scale},
         "mix": {name: getattr(settings, name) for name in ("mixup", "cutmix", "smoothing")},
         "optimizer": {
+            "kind": settings.optimizer,
             "weight_decay": settings.weight_decay,
             "layer_decay": settings.layer_decay,
         },
@@ -85,7 +138,9 @@ def finetuned(
             "epochs": settings.epochs,
             "batch": settings.batch,
             "lr": settings.lr,
-            "warmup_epochs": settings.epochs / 20,
+            "warmup_epochs": settings.epochs / 20 if warmup is None else warmup,
+            "schedule": "steps" if settings.drops else "cosine",
+            "drops": settings.drops,
         },
         "runtime": config.runtime.model_dump(),
     }
