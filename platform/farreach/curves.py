@@ -1,4 +1,4 @@
-"""Learning curves of several runs in one picture: a line per configuration, a band over seeds."""
+"""Several runs in one picture: curves with a band over seeds, or bars of how they ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from farreach.rundir import RunDirectory
 from farreach.yaml_source import read
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 Floats = NDArray[np.floating[Any]]
 Axis = Literal["step", "minutes"]
@@ -123,13 +124,133 @@ def bands(series: Sequence[Series]) -> list[Band]:
     return found
 
 
-def draw(paths: Sequence[Path | str], metric: str, axis: Axis, out: Path) -> list[Band]:
+def smoothed(series: Series, count: int) -> Series:
+    """Each point as the mean of itself and of the `count` - 1 before it, if there are so many."""
+    sums = np.cumsum(np.concatenate([[0.0], series.y]))
+    stops = np.arange(1, len(series.y) + 1)
+    begins = np.maximum(0, stops - count)
+    return replace(series, y=(sums[stops] - sums[begins]) / (stops - begins))
+
+
+def draw(
+    paths: Sequence[Path | str], metric: str, axis: Axis, out: Path, smooth: int = 1
+) -> list[Band]:
     """Draw the curves of some runs into a file whose ending says its kind.
+
+    Args:
+        paths: of the runs.
+        metric: that they have logged.
+        axis: what it is drawn over.
+        out: the file.
+        smooth: points that are averaged, see `smoothed`.
 
     Raises:
         ConfigError: a kind of file that cannot be drawn.
         RunDirectoryError: no run there, or it has not logged the metric.
     """
+    figure, kind = _figure(out)
+    runs = [RunDirectory.open(path) for path in paths]
+    series = [smoothed(read_series(run, metric, axis), smooth) for run in runs]
+    named = zip(series, distinct_names(runs), strict=True)
+    found = bands([replace(one, name=name) for one, name in named])
+    axes = figure.subplots()
+    for index, band in enumerate(found):
+        colour = f"C{index % 10}"
+        label = _label(band.name, band.seeds)
+        axes.plot(band.x, band.mean, color=colour, label=label)
+        if band.seeds > 1:
+            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("steps" if axis == "step" else "minutes")
+    axes.set_ylabel(metric, parse_math=False)
+    axes.grid(alpha=0.3)
+    _save(figure, axes.legend(loc="best", fontsize=8), out, kind)
+    return found
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How the seeds of a configuration ended.
+
+    Attributes:
+        name: of the configuration, see `distinct_names`.
+        seeds: how many there are.
+        means: category → mean over seeds; `all` is the metric itself.
+        spreads: category → standard deviation over seeds.
+    """
+
+    name: str
+    seeds: int
+    means: dict[str, float]
+    spreads: dict[str, float]
+
+
+def ends(paths: Sequence[Path | str], metric: str, last: int) -> list[Ends]:
+    """The mean of the last points of a metric, and of each METRIC_CATEGORY beside it.
+
+    Args:
+        paths: of the runs.
+        metric: that they have logged.
+        last: points that are averaged, or all if there are fewer.
+
+    Raises:
+        RunDirectoryError: no run there, or it has not logged the metric.
+    """
+    runs = [RunDirectory.open(path) for path in paths]
+    groups: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for run, name in zip(runs, distinct_names(runs), strict=True):
+        logged = {
+            key
+            for line in read_metrics(run.metrics_path)
+            for key, value in line.items()
+            if key.startswith(f"{metric}_") and not math.isnan(value)
+        }
+        own = {"all": metric} | {key.removeprefix(f"{metric}_"): key for key in sorted(logged)}
+        series = {category: read_series(run, key) for category, key in own.items()}
+        groups[name].append({key: float(s.y[-last:].mean()) for key, s in series.items()})
+    found = []
+    for name, group in sorted(groups.items()):
+        categories = [key for key in group[0] if all(key in one for one in group)]
+        values = {key: np.array([one[key] for one in group]) for key in categories}
+        means = {key: float(v.mean()) for key, v in values.items()}
+        found.append(Ends(name, len(group), means, {k: float(v.std()) for k, v in values.items()}))
+    return found
+
+
+def draw_ends(paths: Sequence[Path | str], metric: str, last: int, out: Path) -> list[Ends]:
+    """Draw how some runs ended, as bars by category with the spread over seeds; see `ends`.
+
+    Raises:
+        ConfigError: a kind of file that cannot be drawn.
+        RunDirectoryError: no run there, or it has not logged the metric.
+    """
+    figure, kind = _figure(out)
+    found = ends(paths, metric, last)
+    categories = list(dict.fromkeys(key for one in found for key in one.means))
+    axes, width = figure.subplots(), 0.8 / len(found)
+    for index, one in enumerate(found):
+        own = [place for place, key in enumerate(categories) if key in one.means]
+        keys = [categories[place] for place in own]
+        axes.bar(
+            [place + (index + 0.5) * width - 0.4 for place in own],
+            [one.means[key] for key in keys],
+            width,
+            yerr=[one.spreads[key] for key in keys] if one.seeds > 1 else None,
+            capsize=3,
+            label=_label(one.name, one.seeds),
+        )
+    axes.set_xticks(range(len(categories)), categories)
+    axes.set_ylabel(f"{metric}, mean of the last {last}", parse_math=False)
+    axes.grid(axis="y", alpha=0.3)
+    _save(figure, figure.legend(loc="outside upper center", ncols=2, fontsize=8), out, kind)
+    return found
+
+
+def _label(name: str, seeds: int) -> str:
+    return f"{name} ({seeds} seeds)" if seeds > 1 else f"{name} (1 seed)"
+
+
+def _figure(out: Path) -> tuple[Figure, str]:
+    """An empty figure, and the kind of the file; raises ConfigError if that cannot be drawn."""
     figure = new_figure(7, 4.5, DPI)
     kinds = figure.canvas.get_supported_filetypes()
     kind = out.suffix.removeprefix(".")
@@ -138,25 +259,13 @@ def draw(paths: Sequence[Path | str], metric: str, axis: Axis, out: Path) -> lis
             f"--out {out}: cannot draw a {out.suffix or 'file without an ending'}. "
             f"Known: {', '.join(sorted(kinds))}."
         )
-    runs = [RunDirectory.open(path) for path in paths]
-    series = [read_series(run, metric, axis) for run in runs]
-    named = zip(series, distinct_names(runs), strict=True)
-    found = bands([replace(one, name=name) for one, name in named])
-    axes = figure.subplots()
-    for index, band in enumerate(found):
-        colour = f"C{index % 10}"
-        seeds = f"{band.seeds} seeds" if band.seeds > 1 else "1 seed"
-        axes.plot(band.x, band.mean, color=colour, label=f"{band.name} ({seeds})")
-        if band.seeds > 1:
-            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-    axes.set_xlabel("steps" if axis == "step" else "minutes")
-    axes.set_ylabel(metric, parse_math=False)
-    axes.grid(alpha=0.3)
-    legend = axes.legend(loc="best", fontsize=8)
+    return figure, kind
+
+
+def _save(figure: Figure, legend: Legend, out: Path, kind: str) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)  # values of settings, such as paths, may hold two `$`
     picture = io.BytesIO()
     figure.savefig(picture, format=kind)
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, picture.getvalue())
-    return found

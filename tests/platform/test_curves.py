@@ -74,6 +74,37 @@ def test_bands_are_means_and_deviations_over_seeds_of_a_name():
     np.testing.assert_allclose(a.mean, 0.5)
 
 
+def test_smoothing_averages_each_point_with_those_before_it():
+    series = curves.Series("a", np.arange(5.0), np.array([0.0, 2.0, 4.0, 0.0, 8.0]))
+    found = curves.smoothed(series, 3)
+    np.testing.assert_array_equal(found.x, series.x)
+    np.testing.assert_allclose(found.y, [0, 1, 2, 2, 4])
+    np.testing.assert_array_equal(curves.smoothed(series, 1).y, series.y)
+
+
+def test_bars_are_means_of_the_last_points_by_category(make, tmp_path, capsys):
+    def lines(*values):
+        return [
+            {"step": n, "time": 0.0, METRIC: v, f"{METRIC}_room1": 1.0, f"{METRIC}_room2": 2 * v}
+            for n, v in enumerate(values)
+        ]
+
+    make("walk", 0, *lines(0.9, 0.1, 0.3))
+    make("walk", 1, *lines(0.9, 0.3, 0.5))
+    make("her", 0, (0, 0.9), (1, 0.0), (2, 0.2))
+    runs = [str(tmp_path / name) for name in ("walk-0", "walk-1", "her-0")]
+    out = tmp_path / "bars.png"
+    assert main(["curves", *runs, "--bars", "2", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "her: all 0.100 ± 0.000, 1 runs",
+        "walk: all 0.300 ± 0.100, room1 1.000 ± 0.000, room2 0.600 ± 0.200, 2 runs",
+        str(out),
+    ]
+    picture = np.array(Image.open(out).convert("RGB"))
+    for colour, least in (((31, 119, 180), 1_000), ((255, 127, 14), 10_000)):
+        assert (np.abs(picture.astype(int) - colour).max(axis=2) < 12).sum() > least
+
+
 def test_the_command_draws_all_runs_into_one_picture(make, tmp_path, capsys):
     for seed in (0, 1):
         make("walk", seed, (0, 0.0), (10, 0.5 + 0.2 * seed))

@@ -153,7 +153,8 @@ COMMANDS: tuple[Command, ...] = (
         runs.curves,
         "draw the learning curves of several runs, with bands over seeds",
         "  farreach curves runs/walk_maze-* --out walk.png\n"
-        "  farreach curves runs/* --metric evaluation/success_any --x minutes --out all.pdf",
+        "  farreach curves runs/* --metric evaluation/success_any --x minutes --out all.pdf\n"
+        "  farreach curves runs/walk_maze-* runs/sac_her-* --bars 10 --out rooms.png",
         runs.curves_arguments,
     ),
     Command(

@@ -100,6 +100,20 @@ def curves_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("curves.png"), help="file to draw (default: curves.png)"
     )
+    parser.add_argument(
+        "--smooth",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="average each point with the N - 1 before it",
+    )
+    parser.add_argument(
+        "--bars",
+        type=positive,
+        metavar="N",
+        help="bars in place of curves: the mean of the last N points, of the metric and of each "
+        "METRIC_CATEGORY, such as the rooms of a maze",
+    )
 
 
 def train(options: argparse.Namespace) -> None:
@@ -204,10 +218,17 @@ def plot(options: argparse.Namespace) -> None:
 
 
 def curves(options: argparse.Namespace) -> None:
-    """Draw learning curves, and say where they end."""
-    from farreach.curves import draw
+    """Draw learning curves, or bars of their ends, and say where they end."""
+    from farreach.curves import draw, draw_ends
 
-    for band in draw(options.runs, options.metric, options.x, options.out):
+    if options.bars is not None:
+        for one in draw_ends(options.runs, options.metric, options.bars, options.out):
+            parts = (f"{key} {v:.3f} ± {one.spreads[key]:.3f}" for key, v in one.means.items())
+            say(f"{one.name}: {', '.join(parts)}, {one.seeds} runs")
+        say(str(options.out))
+        return
+    bands = draw(options.runs, options.metric, options.x, options.out, options.smooth)
+    for band in bands:
         end = f"{band.mean[-1]:.3f} ± {band.high[-1] - band.mean[-1]:.3f}"
         say(f"{band.name}: {end} at the end, {band.seeds} runs")
     say(str(options.out))
