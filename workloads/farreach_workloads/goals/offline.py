@@ -6,12 +6,10 @@ the data alone, and the environment is used to evaluate it.
 
 from __future__ import annotations
 
-import copy
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -49,6 +47,8 @@ from farreach_workloads.goals.sac import GoalSac
 Config = FreshRunConfig
 
 SUCCESS = "evaluation/success_final"
+# Where a checkpoint's notes have the metrics of its policy.
+EVALUATED = "evaluated"
 # Updates between two looks at the clock and at whether to stop.
 UPDATES_TOGETHER = 100
 VISITED_ROWS = 1_000_000
@@ -123,6 +123,7 @@ class Offline:
         self._guard = Guard(run, config.chaos, reporter.log)
         self._evaluator = SideEvaluator(config, foundation.bundle, self._guard)
         self._waiting: _Evaluation | None = None
+        self._unscored: Checkpoint | None = None  # which the run was resumed from
         self._visits = visited(foundation, env)
         self._checkpoints = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.counters = Counters()
@@ -139,6 +140,13 @@ class Offline:
             )
         self.learner.restore(content["learner"])
         self.counters = Counters(**content["coordinator"]["counters"])
+        if (found := checkpoint.info.get(EVALUATED)) is not None:
+            self._count(_Evaluation(self.learner.updates, self.counters.epoch, None), found)
+        is_unscored = checkpoint.path in self._checkpoints.held()
+        self._checkpoints.release_all()
+        if is_unscored:
+            self._checkpoints.hold(checkpoint.path)
+            self._unscored = checkpoint
         self._reporter.restored(self.learner.updates, self._foundation.bundle)
 
     def run(self) -> dict[str, float]:
@@ -150,13 +158,16 @@ class Offline:
         self._begun = time.monotonic()
         training, counters = self._config.training, self.counters
         self._reporter.scalars(self.learner.updates, self._foundation.metrics)
-        self._begin_evaluation_if_due()  # a checkpoint may have been written before its own
+        # A checkpoint is written before its policy is evaluated.
+        if not self._begin_evaluation_if_due() and self._unscored is not None:
+            self._checkpoints.release(self._unscored.path)
+        self._unscored = None
         while not self._finished():
             self._epoch()
             counters.epoch += 1
             save = counters.epoch % training.checkpoint_every_epochs == 0 or self._finished()
             if not self._begin_evaluation_if_due(save) and save:
-                self._write(self._content())
+                self._write()
         self._take_evaluation()
         self._reporter.final(self.learner.updates)
         final = mean_metrics(counters.evaluations[-self._config.evaluation.last :])
@@ -178,7 +189,7 @@ class Offline:
         while self.learner.updates < end:
             if self._stop.signum is not None:
                 self._take_evaluation()
-                self._write(self._content())
+                self._write()
                 raise Stopped(self._stop.signum)
             if self._waiting is not None and self._evaluator.is_done():
                 self._take_evaluation()
@@ -210,7 +221,7 @@ class Offline:
         return min(1.0, share)
 
     def _begin_evaluation_if_due(self, save: bool = False) -> bool:
-        """Evaluate this epoch's policy beside training; with `save`, write it with its score.
+        """Evaluate this epoch's policy beside training; with `save`, write it, to be scored then.
 
         Returns:
             Whether it was due.
@@ -220,12 +231,18 @@ class Offline:
         if not due or counters.evaluated >= counters.epoch:
             return False
         self._take_evaluation()
-        content = copy.deepcopy(self._content()) if save else None
-        self._waiting = _Evaluation(self.learner.updates, counters.epoch, content)
+        checkpoint = self._write(held=True) if save else self._unscored
+        self._waiting = _Evaluation(self.learner.updates, counters.epoch, checkpoint)
         self._evaluator.begin(self.learner.policy())
         if self._config.runtime.placement == "inline":
             self._take_evaluation()
         return True
+
+    def _count(self, evaluation: _Evaluation, metrics: dict[str, float]) -> None:
+        counters = self.counters
+        counters.evaluated, counters.evaluated_at = evaluation.epoch, evaluation.updates
+        counters.evaluations.append(metrics)
+        del counters.evaluations[: -self._config.evaluation.last]
 
     def _take_evaluation(self) -> None:
         """Wait for the evaluation that is under way, if there is one, and report it."""
@@ -233,47 +250,38 @@ class Offline:
             return
         waiting, self._waiting = self._waiting, None
         metrics, outcome = self._evaluator.result()
-        counters = self.counters
-        counters.evaluated, counters.evaluated_at = waiting.epoch, waiting.updates
-        counters.evaluations.append(metrics)
-        del counters.evaluations[: -self._config.evaluation.last]
+        self._count(waiting, metrics)
         self._reporter.scalars(waiting.updates, metrics)
         self._reporter.evaluated(waiting.updates, metrics)
         due = waiting.epoch % self._config.training.figures_every_epochs == 0
         if due or self._finished():
             bundle = self._foundation.bundle
             self._reporter.figures(waiting.updates, bundle, outcome, self._visits)
-        if waiting.content is not None:
-            mine = waiting.content["coordinator"]["counters"]
-            mine |= {
-                name: getattr(counters, name)
-                for name in ("evaluated", "evaluated_at", "evaluations")
-            }
-            self._write(waiting.content)
+        if waiting.checkpoint is not None:
+            score, found = metrics.get(SUCCESS), {EVALUATED: metrics}
+            self._checkpoints.add_score(waiting.checkpoint, score, found)
+            self._checkpoints.tidy()
 
-    def _content(self) -> dict[str, Any]:
-        """A checkpoint of now."""
-        now = time.monotonic()
-        self.counters.train_s += now - self._begun
+    def _write(self, *, held: bool = False) -> Checkpoint:
+        """A checkpoint of now; one that is held is kept until it has its score."""
+        now, counters, updates = time.monotonic(), self.counters, self.learner.updates
+        counters.train_s += now - self._begun
         self._begun = now
-        return {
+        content = {
             "learner": self.learner.state(),
             "coordinator": {
-                "counters": asdict(self.counters),
+                "counters": asdict(counters),
                 "foundation": self._foundation.name,
                 "visits": self._visits,
             },
         }
-
-    def _write(self, content: dict[str, Any]) -> None:
-        counters = content["coordinator"]["counters"]
-        updates = content["learner"]["updates"]
-        info = {"updates": updates, "epoch": counters["epoch"]}
-        is_scored = counters["evaluated_at"] == updates  # not a policy some updates further
-        score = counters["evaluations"][-1].get(SUCCESS) if is_scored else None
-        path = self._checkpoints.save(content, step=updates, info=info, score=score)
+        info = {"updates": updates, "epoch": counters.epoch}
+        is_scored = counters.evaluated_at == updates  # not a policy some updates further
+        score = counters.evaluations[-1].get(SUCCESS) if is_scored else None
+        path = self._checkpoints.save(content, step=updates, info=info, score=score, held=held)
         self._reporter.flush()
         self._run.event("checkpoint", path=path.name, **info)
+        return self._checkpoints.chosen(path.name)
 
     def stop(self) -> None:
         """End the evaluator."""
@@ -287,12 +295,12 @@ class _Evaluation:
 
     Attributes:
         updates, epoch: of the policy.
-        content: the checkpoint that waits for its score, if one is to be written.
+        checkpoint: with that policy, which is to have its score, if there is one.
     """
 
     updates: int
     epoch: int
-    content: dict[str, Any] | None
+    checkpoint: Checkpoint | None
 
 
 def agent_and_rows(

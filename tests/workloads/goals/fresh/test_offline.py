@@ -18,6 +18,7 @@ from farreach.errors import CheckpointError, ConfigError, DataError
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import evaluate
 from farreach_workloads.goals.fresh import pipeline
+from farreach_workloads.goals.fresh.side_evaluation import SideEvaluator
 
 DEBUG = "goals/fresh_maze_debug"
 
@@ -143,7 +144,6 @@ def test_an_evaluator_that_dies_is_replaced_and_one_that_keeps_dying_ends_the_ru
     from farreach.actors.guard import Guard
     from farreach.errors import ActorError
     from farreach_workloads.goals.bundle import Bundle
-    from farreach_workloads.goals.fresh.side_evaluation import SideEvaluator
 
     run = train("run", "runtime.placement=tasks")
     config = configs.load(run.config_path).config
@@ -189,9 +189,44 @@ def test_checkpoints_have_the_score_of_their_own_policy(train):
     assert len(found) == 3
     for checkpoint in found.values():
         assert checkpoint.score == scores[checkpoint.step]
-        counters = checkpoint.part("coordinator")["counters"]
-        assert counters["evaluated"] == counters["epoch"]
+        assert checkpoint.info["evaluated"]["evaluation/success_final"] == checkpoint.score
         assert checkpoint.part("learner")["updates"] == checkpoint.step
+    assert store.held() == []
+
+
+def test_a_checkpoint_that_was_lost_with_its_evaluation_gets_its_score(
+    train, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    settings = ("training.epochs=3", "training.keep_checkpoints=9", "evaluation.last=1")
+    whole = train("whole", *settings)
+    result, calls = SideEvaluator.result, []
+
+    def die(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return result(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SideEvaluator, "result", die)
+        with pytest.raises(Killed):
+            train("killed", *settings)
+    run = RunDirectory.open(tmp_path / "killed")
+    store = CheckpointStore(run.checkpoints)
+    assert store.held() == [store.newest().path]
+    assert store.newest().score is None
+    launch.resume(run.path)
+    np.testing.assert_array_equal(policy(run), policy(whole))
+    scores = [
+        [CheckpointStore.load(path).score for path in sorted(one.checkpoints.glob("step_*"))]
+        for one in (run, whole)
+    ]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 3
+    assert store.held() == []
 
 
 def test_a_killed_policy_training_resumes_to_the_same_end(train, data, tmp_path):
@@ -225,6 +260,7 @@ from pathlib import Path
 from farreach import config as configs
 from farreach import launch, afterwards
 from farreach_workloads.goals.fresh import pipeline
+from farreach_workloads.goals.fresh.side_evaluation import SideEvaluator
 
 stage, config, run, *settings = sys.argv[1:]
 setattr(pipeline, stage, lambda *given: os.kill(os.getpid(), signal.SIGKILL))
