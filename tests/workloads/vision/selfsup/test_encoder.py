@@ -143,7 +143,7 @@ def test_other_networks_have_features_and_no_patches(name):
     x = torch.randn(2, 3, 64, 64)
     assert encoder([Seen(x)])[0].shape == (2, encoder.width)
     assert encoder.features(x).shape == (2, encoder.width)
-    with pytest.raises(ConfigError, match=f"{name} has no class token with a position of its own"):
+    with pytest.raises(ConfigError, match=f"{name} is no vision transformer whose patches can be"):
         make_vit(backbone, 64)
 
 
@@ -161,3 +161,42 @@ def test_features_before_the_last_norm():
     raw = encoder.features(x, is_normal=False)
     torch.testing.assert_close(encoder.trunk.norm(raw), encoder.features(x))
     assert not torch.allclose(raw, encoder.features(x), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "earlier"),
+    [
+        ("regnety_002", "s4", "s3"),
+        ("resnet18", "layer4", "layer3"),
+        ("vit_tiny_patch16_224", "blocks.2", None),
+    ],
+)
+def test_maps_are_those_of_the_last_stages_or_blocks(name, last, earlier):
+    options = {"depth": 3} if earlier is None else {}
+    encoder = make_encoder(BackboneConfig(name=name, options=options), 64).eval()
+    given = {}
+    for part in (last, earlier or "blocks.1"):
+        encoder.trunk.get_submodule(part).register_forward_hook(
+            lambda module, inputs, output, part=part: given.setdefault(part, output)
+        )
+    with torch.no_grad():
+        seen = encoder.seen(torch.randn(2, 3, 64, 64), ["map", "earlier map"])
+        if earlier is None:
+            given = {
+                part: encoder.trunk.norm(x)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+                for part, x in given.items()
+            }
+    torch.testing.assert_close(seen["map"], given[last])
+    torch.testing.assert_close(seen["earlier map"], given[earlier or "blocks.1"])
+
+
+@pytest.mark.parametrize("options", [{"reg_tokens": 1}, {"dynamic_img_size": True}])
+def test_transformers_of_other_kinds_give_timms_own_features(options):
+    backbone = BackboneConfig(name="vit_tiny_patch16_224", options={"depth": 2, **options})
+    encoder = make_encoder(backbone, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = encoder.trunk(images)
+        torch.testing.assert_close(encoder([Seen(images)])[0], expected)
+    with pytest.raises(ConfigError, match="no vision transformer whose patches can be"):
+        make_vit(backbone, 64)

@@ -36,11 +36,11 @@ class Classifier(nn.Module):
 
 
 def layers_of(model: Any, images: Tensor, kind: Kind) -> dict[str, Tensor]:
-    """`layers` of any model of timm, pooled (b, d), or the last one's `map` (b, d, h, w)."""
+    """`layers` of any model of timm, pooled (b, d), or one of its last `map`s (b, d, h, w)."""
     depth = min(DEPTHS, len(model.feature_info))
     maps = model.forward_intermediates(
         images, indices=depth, intermediates_only=True, output_fmt="NCHW"
     )
-    if kind == "map":
-        return {"map": maps[-1]}
+    if kind in ("map", "earlier map"):
+        return {kind: maps[-1 if kind == "map" else -2]}
     return {f"layer {number}": one.mean((2, 3)) for number, one in enumerate(maps, 1)}

@@ -33,10 +33,10 @@ from farreach.rundir import RunDirectory
 from farreach.seeding import child_seed
 from farreach_workloads.vision.augment import evaluation_transform
 
-# `normal`: what training looks at; `raw`: before the last norm; `layer N`: of some depth; `map`:
-# of the last stage, not pooled.
-# `logits`: of a classifier.
-Kind = Literal["normal", "raw", "layers", "map", "logits"]
+# `normal`: what training looks at; `raw`: before the last norm; `layers`: of some depths; `map` and
+# `earlier map`: of the last stage of a convolutional network, or block of another, and of the one
+# before it, not pooled; `logits`: of a classifier.
+Kind = Literal["normal", "raw", "layers", "map", "earlier map", "logits"]
 
 TOGETHER = 64
 ROWS_PER_TASK = 1024

@@ -26,7 +26,7 @@ from farreach_workloads.vision.config import ImagesConfig
 from farreach_workloads.vision.evaluation import copies, grouped, linear_probe
 from farreach_workloads.vision.evaluation.copy_layouts import CopySet, copydays, disc21
 from farreach_workloads.vision.evaluation.edits import EditedImages
-from farreach_workloads.vision.evaluation.features import FeaturesConfig, Source
+from farreach_workloads.vision.evaluation.features import FeaturesConfig, Kind, Source
 from farreach_workloads.vision.evaluation.group_layouts import (
     GroupTable,
     casual_conversations,
@@ -55,7 +55,10 @@ class CopiesConfig(FeaturesConfig):
     images: int = Field(1000, ge=2)
     """Of the run that are edited, at most."""
     pooling: Literal["rmac", "gem", "features"] = "rmac"
-    """Of the last map; or the features that training looks at."""
+    """Of a map; or the features that training looks at."""
+    stage: Literal["last", "earlier"] = "last"
+    """Whose map: of the last stage or block, or of the one before it, in which convolutional
+    networks find copies better (`earlier whitened=1024` is what SEER reports)."""
     levels: int = Field(3, ge=1)
     """Of R-MAC."""
     whitened: int | None = Field(None, ge=1)
@@ -94,7 +97,8 @@ class RetrievalConfig(FeaturesConfig):
 def find_copies(source: Source, images: ImagesConfig, settings: CopiesConfig, seed: int) -> Metrics:
     """Copies of images: how far up their originals come."""
     chosen = _copy_set(images, settings, seed)
-    kind: Any = "normal" if settings.pooling == "features" else "map"
+    maps: dict[str, Kind] = {"last": "map", "earlier": "earlier map"}
+    kind: Kind = "normal" if settings.pooling == "features" else maps[settings.stage]
 
     def pooled(of: ImageSet, whitening: copies.Whitening | None) -> Tensor:
         found = source.of(of, [kind])[kind]

@@ -119,15 +119,16 @@ class Vit(Encoder):
     def seen(self, images: Tensor, kinds: Sequence[Kind]) -> dict[str, Tensor]:
         """Layers are the class tokens of the last blocks; see `Encoder.seen`."""
         found = super().seen(images, [kind for kind in kinds if kind in ("normal", "raw")])
-        if "layers" in kinds or "map" in kinds:
+        if {"layers", "map", "earlier map"} & set(kinds):
             x, depth = self.trunk.norm_pre(self._embedded(Seen(images))), len(self.trunk.blocks)
+            grid = self.trunk.patch_embed.dynamic_feat_size(images.shape[2:])
             for number, block in enumerate(self.trunk.blocks, 1):
                 x = block(x)
                 if "layers" in kinds and number > depth - DEPTHS:
                     found[f"layer {number}"] = x[:, 0]
-            if "map" in kinds:
-                grid = self.trunk.patch_embed.dynamic_feat_size(images.shape[2:])
-                found["map"] = self.trunk.norm(x)[:, 1:].transpose(1, 2).unflatten(2, grid)
+                name = {depth: "map", depth - 1: "earlier map"}.get(number, "")
+                if name in kinds:
+                    found[name] = self.trunk.norm(x)[:, 1:].transpose(1, 2).unflatten(2, grid)
         return found
 
     def _mixed(self, views: Sequence[Seen]) -> list[Tensor]:
@@ -195,15 +196,17 @@ def make_vit(backbone: BackboneConfig, size: int) -> Vit:
     encoder = make_encoder(backbone, size)
     if not isinstance(encoder, Vit):
         raise ConfigError(
-            f"backbone.name: {backbone.name} has no class token with a position of its own, and no "
-            "patches that could be dropped. Choose a vision transformer of timm, such as "
-            "vit_tiny_patch16_224."
+            f"backbone: {backbone.name} is no vision transformer whose patches can be dropped: one "
+            "with a class token that has a position of its own, without registers and without "
+            "dynamic_img_size. Choose another, such as vit_tiny_patch16_224."
         )
     return encoder
 
 
 def _has_tokens(model: Any) -> bool:
     if not isinstance(model, VisionTransformer) or not model.has_class_token:
+        return False
+    if model.num_prefix_tokens > 1 or model.dynamic_img_size:  # registers; patches as a map
         return False
     places = model.pos_embed
     return places is not None and places.shape[1] == model.patch_embed.num_patches + 1
