@@ -91,10 +91,12 @@ def test_steps_of_ten_are_taken_at_8_16_and_24_of_28_epochs():
     assert probe(x, y, test_x, test_y, 3, recipe, seed=3)["top1"] == pytest.approx(expected)
 
 
-def test_the_cosine_falls_with_every_step():
-    recipe = replace(MSN, epochs=5, batch=50)
+@pytest.mark.parametrize("last", [0.0, 0.25])
+def test_the_cosine_falls_with_every_step(last):
+    recipe = replace(MSN, epochs=5, batch=50, last=last)
     steps = torch.arange(20).double()
-    rates = (6.4 * (1 + torch.cos(torch.pi * steps / 20)) / 2).view(5, 4).tolist()
+    share = (1 + torch.cos(torch.pi * steps / 20)) / 2
+    rates = (6.4 * (last + (1 - last) * share)).view(5, 4).tolist()
     x, y = rows_of(200, 1, 3.0)
     test_x, test_y = rows_of(3000, 2, 3.0)
     predicted = nesterov(x, y, test_x, Head(8, 3, recipe, 3), rates, 0.0, 50)

@@ -1,11 +1,15 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from farreach.errors import DataError
+from farreach_workloads.vision.evaluation import linear_probe
 from farreach_workloads.vision.evaluation.structured_layouts import clevr, kitti_distance, ranges
+from farreach_workloads.vision.evaluation.transfer import StructuredConfig, structured
 
 
 def put(*files):
@@ -40,6 +44,29 @@ def test_objects_of_clevr_are_counted_and_the_nearest_depth_is_in_a_range(tmp_pa
     assert near.labels.tolist() == [0, 5, 1]
     assert (held_out.labels.tolist(), len(held_out.classes)) == ([3], 6)
     assert near.load(0).size == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "distance"),
+    [({}, (50, "steps"), (100, "cosine")), ({"epochs": 3}, (3, "steps"), (3, "cosine"))],
+)
+def test_linear_layers_are_trained_as_in_msns_table(
+    tmp_path, monkeypatch, settings, count, distance
+):
+    clevr_files(tmp_path, [scene("a.png", 9, 10, 11)], [scene("b.png", 9, 9, 9)])
+    used = []
+
+    def probe(*arguments):
+        used.append(arguments[5])
+        return {"top1": 0.0}
+
+    monkeypatch.setattr(linear_probe, "probe", probe)
+    source = SimpleNamespace(of=lambda images, kinds: {"normal": torch.zeros(len(images), 2)})
+    config = StructuredConfig(layout="clevr", path=str(tmp_path), **settings)
+    found = structured(source, config, 0, tmp_path)
+    assert (found["count/classes"], found["distance/classes"]) == (8, 6)
+    assert [(recipe.epochs, recipe.schedule) for recipe in used] == [count, distance]
+    assert (used[1].lr, used[1].last) == (0.01, 0.01)  # from 0.01 to 1e-4
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,9 @@ class ProbeRecipe:
         lr: at the start.
         scale_lr: `lr` is that of 256 rows, and grows in proportion to the rows per step.
         weight_decay: of the linear layer; the normalisation has none.
-        schedule: "cosine" falls to 0 with every step; "steps" divides by 10 after 2, 4 and 6
-            sevenths of the epochs: 8, 16 and 24 of 28.
+        schedule: "cosine" falls with every step; "steps" divides by 10 after 2, 4 and 6 sevenths
+            of the epochs: 8, 16 and 24 of 28.
+        last: share of `lr` that the cosine ends at.
     """
 
     normalisation: Literal["layer", "batch"]
@@ -49,6 +50,7 @@ class ProbeRecipe:
     scale_lr: bool
     weight_decay: float
     schedule: Literal["cosine", "steps"]
+    last: float = 0.0
 
 
 MSN = ProbeRecipe("layer", 100, 8192, 6.4, False, 0.0, "cosine")
@@ -246,7 +248,8 @@ def _is_finite(head: Head) -> bool:
 def _factor(step: int, steps: int, recipe: ProbeRecipe) -> float:
     """Of the learning rate, at a step of which an epoch has `steps`."""
     if recipe.schedule == "cosine":
-        return (1 + math.cos(math.pi * step / (steps * recipe.epochs))) / 2
+        share = (1 + math.cos(math.pi * step / (steps * recipe.epochs))) / 2
+        return recipe.last + (1 - recipe.last) * share
     return 0.1 ** (step // steps * 7 // (2 * recipe.epochs))
 
 
