@@ -194,7 +194,11 @@ def test_reachability_alone_and_the_oracle_take_the_place_of_hops(toy):
     nodes = np.random.default_rng(5).normal(size=(NODES, 3)).astype(np.float32)
     bundle = SimpleNamespace(nodes=nodes, embeddings=nodes, network=Straight())
     features = SimpleNamespace(reachability=lambda observations: observations)
-    env = SimpleNamespace(path_distance=lambda a, b: np.abs(a - b).sum(axis=1))
+    env = SimpleNamespace(
+        path_distance=lambda a, b: np.abs(a - b).sum(axis=1),
+        distance=lambda a, b: np.abs(a - b).max(axis=1),
+        spec=SimpleNamespace(success_threshold=1.0),
+    )
 
     def fetched(**settings):
         source = PathSource(None, toy.store, bundle, features, ShapedRewardConfig(**settings), env)
@@ -205,6 +209,10 @@ def test_reachability_alone_and_the_oracle_take_the_place_of_hops(toy):
     np.testing.assert_allclose(batch.reward, 0.5 * (1 - np.abs(gap[:, 0])), rtol=1e-5, atol=1e-6)
     batch = fetched(distance="oracle", scale=0.5)
     np.testing.assert_allclose(batch.reward, -0.5 * np.abs(gap).sum(axis=1), rtol=1e-5)
+    batch = fetched(distance="oracle_sparse", scale=0.5)
+    near = np.abs(gap).max(axis=1) < 1
+    assert 0 < near.sum() < 200
+    np.testing.assert_array_equal(batch.reward, np.where(near, 0.0, -0.5).astype(np.float32))
 
 
 def test_lengths_take_the_place_of_hops(toy, monkeypatch):

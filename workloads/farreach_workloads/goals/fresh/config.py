@@ -85,11 +85,12 @@ class GraphConfig(Config):
 class ShapedRewardConfig(Config):
     """What a row's next state s' is worth on the way to its goal; nothing is terminal."""
 
-    distance: Literal["hops", "lengths", "reachability", "oracle"] = "lengths"
+    distance: Literal["hops", "lengths", "reachability", "oracle", "oracle_sparse"] = "lengths"
     """`hops`: scale × (-hops + weight × (σ(R(s' → g) / temperature) - 1)), arXiv:2301.02099.
     `lengths`: -scale × the length of the way along the graph, see `fresh/lengths.py`.
     `reachability`: scale × R(s' → g), the paper's ablation without a graph.
-    `oracle`: -scale × the true length of the way, an upper bound."""
+    `oracle`: -scale × the true length of the way, an upper bound.
+    `oracle_sparse`: 0 where the goal is truly reached, else -scale."""
     scale: float = Field(0.1, gt=0)
     weight: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)
