@@ -3,6 +3,7 @@ import json
 import signal
 
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -281,6 +282,21 @@ def test_a_written_model_that_computes_something_else_is_refused(tmp_path, monke
     with pytest.raises(FarreachError, match=r"differ from the model's by 2\.0e-04 .* Nothing was"):
         export.write(model, ["a", "b", "c"], 32, 1.0, tmp_path / "out", "onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_resmlp_is_written_for_onnx_without_its_affine_layers(tmp_path):
+    model = make_model(BackboneConfig(name="resmlp_s12", options={"num_blocks": 2}), 32, 3).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    out = export.write(model, ["a", "b", "c"], 32, 1.0, tmp_path / "out", "onnx")
+    names = [one.name for one in onnx.load(out / "model.onnx").graph.initializer]
+    assert not [name for name in names if "blocks" in name and "alpha" in name]
+    assert [name for name in names if "blocks" in name]
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    x = torch.randn(2, 3, 32, 32)
+    [found] = session.run(None, {"image": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_number_of_classes_is_that_of_the_images():

@@ -22,6 +22,7 @@ from farreach.disk import sync
 from farreach.errors import ConfigError, FarreachError
 from farreach.workload import Format
 from farreach_workloads.vision.augment import MEAN, STD
+from farreach_workloads.vision.backbones.resmlp import Resmlp
 from farreach_workloads.vision.backbones.xcit import Xca, cheaper_form
 
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "model.safetensors"
@@ -44,7 +45,7 @@ def write(
         out: must not be there.
         fmt: `timm`: model.safetensors and config.json, for `timm.create_model("local-dir:…")`;
             `safetensors`: model.safetensors alone, by timm's names;
-            `onnx`: model.onnx, checked against `model`, and config.json.
+            `onnx`: model.onnx, folded where ours is, checked against `model`, and config.json.
 
     Raises:
         ConfigError: another format is asked for, the folder is there, or packages are missing.
@@ -115,7 +116,7 @@ def _to_onnx(model: nn.Module, size: int, file: Path) -> list[list[int]]:
         dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with _quiet(), torch.no_grad():
         torch.onnx.export(
-            model,
+            model.fold() if isinstance(model, Resmlp) else model,
             (example,),
             str(file),
             dynamo=True,
