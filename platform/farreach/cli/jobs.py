@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from farreach.cli.arguments import UsageError, add_config, amount
 from farreach.console import say, warn
-from farreach.errors import ClusterError, ConfigError
+from farreach.errors import ClusterError
 
 if TYPE_CHECKING:
     from farreach.cluster.jobs import Job, Order
@@ -166,23 +166,12 @@ def with_shared_cache(
         whole: the same with all defaults.
         root: folder of runs, as all machines see it.
         run_dir: that of the run, if it is given instead.
-
-    Raises:
-        ConfigError: a cache is to be at a URI.
     """
-    from farreach.storage.remote import is_remote
-
-    caches = {
-        section: values["cache"]
+    caches = [
+        section
         for section, values in whole.items()
         if isinstance(values, Mapping) and "cache" in values
-    }
-    for section, cache in caches.items():
-        if is_remote(cache):
-            raise ConfigError(
-                f"{section}.cache: {cache} is a URI, and a cache is read where it lies. Name a "
-                "folder: one that all machines share, or one that each may make for itself."
-            )
+    ]
     top = run_dir.rpartition("/")[0] if run_dir else root
     result = dict(raw)
     if not top or not top.startswith("/"):

@@ -44,6 +44,16 @@ def absolute(path: str) -> str:
     return path if is_remote(path) else os.path.abspath(path)
 
 
+def local(path: str) -> str:
+    """The same for a folder that is worked in where it lies; raises ValueError for a URI."""
+    if is_remote(path):
+        raise ValueError(
+            f"{path} is a URI, and a cache is read where it lies. Name a folder: one that all "
+            "machines share, or one that each may make for itself"
+        )
+    return os.path.abspath(path)
+
+
 def _fetched(uri: str) -> Path:
     remote = Remote(uri)
     remote.check()

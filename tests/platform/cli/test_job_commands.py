@@ -4,7 +4,6 @@ import pytest
 
 from farreach.cli.jobs import with_shared_cache
 from farreach.cli.main import main
-from farreach.errors import ConfigError
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -66,12 +65,3 @@ def test_caches_of_a_job_lie_beside_its_run_unless_it_says_where():
     for root in ("s3://bucket/runs", "~/runs", None):
         assert with_shared_cache(said, whole, root, None) == said
     assert with_shared_cache({}, {"name": "x", "training": {"epochs": 3}}, "/shared", None) == {}
-
-
-@pytest.mark.parametrize("root", ["/shared", "s3://bucket/runs"])
-def test_a_cache_at_a_uri_is_refused_before_anything_is_sent(root):
-    said = {"data": {"cache": "s3://bucket/cache"}}
-    with pytest.raises(
-        ConfigError, match=r"^data\.cache: s3://bucket/cache is a URI, and .* Name a"
-    ):
-        with_shared_cache(said, said, root, None)

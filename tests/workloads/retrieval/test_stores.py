@@ -121,8 +121,9 @@ class _Asked:
 
 def test_a_cache_at_a_uri_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"data\.cache: s3://bucket/cache is a URI"):
-        launch.check(MINI, ["data.cache=s3://bucket/cache"])
+    for config in (MINI, "retrieval/finetune_debian_debug", "goals/fresh_maze_debug"):
+        with pytest.raises(ConfigError, match=r"data\.cache: s3://bucket/cache is a URI, and a"):
+            launch.check(config, ["data.cache=s3://bucket/cache"])
     given = ["train", MINI, "data.cache=s3://bucket/cache", "--run-dir", "run"]
     assert main(given) == 2
     assert "Name a folder: one that all machines share" in capsys.readouterr().err

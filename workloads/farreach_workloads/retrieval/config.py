@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
-from farreach.data.fetched import absolute
+from farreach.data.fetched import absolute, local
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.retrieval.contrast import ContrastConfig, MocoConfig
 from farreach_workloads.retrieval.encoder import EncoderConfig, whole_path
@@ -39,7 +39,8 @@ class TextConfig(Config):
     workers: int = Field(0, ge=0)
     """Ray tasks that tokenise side by side; 0: this process does it."""
 
-    _whole = field_validator("words", "cache")(whole_path)
+    _whole = field_validator("words")(whole_path)
+    _on_this_machine = field_validator("cache")(local)
 
     @field_validator("path")
     @classmethod

@@ -28,7 +28,6 @@ from farreach.data.tokens import TokenStore
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
-from farreach.storage.remote import is_remote
 from farreach_workloads.retrieval.config import RetrievalConfig
 from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.sampler import Chunks, PairData
@@ -49,7 +48,7 @@ def sources(config: RetrievalConfig) -> dict[str, Path]:
 
     The extract is unpacked into the cache when it is first asked for.
     """
-    path, cache = config.data.path, cache_of(config)
+    path, cache = config.data.path, Path(config.data.cache)
     if path is None:
         with _alone(cache, "extract"):
             return {"extract": extract.folder(cache)}
@@ -61,16 +60,6 @@ def sources(config: RetrievalConfig) -> dict[str, Path]:
         if not place.exists():
             raise ConfigError(f"data.path: {place} ({name}) is not there.")
     return found
-
-
-def cache_of(config: RetrievalConfig) -> Path:
-    """The folder of the cache; raises ConfigError where it is none."""
-    if is_remote(config.data.cache):
-        raise ConfigError(
-            f"data.cache: {config.data.cache} is a URI, and tokens are read where they lie. Name a "
-            "folder: one that all machines share, or one that each may make for itself."
-        )
-    return Path(config.data.cache)
 
 
 def fingerprint(source: Path) -> str:
@@ -98,7 +87,7 @@ def words_of(config: RetrievalConfig) -> WordPieces:
     given = config.data.words or config.encoder.path or config.encoder.embeddings
     if given is not None:
         return WordPieces.open(here(given))
-    folder = cache_of(config) / f"words-{_words_key(config)}"
+    folder = Path(config.data.cache) / f"words-{_words_key(config)}"
     if not folder.is_dir():
         with _alone(folder.parent, "words"):
             if not folder.is_dir():  # another process may have been faster
@@ -205,7 +194,7 @@ def vocabulary_of(words: WordPieces) -> Vocabulary:
 
 def _store_folder(config: RetrievalConfig, source: Path, words: WordPieces) -> Path:
     key = key_of(fingerprint(source), words.fingerprint, config.data.normalised)
-    return cache_of(config) / f"tokens-{key}"
+    return Path(config.data.cache) / f"tokens-{key}"
 
 
 def _words_key(config: RetrievalConfig) -> str:

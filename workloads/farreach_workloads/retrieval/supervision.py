@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from farreach import seeding
 from farreach.data import text
-from farreach.data.fetched import here
+from farreach.data.fetched import here, local
 from farreach.data.text import Document
 from farreach.data.wordpieces import WordPieces
 from farreach.errors import ConfigError
@@ -62,7 +62,8 @@ class LabelledConfig(NegativesConfig):
     cache: str = "runs/cache"
     """Where what is made is kept; every worker must see it."""
 
-    _whole = field_validator("path", "corpus", "words", "cache")(whole_path)
+    _whole = field_validator("path", "corpus", "words")(whole_path)
+    _on_this_machine = field_validator("cache")(local)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
-from farreach.data.fetched import absolute
+from farreach.data.fetched import absolute, local
 from farreach_workloads.goals.agents.build import OfflineAgent, agent_kind
 from farreach_workloads.goals.config import (
     EnvironmentConfig,
@@ -37,11 +37,9 @@ class DataConfig(Config):
     cache: str = "runs/cache"
     """Where the results of stages are kept, for all runs."""
 
-    @field_validator("path", "cache")
-    @classmethod
-    def _from_anywhere(cls, path: str) -> str:
-        """Parts of a run, and later commands, may have another working directory."""
-        return absolute(path)
+    # Parts of a run, and later commands, may have another working directory.
+    _from_anywhere = field_validator("path")(absolute)
+    _on_this_machine = field_validator("cache")(local)
 
 
 class OfflineFeaturesConfig(FeaturesConfig):
