@@ -22,7 +22,6 @@ from farreach.data.episodes import OBSERVATION
 from farreach.errors import CheckpointError
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped, StopRequest
-from farreach.workload import Format
 from farreach_workloads.goals import fidelity
 from farreach_workloads.goals.agents.build import make_agent
 from farreach_workloads.goals.agents.rows import TrainingRows
@@ -32,6 +31,7 @@ from farreach_workloads.goals.counters import mean_metrics
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
 from farreach_workloads.goals.evaluate import success_table
+from farreach_workloads.goals.export_policy import export_policy
 from farreach_workloads.goals.fresh.config import FreshRunConfig
 from farreach_workloads.goals.fresh.cover import transitions
 from farreach_workloads.goals.fresh.dataset import check_data
@@ -390,14 +390,4 @@ def plot(config: FreshRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> l
     return plot_checkpoint(config, run, checkpoint)
 
 
-def export(
-    config: FreshRunConfig,
-    run: RunDirectory,
-    checkpoint: Checkpoint,
-    out: Path,
-    fmt: Format,
-) -> Path:
-    """Write the policy of a checkpoint for other software; see `export_policy`."""
-    from farreach_workloads.goals.export_policy import export_policy
-
-    return export_policy(config, run, checkpoint, out, fmt)
+export = export_policy

@@ -14,12 +14,12 @@ from farreach.checkpoint import Checkpoint
 from farreach.config import flat
 from farreach.rundir import RunDirectory
 from farreach.stopping import StopRequest
-from farreach.workload import Format
 from farreach_workloads.goals import continuation, fidelity, parts
 from farreach_workloads.goals.config import GoalsRunConfig
 from farreach_workloads.goals.coordinator import Coordinator
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
 from farreach_workloads.goals.evaluate import success_table
+from farreach_workloads.goals.export_policy import export_policy
 from farreach_workloads.goals.lockstep import Lockstep
 from farreach_workloads.goals.overlapped import Overlapped
 from farreach_workloads.goals.replay import evaluate_checkpoint, plot_checkpoint
@@ -94,14 +94,4 @@ def plot(config: GoalsRunConfig, run: RunDirectory, checkpoint: Checkpoint) -> l
     return plot_checkpoint(config, run, checkpoint)
 
 
-def export(
-    config: GoalsRunConfig,
-    run: RunDirectory,
-    checkpoint: Checkpoint,
-    out: Path,
-    fmt: Format,
-) -> Path:
-    """Write the policy of a checkpoint for other software; see `export_policy`."""
-    from farreach_workloads.goals.export_policy import export_policy
-
-    return export_policy(config, run, checkpoint, out, fmt)
+export = export_policy
