@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from farreach import seeding
 from farreach_workloads.vision.backbones import patchconvnet, resmlp
 from farreach_workloads.vision.backbones.xcit import XcaBlock
+from farreach_workloads.vision.lean import gated, joined, parted, rectified, rows_of, strided
 
 Mode = Literal["subset", "mask"]
 Schedule = Literal["constant", "ramp"]
@@ -41,7 +42,7 @@ class Step:
     """x ← post(shortcut(x) + branch(x)); no shortcut or post: nothing is done there."""
 
     branch: Callable[[Tensor], Tensor]
-    shortcut: nn.Module | None = None
+    shortcut: Callable[[Tensor], Tensor] | None = None
     post: nn.Module | None = None
 
 
@@ -90,10 +91,10 @@ def _convnext(block: Any) -> list[Step]:
 
 def _regnet(block: Any) -> list[Step]:
     def branch(x: Tensor) -> Tensor:
-        z: Tensor = block.conv3(block.se(block.conv2(block.conv1(x))))
+        z: Tensor = gated(block.se, block.conv3, block.conv2(block.conv1(x)))
         return z
 
-    return [Step(branch, block.downsample, block.act3)]
+    return [Step(branch, lambda x: strided(block.downsample, x), block.act3)]
 
 
 def _resmlp(block: Any) -> list[Step]:
@@ -301,7 +302,7 @@ def _forward(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             x = _subset(step, x, rows, scale, mine=offset > 0)
         if step.post is not None:
             spare = depth.mode == "subset" and not torch.compiler.is_compiling()
-            x = _Rectified.apply(x) if spare and type(step.post) is nn.ReLU else step.post(x)
+            x = rectified(x) if spare and type(step.post) is nn.ReLU else step.post(x)
     return x
 
 
@@ -313,91 +314,14 @@ def _subset(step: Step, x: Tensor, rows: Tensor, scale: float, mine: bool) -> Te
     """`mine`: nobody else reads x, so that the rows which drop the branch need no copy."""
     base = _shortcut(step, x)
     if base is not x:
-        taken = _rows_of(x, rows)
+        taken = rows_of(x, rows)
     elif torch.compiler.is_compiling():
         base, taken = x if mine else x.clone(), x[rows]
     else:
-        base, taken = _Parted.apply(x, rows, mine)
+        base, taken = parted(x, rows, mine)
     if torch.compiler.is_compiling():
         return base.index_add_(0, rows, step.branch(taken).to(base.dtype), alpha=scale)
-    joined: Tensor = _Joined.apply(base, rows, step.branch(taken), scale)
-    return joined
-
-
-def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] in memory laid out as that of x, row by row and not number by number."""
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows) if x.is_contiguous() else x[rows]
-
-
-def _add_rows(base: Tensor, rows: Tensor, added: Tensor, scale: float = 1.0) -> Tensor:
-    """Add scale · added to some rows of base, in its place."""
-    if base.device.type != "cpu":
-        return base.index_add_(0, rows, added, alpha=scale)
-    # Row by row in whole vectors: index_add_ goes number by number and takes longer.
-    for row, each in zip(rows.tolist(), added.unbind(), strict=True):
-        base[row].add_(each, alpha=scale)
-    return base
-
-
-class _Parted(torch.autograd.Function):
-    """x, or a copy of it if others read it, and some of its rows, (k, …).
-
-    PyTorch's own backward pass of indexing makes a whole tensor of zeros for the rows alone, and
-    adds it to what came by the other way.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, mine: bool) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(rows)
-        taken = _rows_of(x, rows)
-        if not mine:
-            return x.clone(), taken
-        ctx.mark_dirty(x)  # what is done to it next is done in its place
-        return x, taken
-
-    @staticmethod
-    def backward(ctx: Any, whole: Tensor, taken: Tensor) -> tuple[Tensor, None, None]:
-        (rows,) = ctx.saved_tensors
-        return _add_rows(whole.clone(), rows, taken), None, None
-
-
-class _Joined(torch.autograd.Function):
-    """base + scale · branch in the rows of base that are named, in its place.
-
-    PyTorch's own keeps the branch for the backward pass, of which it needs nothing but the shape.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, base: Tensor, rows: Tensor, branch: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.scale, ctx.dtype = scale, branch.dtype
-        ctx.mark_dirty(base)
-        return _add_rows(base, rows, branch.to(base.dtype), scale)
-
-    @staticmethod
-    def backward(ctx: Any, whole: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        return whole, None, (_rows_of(whole, rows) * ctx.scale).to(ctx.dtype), None
-
-
-class _Rectified(torch.autograd.Function):
-    """ReLU in the place of x, of which a byte a number is kept for the backward pass.
-
-    PyTorch's own keeps the result, all of it; but the next branch needs no more than its rows.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x <= 0)
-        ctx.mark_dirty(x)
-        return x.relu_()
-
-    @staticmethod
-    def backward(ctx: Any, whole: Tensor) -> Tensor:
-        (is_flat,) = ctx.saved_tensors
-        return whole.masked_fill(is_flat, 0)
+    return joined(base, rows, step.branch(taken), scale)
 
 
 def _masked(step: Step, x: Tensor, rows: Tensor, scale: float) -> Tensor:
