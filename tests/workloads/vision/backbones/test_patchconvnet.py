@@ -140,3 +140,13 @@ def test_layer_scale_starts_as_in_the_authors_code(name, scale):
         model = timm.create_model(f"patchconvnet_{name}", **{**SMALL, "depth": 1})
     assert float(model.blocks[0].gamma_1[0].detach()) == pytest.approx(scale)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def test_what_blocks_give_lies_token_by_token_in_training_too():
+    model = timm.create_model("patchconvnet_s60", embed_dim=64, depth=2).train()
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, tokens: seen.append(tokens))
+    model(torch.randn(2, 3, 64, 96))
+    assert [tokens.shape for tokens in seen] == [(2, 24, 64)] * 2
+    assert all(tokens.is_contiguous() for tokens in seen)

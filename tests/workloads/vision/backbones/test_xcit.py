@@ -75,6 +75,17 @@ def test_a_network_learns_after_inference_at_the_same_size():
     assert model.pos_embed.token_projection.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("part", ["forward", "forward_features"])
+def test_what_blocks_give_lies_token_by_token_in_training_too(part):
+    model = timm.create_model("xcit_nano_12_p16", depth=2).train()
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, tokens: seen.append(tokens))
+    getattr(model, part)(torch.randn(2, 3, 64, 96))
+    assert [tokens.shape for tokens in seen] == [(2, 24, 128)] * 2
+    assert all(tokens.is_contiguous() for tokens in seen)
+
+
 def test_average_pooling_reads_the_patches():
     ours, theirs = pair("tiny_12", 16, num_classes=10, global_pool="avg")
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -194,6 +194,19 @@ class ClassBlock(xcit.ClassAttentionBlock):
         return query.unflatten(1, (attn.num_heads, 1, -1))
 
 
+class Stem(xcit.ConvPatchEmbed):
+    """Convolutions that halve both sides, three or four times."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(b, 3, height, width) → (b, rows × columns, c), and rows and columns.
+
+        In memory token by token, as all blocks leave it then: sums keep the order of what they
+        begin with.
+        """
+        image = self.proj(x)
+        return image.flatten(2).transpose(1, 2).contiguous(), image.shape[2:]
+
+
 class Positions(xcit.PositionalEncodingFourier):
     """Fourier features of the place, through a learned projection; any resolution."""
 
@@ -250,6 +263,8 @@ class Xcit(xcit.Xcit):
                 module.__class__ = XcaBlock
             elif type(module) is xcit.ClassAttentionBlock:
                 module.__class__ = ClassBlock
+            elif type(module) is xcit.ConvPatchEmbed:
+                module.__class__ = Stem
             elif type(module) is xcit.Mlp:
                 module.__class__ = FusedMlp
         if self.pos_embed is not None:
