@@ -297,7 +297,7 @@ class PatchConvNet(nn.Module):
         """(b, 3, height, width) → (b, n, c), and what the blocks in `take` give (b, c, ·, ·)."""
         x = self.patch_embed(x)
         rows, columns = x.shape[2:]
-        # Token by token in memory, as all blocks leave it: sums keep the order of what they begin with.
+        # In memory token by token, as all blocks leave it then: sums keep the order of theirs.
         x = x.flatten(2).transpose(1, 2).contiguous()
         taken = []
         for index, block in enumerate(self.blocks):
