@@ -60,6 +60,7 @@ class Family(NamedTuple):
         sides: of the images of each set.
         lr: the highest rate, of both.
         drop_path: of stochastic depth, of both; ours skips what it drops.
+        scale: what layer scales start at, of both; None: as in the paper.
     """
 
     ours: str
@@ -67,6 +68,12 @@ class Family(NamedTuple):
     sides: dict[str, int]
     lr: float = 1e-3
     drop_path: float = 0.0
+    scale: float | None = None
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Of our model, beside its name."""
+        return {} if self.scale is None else {"layer_scale": self.scale}
 
 
 FAMILIES = {
@@ -77,6 +84,11 @@ FAMILIES = {
     "patchconvnet": Family("patchconvnet_s60", None, {"openclipart": 64, "fashion": 64}, 3e-4),
     "patchconvnet_stochastic_depth": Family(
         "patchconvnet_s60", None, {"openclipart": 64, "fashion": 64}, 3e-4, drop_path=0.3
+    ),
+    # Layer scales of 1e-4 are for long trainings: 90 updates of ours on clip arts reach 0.35 with
+    # them, and 0.384 with 0.1 (0.374 at 3e-4).
+    "patchconvnet_short": Family(
+        "patchconvnet_s60", None, {"openclipart": 64, "fashion": 64}, scale=0.1
     ),
 }
 
@@ -98,6 +110,7 @@ class Ours:
         """Of a backbone, on a set of images."""
         self._settings = [
             f"backbone.name={family.ours}",
+            f"backbone.options={json.dumps(family.options)}",
             f"backbone.drop_path={family.drop_path}",
             f"data.path={path}",
             f"data.size={size}",
@@ -222,7 +235,7 @@ def plain(family: Family, classes: int, size: int) -> nn.Module:
     """Timm's model, or the plain PatchConvNet, as each starts."""
     if family.theirs is None:
         dropped = {"num_classes": classes, "drop_path_rate": family.drop_path}
-        return Plain(timm.create_model(family.ours, **dropped))
+        return Plain(timm.create_model(family.ours, **dropped, **family.options))
     fixed = {"img_size": size} if "resmlp" in family.theirs else {}
     dropped = {"num_classes": classes, "drop_path_rate": family.drop_path}
     return timm.create_model(family.theirs, **dropped, **fixed)

@@ -144,7 +144,7 @@ COSUB_ARMS: dict[str, tuple[str, ...]] = {
 # Batches of all classes or of two, and classes by a power law with several priors (PMSN).
 FASHION, FEW = "vision/msn_fashion", ("training.epochs=1.3", "training.warmup_epochs=0.2")
 STRATIFIED = ("sampler.kind=stratified", "sampler.classes=2")
-LONG_TAIL = ("training.epochs=4", "sampler.kind=power")
+LONG_TAIL = (*FEW, "sampler.kind=power")
 PRIORS = (0, 0.25, 0.5, 1)
 BALANCED = {"linear": ("linear",)}
 LOW_SHOT = {"lowshot": ("lowshot",)}
