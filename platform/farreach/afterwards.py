@@ -10,7 +10,7 @@ from typing import Any, Literal
 from farreach import config as configs
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.console import warn
-from farreach.errors import CheckpointError, ConfigError
+from farreach.errors import CheckpointError, ConfigError, RunDirectoryError
 from farreach.provenance import installed_versions
 from farreach.registry import near_match
 from farreach.rundir import RunDirectory, flat_result
@@ -61,7 +61,10 @@ def evaluate(
         if chosen is not None:
             assert settings is not None
             about = {"updates": checkpoint.step, "settings": settings.model_dump()}
-            run.write_evaluation(f"{what}-{checkpoint.step}", result | about)
+            try:
+                run.write_evaluation(f"{what}-{checkpoint.step}", result | about)
+            except RunDirectoryError as error:  # what was found is worth more than its file
+                warn(f"note      it is not kept: {error}")
     return result
 
 
@@ -173,6 +176,6 @@ def _require_checkpoint(run: RunDirectory, which: Which) -> Checkpoint:
     if checkpoint is None:
         raise CheckpointError(
             f"{run.place} has no checkpoint yet. Continue the run with `farreach resume "
-            f"{run.place}`."
+            f"{run.word}`."
         )
     return checkpoint

@@ -164,7 +164,7 @@ def find(name: str) -> Path:
     names = {key: key for key in known} | {Path(key).name: Path(key).name for key in known}
     names |= {Path(file).stem: str(path.parent / file) for file in _siblings(path)}
     near = [m for word in (short, wanted.name) for m in difflib.get_close_matches(word, names, n=1)]
-    mend = f"Did you mean {names[near[0]]!r}?" if near else f"Shipped: {', '.join(known)}."
+    mend = f"Did you mean {names[near[0]]!r}?" if near else "`farreach list configs` names those."
     raise ConfigError(f"no configuration {name!r}, neither a file nor a shipped one. {mend}")
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 from farreach import logs
+
+# Of a pipe without a reader, and of a terminal that was closed.
+GONE = (errno.EPIPE, errno.EIO)
 
 
 def say(line: str = "") -> None:
@@ -28,17 +33,58 @@ def record(kind: str, **fields: Any) -> None:
 
 def flush() -> None:
     """Hand what others have printed to stdout to its reader, if that is still there."""
-    _write(sys.stdout, "")
+    with suppress(OSError):
+        _write(sys.stdout, "")
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO | None, text: str) -> None:
+    try:
+        write(stream, text)
+    except OSError:
+        if stream is not sys.stderr:
+            raise  # results that are not written down anywhere must not look like a success
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write to a stream that may be closed (None), or whose reader may have gone away.
+
+    Raises:
+        OSError: it cannot be written for another reason, such as a full disk.
+    """
+    if stream is None:
+        return
     try:
         # Names of files need not be text that the stream can encode.
         encoding = getattr(stream, "encoding", None) or "utf-8"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-    except BrokenPipeError:
-        # Later lines go nowhere, and the interpreter's own flush at exit does not fail either.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+    except OSError as error:
+        is_gone = error.errno in GONE
+        if is_gone or stream is sys.stdout:
+            # Later lines go nowhere, and the interpreter's own flush at exit does not fail either.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        if not is_gone:
+            raise
+
+
+class Display:
+    """A stream for what only shows how a run goes: whatever becomes of it, the run goes on."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Of a stream that may be closed."""
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written; its length."""
+        with suppress(OSError):
+            write(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is left to be written."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the stream knows, such as whether it is a terminal."""
+        return getattr(self._stream, name)

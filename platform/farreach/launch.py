@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from farreach.config import Config
 from farreach.console import say, warn
 from farreach.errors import ConfigError, FarreachError, RunDirectoryError
 from farreach.provenance import here, installed_versions
+from farreach.run_places import name_fault
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped
 from farreach.unforeseen import explained
@@ -72,6 +74,7 @@ def trainable(config_name: str, overrides: Sequence[str] = ()) -> configs.Loaded
             f"{loaded.path}: describes a data set and trains nothing. Record it with `farreach "
             f"data generate {config_name}`."
         )
+    _check_name(loaded)
     return loaded
 
 
@@ -124,7 +127,17 @@ def check(config_name: str, overrides: Sequence[str] = ()) -> list[str]:
         FarreachError: what is wrong with the configuration or the environment.
     """
     loaded = configs.load(configs.find(config_name), overrides)
-    return _checked(workload_named(loaded.workload), loaded.config)
+    workload = workload_named(loaded.workload)
+    if hasattr(workload, "run"):
+        _check_name(loaded)
+    return _checked(workload, loaded.config)
+
+
+def _check_name(loaded: configs.Loaded) -> None:
+    """Raise ConfigError for a name that no folder of a run can have."""
+    config: Any = loaded.config
+    if (fault := name_fault(config.name)) is not None:
+        raise ConfigError(f"{loaded.path}: name: {fault}")
 
 
 def _checked(workload: Workload, config: Any) -> list[str]:
@@ -160,15 +173,15 @@ def _announce(run: RunDirectory, notes: Sequence[str]) -> None:
     say(f"run       {run.place}")
     if run.remote is not None:
         say(f"copy      {run.path}")
-    say(f"watch     tensorboard --logdir {run.tensorboard}")
-    say(f"stop      Ctrl-C; continue with farreach resume {run.place}")
+    say(f"watch     tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
+    say(f"stop      Ctrl-C; continue with farreach resume {run.word}")
 
 
 def _execute(
     workload: Workload, config: Any, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> None:
     """Run the workload, and write down how that ended."""
-    later = f"continue with farreach resume {run.place}"
+    later = f"continue with farreach resume {run.word}"
     try:
         with explained(run):
             metrics = workload.run(config, run, checkpoint)

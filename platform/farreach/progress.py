@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from farreach import logs
+from farreach.console import Display
 
 RATE_WINDOW_S = 60.0
 
@@ -64,7 +65,7 @@ class Progress:
         self._label = label
         self._total = total
         self._unit = unit
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = cast(TextIO, Display(sys.stderr if stream is None else stream))
         self._interval_s = interval_s
         self._clock = clock
         self._done = 0.0
@@ -179,7 +180,6 @@ class Progress:
     def _write(self, line: str) -> None:
         state = {"done": self._done, "share": self._fraction, **self._fields}
         self._stream.write(logs.line(line, fields=state))
-        self._stream.flush()
 
 
 def number(value: float) -> str:

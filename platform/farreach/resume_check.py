@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,7 @@ def _shown(one: Any, other: Any) -> str:
 
 def _undisturbed(config: str, overrides: Sequence[str], path: Path) -> RunDirectory:
     say(f"training undisturbed, into {path}")
-    process = _begin(["train", config, *overrides, "--run-dir", str(path)], path)
-    _expect_done(process.wait(), path)
+    _finish(["train", config, *overrides, "--run-dir", str(path)], path)
     return RunDirectory.open(path)
 
 
@@ -171,24 +171,32 @@ def _killed(
     at: list[int] = []
     for number in range(1, kills + 1):
         say(f"training to be killed, {number} of {kills}, into {path}")
-        process = _begin(command, path)
-        try:
+        with _begun(command, path) as process:
             step = _await_checkpoint(process, path, draw)
-        finally:
-            process.kill()
-            process.wait()
         say(f"killed after the checkpoint of step {step:,}")
         at.append(step)
         command = ["resume", str(path)]
     say("resuming to the end")
-    _expect_done(_begin(command, path).wait(), path)
+    _finish(command, path)
     return RunDirectory.open(path), at
 
 
-def _begin(arguments: list[str], path: Path) -> subprocess.Popen[bytes]:
+def _finish(arguments: list[str], path: Path) -> None:
+    with _begun(arguments, path) as process:
+        _expect_done(process.wait(), path)
+
+
+@contextmanager
+def _begun(arguments: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a process of its own, which is killed unless it has ended by then."""
     with open(_log(path), "ab") as log:
         command = [sys.executable, "-m", "farreach", *arguments]
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _await_checkpoint(process: subprocess.Popen[bytes], path: Path, draw: random.Random) -> int:

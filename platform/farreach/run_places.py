@@ -6,13 +6,25 @@ import re
 import secrets
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 
 from farreach.disk import disk_error
 from farreach.errors import RunDirectoryError
 
 # What every run has from the beginning.
 FOLDERS = ("figures", "checkpoints", "tensorboard")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TEMPORARY = re.compile(r"\.probe\.\d+|\.(config\.yaml|manifest\.json)\.\d+\.tmp")
+
+
+def name_fault(name: str) -> str | None:
+    """Why a run cannot be called so, since its folder is; None if it can."""
+    if _NAME.fullmatch(name):
+        return None
+    return (
+        f"run name {name!r} cannot name a folder: "
+        "use letters, digits, '.', '-' and '_', and begin with a letter or digit."
+    )
 
 
 def make_fresh(root: Path, name: str, now: datetime) -> Path:
@@ -46,8 +58,10 @@ def make_exactly(place: Path | str) -> Path:
     except OSError as error:
         raise disk_error(path, error) from error
     if occupied:
-        mend = f"`farreach resume {path}` continues the run in it; otherwise name another directory"
-        raise RunDirectoryError(f"{path} exists and is not empty. {mend}.")
+        raise RunDirectoryError(
+            f"{path} exists and is not empty. `farreach resume {quote(str(path))}` continues the "
+            "run in it; otherwise name another directory."
+        )
     return path
 
 

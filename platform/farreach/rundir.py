@@ -16,7 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
-import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from farreach.console import record
 from farreach.disk import atomic_write, cut_torn_line, disk_error, json_line, plain
 from farreach.errors import RunDirectoryError
 from farreach.registry import near_match
-from farreach.run_places import FOLDERS, fresh_name, make_exactly, make_fresh
+from farreach.run_places import FOLDERS, fresh_name, make_exactly, make_fresh, name_fault
 from farreach.storage.remote import is_remote, joined
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 LATEST = "latest"
 MIN_FREE_BYTES = 200 * 2**20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class RunDirectory:
@@ -93,11 +92,8 @@ class RunDirectory:
                 or almost full.
             StorageError: a URI cannot be reached or written.
         """
-        if not _NAME.fullmatch(name):
-            raise RunDirectoryError(
-                f"run name {name!r} cannot name a folder: "
-                "use letters, digits, '.', '-' and '_', and begin with a letter or digit."
-            )
+        if (fault := name_fault(name)) is not None:
+            raise RunDirectoryError(fault)
         now = datetime.now(timezone.utc).astimezone()
         run = cls._made(root, name, now, path)
         run.check_writable()
@@ -193,6 +189,11 @@ class RunDirectory:
     def place(self) -> str:
         """How the user names the run: its path, or its URI."""
         return str(self.path) if self.remote is None else self.remote.uri
+
+    @property
+    def word(self) -> str:
+        """The place as one word of a command line."""
+        return shlex.quote(self.place)
 
     @property
     def address(self) -> str:
@@ -380,9 +381,15 @@ class RunDirectory:
 
         If what was found with other `settings` is there, `NAME-KEY.json` is written, with a key
         that follows from the settings.
+
+        Raises:
+            RunDirectoryError: the disk refuses it.
         """
         folder = self.path / "evaluations"
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise disk_error(folder, error) from error
         content = json.dumps(result, indent=2, default=str) + "\n"
         path = folder / f"{name}.json"
         settings = json.loads(content).get("settings")
@@ -403,7 +410,7 @@ class RunDirectory:
         except FileNotFoundError:
             raise RunDirectoryError(
                 f"{self.place} has no result.json: the run is not done. "
-                f"Continue it with `farreach resume {self.place}`."
+                f"Continue it with `farreach resume {self.word}`."
             ) from None
 
 
@@ -430,3 +437,13 @@ def _settings_in(evaluation: Path) -> Any:
         return json.loads(evaluation.read_text()).get("settings")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def lasting(path: str | None) -> str | None:
+    """`latest` as the folder that it is now: soon it is another. Raises ValueError: none is."""
+    if path != LATEST:
+        return path
+    try:
+        return str(RunDirectory.open(LATEST).path.absolute())
+    except RunDirectoryError as error:
+        raise ValueError(str(error)) from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,6 +27,20 @@ class Stopped(Exception):  # noqa: N818 (no error: the run did what it was asked
     def exit_code(self) -> int:
         """What the command line returns."""
         return CTRL_C_EXIT_CODE if self.signum == signal.SIGINT else STOPPED_EXIT_CODE
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit in here, so that what was begun is ended as on Ctrl-C."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

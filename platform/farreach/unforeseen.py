@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from farreach import runtime
+from farreach.disk import disk_error
 from farreach.errors import FarreachError, RunDirectoryError
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped
@@ -35,6 +38,8 @@ def _unforeseen(run: RunDirectory, error: Exception) -> FarreachError:
     summary = traceback.format_exception_only(type(error), error)[-1].strip().splitlines()[0]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunDirectoryError(f"the disk is full ({summary}). Free some space.")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return disk_error(Path(os.fsdecode(error.filename or run.path)), error)
     trace = "".join(traceback.format_exception(error))
     try:
         with open(run.error_path, "a") as file:

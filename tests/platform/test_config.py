@@ -340,7 +340,7 @@ def test_a_file_of_the_user_comes_before_a_shipped_one(configs, tmp_path):
         ("mzae.yaml", "Did you mean 'maze'?"),
         ("my_rnu.yaml", "Did you mean 'my_run.yaml'?"),
         ("../user/my_rnu.yaml", "Did you mean '../user/my_run.yaml'?"),
-        ("zzz", "Shipped: goals/maze, goals/walker, top, vision/walker."),
+        ("zzz", "neither a file nor a shipped one. `farreach list configs` names those."),
         ("", "no configuration ''"),
     ],
 )

@@ -1,12 +1,20 @@
+import errno
 import os
 import pickle
+import re
 import signal
 import threading
 
 import pytest
+from tests.platform import counting_workload
 
+from farreach import afterwards, launch
+from farreach.config import Config
+from farreach.errors import ConfigError, RunDirectoryError
 from farreach.launch import training_time_s
 from farreach.stopping import Stopped, StopRequest
+from farreach.unforeseen import explained
+from farreach.workload import Evaluation
 
 
 def test_the_first_signal_asks_and_a_second_ctrl_c_aborts():
@@ -50,3 +58,47 @@ def test_training_time_leaves_out_the_pauses():
     ]
     assert training_time_s(events) == 30.0 + 10.0 + 5.0
     assert training_time_s([]) == 0.0
+
+
+@pytest.fixture
+def count(tmp_path, monkeypatch):
+    """A configuration of the counting workload, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "count.yaml"
+    path.write_text("workload: tests.platform.counting_workload\nname: count\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["my run", "a/b", "-x"])
+def test_a_name_that_no_folder_can_have_is_a_mistake_of_the_configuration(count, name):
+    for look in (launch.check, launch.trainable, launch.train):
+        with pytest.raises(ConfigError, match=r"count.yaml: name: run name .* cannot name a f"):
+            look(count, [f"name='{name}'"])
+
+
+def test_commands_to_go_on_with_can_be_copied_where_a_path_has_spaces(count, tmp_path, capsys):
+    place = tmp_path / "my $runs" / "first"
+    launch.train(count, run_dir=place)
+    shown = capsys.readouterr().out
+    assert f"continue with farreach resume '{place}'\n" in shown
+    assert f"watch     tensorboard --logdir '{place}/tensorboard'\n" in shown
+    with pytest.raises(RunDirectoryError, match=re.escape(f"`farreach resume '{place}'`")):
+        launch.train(count, run_dir=place)
+
+
+def test_what_an_evaluation_has_found_is_told_though_it_cannot_be_kept(count, monkeypatch, capsys):
+    run = launch.train(count, run_dir="first")
+    found = Evaluation(lambda config, run, checkpoint, settings: {"knn/top1": 0.5}, Config)
+    monkeypatch.setattr(counting_workload, "EVALUATIONS", {"knn": found}, raising=False)
+    (run.path / "evaluations").write_text("no folder")
+    assert afterwards.evaluate("first", what="knn")["knn/top1"] == 0.5
+    assert "note      it is not kept: cannot write first/evaluations" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_read_only_is_one_line(count):
+    run = launch.train(count, run_dir="first")
+    error = OSError(errno.EROFS, "Read-only file system", "first/figures/1.png")
+    told = "^cannot write first/figures/1.png: Read-only file system. Free or mount the disk"
+    with pytest.raises(RunDirectoryError, match=told), explained(run):
+        raise error
+    assert not run.error_path.exists()

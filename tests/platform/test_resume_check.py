@@ -1,5 +1,9 @@
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +112,26 @@ def test_a_run_that_fails_or_is_over_too_soon_is_one_message(check, tmp_path):
     code, _, err = check("--out", "there")
     assert code == 1
     assert "there: exists already. Name a new folder with --out." in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_check_that_is_ended_leaves_no_training_behind(check, number, code, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "farreach", "check", "resume", "adding.yaml", "steps=300"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        while not list(tmp_path.glob("farreach-*/runs/whole/manifest.json")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        [child] = children.read_text().split()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == code
+        assert not Path(f"/proc/{child}").exists()
+        assert not list(tmp_path.glob("farreach-*"))
+    finally:
+        process.kill()
+        process.communicate()

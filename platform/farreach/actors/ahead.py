@@ -136,12 +136,17 @@ class Ahead:
         self._arriving[actor.settling()] = actor
 
     def _hand_out(self) -> None:
-        """Give calls to those with the least to do, until all have enough."""
-        loads = {actor.role: 0 for actor in self._actors}
+        """Give calls to those with the least to do, until all have enough.
+
+        One that has not found room yet gets none: it may never find any, as after the loss of a
+        machine, and whoever takes the results would wait for it.
+        """
+        there = [actor for actor in self._actors if actor.is_ready]
+        loads = {actor.role: 0 for actor in there}
         for actor, _ in self._running.values():
             loads[actor.role] += 1
-        while self._waiting:
-            actor = min(self._actors, key=lambda each: loads[each.role])
+        while self._waiting and there:
+            actor = min(there, key=lambda each: loads[each.role])
             if loads[actor.role] >= IN_HAND:
                 return
             loads[actor.role] += 1

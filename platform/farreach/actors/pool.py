@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from farreach.actors.services import is_raised, user_error
@@ -93,7 +92,11 @@ def pulled(
 
 
 class _Crew:
-    """The actors: who is idle, and who works on what."""
+    """The actors: who is idle, and who works on what.
+
+    One that has not found room yet gets no item: it may never find any, as after the loss of a
+    machine, and the others would wait for it.
+    """
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class _Crew:
     ) -> None:
         self._start, self._items = start, items
         self._max_failures, self._tell = max_failures, tell
-        self._queue, self._failures = deque(range(len(items))), Counter[int]()
+        self._queue, self._failures = deque(range(len(items))), Counter[int | None]()
         self._idle: list[_Hand] = []
         self._running: dict[Any, tuple[_Hand, int]] = {}
         self._arriving: dict[Any, _Hand] = {}
@@ -126,7 +129,6 @@ class _Crew:
         hand = _Hand(f"worker-{self._started}", self._start())
         self._started += 1
         self._arriving[hand.actor.place.remote()] = hand
-        self._idle.append(hand)
 
     def _ready(self) -> list[Any]:
         """All streams that have something to tell, once there is one or somebody has arrived."""
@@ -142,8 +144,12 @@ class _Crew:
     def _meet(self, hand: _Hand, reference: Any) -> None:
         import ray
 
-        with suppress(ray.exceptions.RayError):  # its item tells of its death
+        try:
             self._witnesses.watch(hand.role, ray.get(reference))
+        except ray.exceptions.RayError as error:
+            self._lose(hand, None, error)
+        else:
+            self._idle.append(hand)
 
     def _next(self, stream: Any) -> Iterator[Told]:
         """What a stream tells next, if anything."""
@@ -165,28 +171,40 @@ class _Crew:
             self._idle.append(hand)
         yield index, message
 
-    def _lose(self, hand: _Hand, index: int, error: Exception) -> None:
-        """Another actor takes the place of one that died, and its item is begun again."""
+    def _lose(self, hand: _Hand, index: int | None, error: Exception) -> None:
+        """Another actor takes the place of one that died, and its item is begun again.
+
+        Args:
+            hand: who died.
+            index: of its item; None if it had none yet.
+            error: what its caller was told.
+        """
         self._failures[index] += 1
         died, most = self._failures[index], self._max_failures
-        then = f"another begins it again (death {died} of at most {most} on it)"
+        lost, then, where = "nothing", "another takes its place", "before it had any work"
+        if index is not None:
+            lost = f"its work on item {index + 1} of {len(self._items)}"
+            then, where = "another begins it again", "on it"
+        then = f"{then} (death {died} of at most {most} {where})"
         if died > most:
-            then = f"gives up: more than {most} deaths on it"
-        lost = f"its work on item {index + 1} of {len(self._items)}"
+            then = f"gives up: more than {most} deaths {where}"
         report = explain(error, self._witnesses.facts(hand.role), lost=lost, then=then)
         self._tell(report)
         if died > most:
+            what = "before they had any work" if index is None else "on one piece of work"
             raise ActorError(
-                f"workers died {died} times on one piece of work: {report.detail}. If they "
-                "ran out of memory, use fewer workers or smaller pieces."
+                f"workers died {died} times {what}: {report.detail}. If they ran out of memory, "
+                "use fewer workers or smaller pieces."
             ) from error
-        self._queue.appendleft(index)
+        if index is not None:
+            self._queue.appendleft(index)
         self._add()
 
     def stop(self) -> None:
         import ray
 
-        for hand in [*self._idle, *(hand for hand, _ in self._running.values())]:
+        working = (hand for hand, _ in self._running.values())
+        for hand in [*self._arriving.values(), *self._idle, *working]:
             ray.kill(hand.actor)
         self._witnesses.stop()
 

@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from farreach.cli.lists import say_table
 from farreach.console import say, warn
 from farreach.errors import ConfigError
 from farreach.imports import imported
+from farreach.stopping import ended_by_sigterm
 
 if TYPE_CHECKING:
     from farreach.cluster.demand import Demand
@@ -120,7 +120,7 @@ def simulate(options: argparse.Namespace) -> None:
             "key=value that lets it use Ray, such as runtime.placement=actor or runtime.workers=2."
         )
     plan = _plan(options.file)
-    with _ended_by_signals():
+    with ended_by_sigterm():  # the pretended machines end too
         if options.run:
             _rehearse(plan, demands, options)
         else:
@@ -139,20 +139,6 @@ def _plan(path: Path) -> Plan:
             f"{path}: describes {len(report.plans) or 'no'} clusters. Give a file of one cluster."
         )
     return report.plans[0]
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM end the pretended machines too, as Ctrl-C does."""
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _simulate(plan: Plan, demands: list[Demand], options: argparse.Namespace) -> None:

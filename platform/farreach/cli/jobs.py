@@ -164,7 +164,7 @@ def with_shared_cache(
     Args:
         raw: what the user has said.
         whole: the same with all defaults.
-        root: folder of runs, as all machines see it.
+        root: where `runs` is, as all machines see it.
         run_dir: that of the run, if it is given instead.
     """
     caches = [
@@ -172,14 +172,17 @@ def with_shared_cache(
         for section, values in whole.items()
         if isinstance(values, Mapping) and "cache" in values
     ]
-    top = run_dir.rpartition("/")[0] if run_dir else root
+    # The same whether a run is made below `root` or, submitted again, named by its directory.
+    folder = f"{root.rstrip('/')}/runs" if root else ""
+    if run_dir:
+        folder = run_dir.rstrip("/").rpartition("/")[0]
     result = dict(raw)
-    if not top or not top.startswith("/"):
+    if not folder.startswith("/"):
         return result
     for section in caches:
         said = result.get(section) or {}
         if "cache" not in said:
-            result[section] = {**said, "cache": f"{top.rstrip('/')}/cache"}
+            result[section] = {**said, "cache": f"{folder}/cache"}
     return result
 
 

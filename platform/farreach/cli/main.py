@@ -7,6 +7,7 @@ checkpoint, 130 Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from typing import Any
 
@@ -63,10 +64,15 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 1
     except OSError as error:
-        if error.filename is None:
-            raise
         reason = (error.strerror or str(error)).lower()
-        warn(f"error: {error.filename}: {reason}. Correct the path, or who may read and write it.")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "" if error.filename is None else f"{error.filename}: "
+            warn(f"error: {what}{reason}. Free some space, or write to another disk.")
+        elif error.filename is None:
+            raise
+        else:
+            mend = "Correct the path, or who may read and write it."
+            warn(f"error: {error.filename}: {reason}. {mend}")
         return 1
     except Exception as error:
         from farreach.stopping import Stopped

@@ -14,6 +14,7 @@ from farreach.cli.arguments import UsageError, add_config, add_overrides, add_ru
 from farreach.console import say
 from farreach.imports import imported
 from farreach.registry import near_match
+from farreach.stopping import ended_by_sigterm
 
 # Imports of torch and of everything that needs it wait until a command does.
 
@@ -140,6 +141,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
     if options.what is not None and "=" in options.what:
         raise UsageError(f"{options.what!r}: name an evaluation before its settings.")
+    if options.what is not None and options.episodes is not None:
+        raise UsageError(
+            f"--episodes is for the evaluation that training makes; {options.what!r} has settings "
+            "of its own, which `farreach list evaluations CONFIG` shows."
+        )
 
     # Whatever is printed on the way goes to stderr: with --json, stdout is for programs.
     with contextlib.redirect_stdout(sys.stderr):
@@ -193,6 +199,7 @@ def check_resume(options: argparse.Namespace) -> None:
     from farreach import resume_check
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ended_by_sigterm())
         out = options.out
         if out is None:
             out = (

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from farreach.cluster.findings import Finding, at, did_you_mean, mapping, mistakes
+from farreach.cluster.findings import Finding, at, did_you_mean, mapping, mistakes, shown
 from farreach.cluster.kuberay_cluster import cluster_findings, follows, groups_of
 from farreach.cluster.kuberay_job import job_findings
 from farreach.cluster.kuberay_service import service_findings
@@ -44,7 +44,7 @@ def kuberay_findings(tree: Tree) -> list[Finding]:
         tree: the document, as YAML 1.1 has it.
     """
     kind = tree.get("kind")
-    if kind in KINDS:
+    if isinstance(kind, str) and kind in KINDS:
         found = [*_api_findings(tree), *_fields(tree, str(kind), "kuberay", "kubernetes")]
         found += _name_findings(tree, KINDS[str(kind)][1])
         places = [finding.path for finding in found]
@@ -109,6 +109,8 @@ def _spec_findings(tree: Tree, kind: str) -> Iterator[Finding]:
 def _other_findings(tree: Tree, kind: Any) -> Iterator[Finding]:
     if kind is None:
         yield Finding(("kind",), f"is missing. One of {', '.join(KINDS)}.")
+    elif not isinstance(kind, str):
+        yield Finding(("kind",), f"should be text (got {shown(kind)}).")
     elif kind == "Secret":
         for key in ("data", "stringData"):
             if tree.get(key):
@@ -118,6 +120,6 @@ def _other_findings(tree: Tree, kind: Any) -> Iterator[Finding]:
                 )
                 yield Finding((key,), message)
     elif str(tree.get("apiVersion", "")).startswith("ray.io/"):
-        yield Finding(("kind",), f"KubeRay knows no {kind!r}.{did_you_mean(str(kind), KINDS)}")
+        yield Finding(("kind",), f"KubeRay knows no {kind!r}.{did_you_mean(kind, KINDS)}")
     else:
         yield Finding(("kind",), f"a {kind} is not known here and was not checked.", "note")

@@ -180,8 +180,8 @@ def _head_type_findings(tree: Tree) -> Iterator[Finding]:
         return
     if head is None:
         yield Finding(("head_node_type",), f"is missing. One of {', '.join(types)}.")
-    elif head not in types:
-        near = did_you_mean(str(head), types) or f" Known: {', '.join(types)}."
+    elif isinstance(head, str) and head not in types:  # of what is no text the schema tells
+        near = did_you_mean(head, types) or f" Known: {', '.join(types)}."
         yield Finding(("head_node_type",), f"there is no node type {head!r}.{near}")
 
 

@@ -25,6 +25,8 @@ _USUAL_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 _TIMEOUT_S = 2.0
 # So many failures in a row, at the beginning, mean that this is no machine of that cloud.
 _PATIENCE = 15
+# The service is of this machine alone: a proxy that `http_proxy` names has another, or none.
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def notice_s(cloud: str, metadata: str = METADATA) -> float | None:
@@ -141,5 +143,5 @@ def _until(when: Any, form: str, cloud: str) -> float:
 
 def _asked(address: str, headers: dict[str, str], method: str = "GET") -> str:
     request = urllib.request.Request(address, headers=headers, method=method)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+    with _DIRECTLY.open(request, timeout=_TIMEOUT_S) as response:
         return str(response.read().decode())

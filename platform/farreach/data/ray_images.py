@@ -2,8 +2,8 @@
 
 The data set is made by a function that the user names as `package.module:function`. It returns a
 `ray.data.Dataset`, or a dictionary of them with the keys `train` and `val`, whose rows have an
-`image`, encoded bytes or an array (height, width, 3) uint8, and a `label`, a number or a name; all
-may lack the label where none is needed.
+`image`, encoded bytes or an array (height, width, 3 or 1) uint8, and a `label`, a number or a name;
+all may lack the label where none is needed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,8 @@ def write_images(name: str, out: Path) -> Path:
 
     Raises:
         ConfigError: there is no such function, or `out` is there.
-        DataError: it returns something else, a column is missing, some parts alone have labels, or
-            an image cannot be encoded.
+        DataError: it returns something else, a column is missing, a part is empty, some parts
+            alone have labels, or an image cannot be encoded.
     """
     make = _function(name)
     if out.exists():
@@ -58,10 +60,14 @@ def write_images(name: str, out: Path) -> Path:
                     _encoded, batch_size=ROWS_TOGETHER, batch_format="numpy"
                 )
                 folder = working / part
-                rows.write_parquet(
-                    str(folder), min_rows_per_file=ROWS_PER_FILE, row_group_size=ROWS_PER_GROUP
-                )
-                for number, file in enumerate(sorted(folder.glob("*.parquet"))):
+                with _own_words(name):
+                    rows.write_parquet(
+                        str(folder), min_rows_per_file=ROWS_PER_FILE, row_group_size=ROWS_PER_GROUP
+                    )
+                files = sorted(folder.glob("*.parquet"))
+                if not files:
+                    raise DataError(f"{name}: has no images in {part}. Add some, or leave it out.")
+                for number, file in enumerate(files):
                     sync(file)
                     file.rename(working / f"{part}-{number:05}.parquet")
                 folder.rmdir()
@@ -72,6 +78,20 @@ def write_images(name: str, out: Path) -> Path:
         finally:
             shutil.rmtree(working, ignore_errors=True)
     return out
+
+
+@contextmanager
+def _own_words(name: str) -> Iterator[None]:
+    """Say what `_as_bytes` has said: of errors in tasks, Ray Data hands on nothing but text."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        said = re.search(rf"^{DataError.__module__}\.{DataError.__name__}: (.+)$", str(error), re.M)
+        if said is None:
+            raise
+        raise DataError(f"{name}: {said[1]}") from error
 
 
 def _function(name: str) -> Any:
@@ -131,5 +151,11 @@ def _as_bytes(image: Any) -> bytes:
     if pixels.dtype != np.uint8:
         raise DataError(f"an image is {pixels.dtype}; uint8 is expected, or encoded bytes.")
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
+    grey = pixels.ndim == 3 and pixels.shape[2] == 1
+    try:
+        Image.fromarray(pixels[..., 0] if grey else pixels).save(content, "PNG")
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"an image has the shape {pixels.shape}; (height, width, 3) is expected."
+        ) from error
     return content.getvalue()

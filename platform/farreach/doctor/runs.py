@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from farreach.doctor.finding import Finding, ok, warning
@@ -51,12 +52,13 @@ def runs(found: Sequence[Run], root: Path) -> list[Finding]:
     """Whether runs are stuck, or died."""
     lines = []
     for run in found:
+        word = quote(str(run.path))
         if run.is_held and run.silent_s > SILENT_S:
             lines.append(
                 warning(
                     f"{run.path} is held by a process that has written nothing for "
                     f"{run.silent_s / 60:.0f} minutes",
-                    f"see `farreach status {run.path}`; find it with `fuser {run.path}/.lock` and "
+                    f"see `farreach status {word}`; find it with `fuser {word}/.lock` and "
                     "end it, then `farreach resume`",
                 )
             )
@@ -64,7 +66,7 @@ def runs(found: Sequence[Run], root: Path) -> list[Finding]:
             lines.append(
                 warning(
                     f"{run.path} ended without a word {run.silent_s / 3600:.1f} hours ago",
-                    f"farreach resume {run.path}, or remove it",
+                    f"farreach resume {word}, or remove it",
                 )
             )
     held = sum(run.is_held for run in found)

@@ -29,9 +29,10 @@ def fused(dense: Hits, lexical: Hits, k: int, weight: float, kind: Kind = "z") -
 
     A document's score is (1 - weight) × that of the dense side + weight × that of the lexical side.
     With "z" a side's score is standardised by the mean and the standard deviation of what the side
-    found for the query, and a document that it did not find has the lowest of these scores. With
-    "rrf" it is 1 / (60 + rank), and 0 for a document that it did not find. A side without weight
-    adds no documents.
+    found for the query, and a document that it did not find has the lowest of these scores. Where
+    all that it found has the same score, such as the only document with a word, it counts 1 and
+    what was not found -1. With "rrf" it is 1 / (60 + rank), and 0 for a document that was not
+    found. A side without weight adds no documents.
 
     Args:
         dense: n queries and any number of candidates; a document at most once for each.
@@ -108,8 +109,10 @@ def _weighed(side: Hits, share: float, kind: Kind) -> tuple[Floats, Floats]:
     mean = scores.sum(1, keepdims=True) / count
     centred = np.where(there, scores - mean, 0)
     deviation = np.sqrt((centred**2).sum(1, keepdims=True) / count)
-    standard = share * centred / np.where(deviation > 0, deviation, 1)
-    return standard, standard.min(1, keepdims=True, initial=0)
+    is_flat = there.any(1, keepdims=True) & (deviation == 0)
+    standard = np.where(is_flat, 1.0, centred / np.where(deviation > 0, deviation, 1))
+    lowest = np.where(is_flat, -1.0, standard.min(1, keepdims=True, initial=0))
+    return share * standard, share * lowest
 
 
 def _joined(weighed: Sequence[tuple[Rows, Floats, Floats]]) -> tuple[Rows, Floats]:

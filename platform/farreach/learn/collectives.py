@@ -167,8 +167,27 @@ def count_statistics_once(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.register_forward_pre_hook(_hold_statistics)
-            module.register_forward_hook(_release_statistics, always_call=True)
+            _count_once(module)
+
+
+def synchronise_batch_norms(model: nn.Module) -> None:
+    """As `join_batch_norms` on GPUs, by PyTorch's own; what counts once goes on to do so."""
+    from timm.layers import convert_sync_batchnorm  # takes seconds
+
+    # New layers take the place of the old ones, and have no hooks.
+    once = [name for name, part in model.named_modules() if _counts_once(part)]
+    convert_sync_batchnorm(model)
+    for name in once:
+        _count_once(model.get_submodule(name))
+
+
+def _count_once(layer: nn.Module) -> None:
+    layer.register_forward_pre_hook(_hold_statistics)
+    layer.register_forward_hook(_release_statistics, always_call=True)
+
+
+def _counts_once(layer: nn.Module) -> bool:
+    return _hold_statistics in layer._forward_pre_hooks.values()
 
 
 def _hold_statistics(layer: Any, inputs: Any) -> None:

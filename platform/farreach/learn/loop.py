@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from farreach import cpu, seeding
 from farreach.checkpoint import Checkpoint, CheckpointStore
 from farreach.disk import atomic_write
+from farreach.errors import FarreachError
 from farreach.learn.asam import Asam
+from farreach.learn.batches import Steps
 from farreach.learn.keeping import Keeper, LearnError
 from farreach.learn.order import Order, share
 from farreach.learn.outlet import Outlet
 from farreach.learn.place import Place
 from farreach.learn.schedules import cosine, polynomial, steps, warmup, warmup_cosine
-from farreach.learn.task import Batch, Data, Helped, PartedData, Task
+from farreach.learn.task import Batch, Helped, Task
 from farreach.learn.told import LOSS, Sums, Told
 
 if TYPE_CHECKING:
@@ -89,10 +91,18 @@ class Loop:
         """Continue from a checkpoint that a loop of any number of workers has written.
 
         Raises:
-            LearnError: it holds another number of networks.
+            LearnError: it holds another number of networks, or `training.batch` was another.
             CheckpointError: it is damaged, or of a network of another shape.
         """
         state = self._keeper.restore(checkpoint)
+        before, batch = int(state.get("batch", self._config.batch)), self._config.batch
+        if before != batch:
+            # The place in the data and in the schedule follows from the number of updates.
+            raise LearnError(
+                f"training.batch: {checkpoint.path} is of updates of {before} samples each, and "
+                f"with {batch} training would go on elsewhere in its data and its schedule. Resume "
+                f"with training.batch={before}; training.part saves memory and changes nothing."
+            )
         self.step, self._trained_s = int(state["step"]), float(state["trained_s"])
         self._evaluated = dict(checkpoint.info.get("evaluated", state["evaluated"]))
         self._evaluated_step = int(state["evaluated_step"])
@@ -301,7 +311,8 @@ class Loop:
         if config.schedule == "linear":
             fallen = floor + (config.lr - floor) * polynomial(done)
         else:
-            fallen = config.lr * steps(done, [drop / config.epochs for drop in config.drops])
+            whole = config.epochs * config.stretch
+            fallen = config.lr * steps(done, [drop / whole for drop in config.drops])
         return fallen * warmup(done, rise, min(1.0, config.warmup_lr / config.lr))
 
     def _done(self) -> float:
@@ -383,6 +394,7 @@ class Loop:
         self._trained_s, self._begun = self._trained_s + now - self._begun, now
         more = {
             "step": self.step,
+            "batch": self._config.batch,
             "trained_s": self._trained_s,
             "evaluated": self._evaluated,
             "evaluated_step": self._evaluated_step,
@@ -397,37 +409,19 @@ class Loop:
 
     def _feed(self) -> Iterator[list[Batch]]:
         """This worker's share of every batch from the next one on."""
-        steps = _Steps(
+        steps = Steps(
             self._task.data, self._order, self._config, self._place.rank, self._place.world
         )
         # Its own generator: the loader draws a seed, and would shift the global one's numbers.
-        return iter(
-            DataLoader(
-                steps,
-                batch_size=None,
-                sampler=range(self.step, self.total),
-                num_workers=self._workers.loaders,
-                pin_memory=self._place.device.type == "cuda",  # what copies beside training
-                generator=torch.Generator().manual_seed(self._seed),
-            )
+        loader = DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(self.step, self.total),
+            num_workers=self._workers.loaders,
+            pin_memory=self._place.device.type == "cuda",  # what copies beside training
+            generator=torch.Generator().manual_seed(self._seed),
         )
-
-
-class _Steps(Dataset[list[Batch]]):
-    """A worker's share of each batch, by the number of the update."""
-
-    def __init__(self, data: Data, order: Order, config: LoopConfig, rank: int, world: int) -> None:
-        self._data, self._order, self._config = data, order, config
-        self._share = share(config.batch, rank, world)
-
-    def __getitem__(self, step: int) -> list[Batch]:
-        count = self._config.batch
-        positions = np.arange(step * count, (step + 1) * count)[self._share]
-        rows = self._order.rows(int(positions[0]), len(positions))
-        size = self._config.part or len(rows)
-        if size < len(rows) and isinstance(self._data, PartedData):
-            return self._data.parts(rows, positions, size)
-        return [
-            self._data.batch(rows[i : i + size], positions[i : i + size])
-            for i in range(0, len(rows), size)
-        ]
+        for parts in loader:
+            if isinstance(parts, FarreachError):
+                raise parts
+            yield parts

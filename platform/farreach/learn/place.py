@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from farreach.learn.collectives import join_batch_norms
+from farreach.learn.collectives import join_batch_norms, synchronise_batch_norms
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -83,9 +83,7 @@ class Place:
     def join_statistics(self, model: nn.Module) -> None:
         """Before the optimizer is made: let batch normalisation see the images of all workers."""
         if self.world > 1 and self.device.type == "cuda":
-            from timm.layers import convert_sync_batchnorm  # takes seconds
-
-            convert_sync_batchnorm(model)
+            synchronise_batch_norms(model)
         elif self.world > 1:
             join_batch_norms(model)
 

@@ -234,15 +234,15 @@ class RunFollower:
 
     def _doctor(self, now: float, state: str, detail: str, parts: tuple[Part, ...]) -> list[str]:
         """What is clearly wrong: what the run has remarked, and what it cannot say itself."""
-        path, said = self._run.place, []
+        word, said = self._run.word, []
         if state == "died":
             hours = (now - max(self._written_s, self._begun_s)) / 3600
             said.append(
                 f"the run ended without a word {hours:.1f} hours ago, as a process does that is "
-                f"killed (`dmesg` names those that had too much memory): farreach resume {path}"
+                f"killed (`dmesg` names those that had too much memory): farreach resume {word}"
             )
         if state == "failed":
-            said.append(f"{detail} Once that is mended: farreach resume {path}")
+            said.append(f"{detail} Once that is mended: farreach resume {word}")
         for part in parts:
             if state == "running" and part.state == "dead":
                 why = f": {part.cause}" if part.cause else ""

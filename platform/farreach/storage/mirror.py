@@ -8,6 +8,7 @@ before a new checkpoint, so that who continues from it has the metrics until the
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ BYTES_PER_S = 1e6
 PATIENCE_S, AGAIN_S = 120.0, 5.0
 
 Stamp = tuple[int, int]  # size in bytes, time of change in ns
+# Of no file: whatever is here differs from it.
+NOWHERE: Stamp = (-1, -1)
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:
@@ -125,7 +128,7 @@ class Mirror:
                 if time.monotonic() > end:
                     raise StorageError(
                         f"{error} What could not be brought there is in {self._folder}; on this "
-                        f"machine `farreach resume {self._remote.uri}` brings it."
+                        f"machine `farreach resume {shlex.quote(self._remote.uri)}` brings it."
                     ) from error
                 self._tell(error)
             time.sleep(AGAIN_S)
@@ -152,14 +155,15 @@ class Mirror:
         here = stamps(self._folder)
         changed = [name for name in here if self._known.get(name) != here[name]]
         everything = everything or RESULT in changed or self._checkpoints.has_news()
-        for name in changed:
-            if name != RESULT and (everything or self._is_due(name, here[name][0])):
-                self._push(name, here[name])
-        self._checkpoints.push()
+        # First of all, for the result of a run that trains on says that there is nothing to do.
         gone = [name for name in self._known if name not in here]
         self._remote.delete(gone)
         for name in gone:
             del self._known[name]
+        for name in changed:
+            if name != RESULT and (everything or self._is_due(name, here[name][0])):
+                self._push(name, here[name])
+        self._checkpoints.push()
         if RESULT in changed:
             self._push(RESULT, here[RESULT])
 

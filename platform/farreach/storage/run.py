@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from farreach.roster import is_held
 from farreach.storage import lease as leases
 from farreach.storage.checkpoints import RemoteCheckpoints, Which
 from farreach.storage.lease import Lease
-from farreach.storage.mirror import CHECKPOINTS, CORE, Mirror, Stamp, stamps
+from farreach.storage.mirror import CHECKPOINTS, CORE, NOWHERE, RESULT, Mirror, Stamp, stamps
 from farreach.storage.remote import Remote, copy_of
 
 MANIFEST = "manifest.json"
@@ -88,8 +89,8 @@ class RemoteRun:
     def _see_that_nothing_is_there(self) -> None:
         if not self.remote.list().keys() <= BEGUN:
             raise RunDirectoryError(
-                f"{self.uri} exists and is not empty. `farreach resume {self.uri}` continues the "
-                "run in it; otherwise name another place."
+                f"{self.uri} exists and is not empty. `farreach resume {shlex.quote(self.uri)}` "
+                "continues the run in it; otherwise name another place."
             )
 
     def _in_use(self) -> RunDirectoryError:
@@ -226,14 +227,19 @@ class RemoteRun:
         return last is not None and last["token"] == self._state().get("token")
 
     def _known_of_before(self) -> dict[str, Stamp]:
-        """Files that need not be brought again: those that only grow, and are there as long."""
-        there = self.remote.list(TENSORBOARD)
-        return {
+        """Files that need not be brought again: those that only grow, and are there as long.
+
+        A result that is there counts as another than what is here: it is brought again, or goes
+        when training goes on.
+        """
+        there = self.remote.list()
+        known = {
             name: stamp
             for name, stamp in stamps(self.path).items()
             if name in there and there[name].size == stamp[0]
             if name.startswith(f"{TENSORBOARD}/events")
         }
+        return known | ({RESULT: NOWHERE} if RESULT in there else {})
 
     def _put_aside(self) -> None:
         """Make room for another copy; what may be nowhere else is kept."""

@@ -78,9 +78,8 @@ def test_results_come_in_order_whoever_has_them(begun):
         squares.ask(number, "square", number)
     found = [squares.take(number) for number in range(20)]
     assert [square for square, _ in found] == [number**2 for number in range(20)]
-    assert len({pid for _, pid in found}) == 2
     assert sorted(told.came) == sorted((f"squarer-{n}", p) for n, p in _by_role(told))
-    assert {pid for _, pid in found} == {pid for _, pid in told.came}
+    assert {pid for _, pid in found} <= {pid for _, pid in told.came}
     assert not told.died
 
 
@@ -97,6 +96,7 @@ def test_whoever_is_free_works_on_the_next(begun):
         squares.ask(number, "wait", number, 0)
     found = [squares.take(number) for number in range(12)]
     assert [number for number, _ in found] == list(range(12))
+    assert len({pid for _, pid in found}) == 2
     assert sum(pid == found[0][1] for _, pid in found) <= 2
 
 
@@ -143,6 +143,16 @@ def test_what_a_call_raises_is_raised_as_itself(begun):
     squares.ask(1, "square", 1, "raise")
     with pytest.raises(DataError, match=r"^there is no 1\.$"):
         squares.take(1)
+
+
+@pytest.mark.ray
+def test_nobody_waits_for_an_actor_that_finds_no_room(ray_local, begun):
+    """As after the loss of a machine, where what was on it has no other place."""
+    squares, told = begun(count=2, cpus=ray_local.cluster_resources()["CPU"])
+    for number in range(8):
+        squares.ask(number, "square", number)
+    assert [squares.take(number)[0] for number in range(8)] == [number**2 for number in range(8)]
+    assert len(told.came) == 1
 
 
 @pytest.mark.ray

@@ -119,3 +119,19 @@ def test_too_few_gpus_are_an_error_and_no_wait(ray_local):
     there = ray_local.cluster_resources().get("GPU", 0.0)
     with pytest.raises(ClusterError, match="Lower workers or gpus"):
         told([(1,), (1,)], workers=2, num_gpus=there + 1)
+
+
+class Sleepy:
+    """Takes its time, so that nobody does all of the work before the others are there."""
+
+    def __call__(self, number):
+        time.sleep(0.1)
+        yield number
+
+
+@pytest.mark.ray
+def test_nobody_waits_for_a_worker_that_finds_no_room(ray_local):
+    """As after the loss of a machine, where what was on it has no other place."""
+    cpus = ray_local.cluster_resources()["CPU"]
+    messages = told([(number,) for number in range(6)], workers=3, factory=Sleepy, num_cpus=cpus)
+    assert sorted(index for index, message in messages if message is None) == list(range(6))

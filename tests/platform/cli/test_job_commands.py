@@ -4,6 +4,8 @@ import pytest
 
 from farreach.cli.jobs import with_shared_cache
 from farreach.cli.main import main
+from farreach.cluster import jobs
+from farreach.cluster.jobs import Order
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -54,7 +56,7 @@ def test_an_address_where_nobody_answers_is_one_error(count, capsys):
 def test_caches_of_a_job_lie_beside_its_run_unless_it_says_where():
     whole = {"name": "x", "data": {"path": "p", "cache": "/here/runs/cache"}, "mix": {"alpha": 1}}
     said = {"name": "x", "data": {"path": "p"}}
-    shared = with_shared_cache(said, whole, "/shared/runs", None)
+    shared = with_shared_cache(said, whole, "/shared", None)
     assert shared == {"name": "x", "data": {"path": "p", "cache": "/shared/runs/cache"}}
     assert said == {"name": "x", "data": {"path": "p"}}
     for unused in (None, "~/farreach"):  # what --root is by default
@@ -65,3 +67,11 @@ def test_caches_of_a_job_lie_beside_its_run_unless_it_says_where():
     for root in ("s3://bucket/runs", "~/runs", None):
         assert with_shared_cache(said, whole, root, None) == said
     assert with_shared_cache({}, {"name": "x", "training": {"epochs": 3}}, "/shared", None) == {}
+
+
+def test_caches_stay_where_they_are_when_a_job_is_submitted_again_with_its_run_directory():
+    whole = {"name": "x", "data": {"path": "p", "cache": "runs/cache"}}
+    first = with_shared_cache({}, whole, "/shared/farreach/", None)
+    job = jobs._named(Order("x", {}, root="/shared/farreach/"), "x-1")
+    for again in (job.run_dir, f"{job.run_dir}/"):  # with a slash, as shells complete it
+        assert with_shared_cache({}, whole, "~/farreach", again) == first

@@ -95,6 +95,7 @@ def test_version_is_the_packages(capsys):
         (["list", "settings"], "name a CONFIG, such as"),
         (["list", "configs", "x"], "`farreach list configs` takes no CONFIG."),
         (["evaluate", "latest", "--episodes", "0"], "should be a whole number above 0 (got '0')"),
+        (["evaluate", "latest", "knn", "--episodes", "3"], "--episodes is for the evaluation that"),
         (["train"], "required: CONFIG"),
         (["export", "latest", "--out", "x"], "required: --format"),
         (["export", "latest", "--out", "x", "--format", "pickle"], "invalid choice: 'pickle'"),

@@ -119,6 +119,10 @@ def test_sections_of_the_wrong_kind_are_named_once(tmp_path, monkeypatch):
         "head_start_ray_commands: [5]\nworker_start_ray_commands: 5\nfile_mounts: 5\n",
         "cluster_name: a\nprovider: {type: local, worker_ips: 5, head_ip: 5}\ndocker: {image: 5}\n"
         "head_start_ray_commands: [\"ray start --head 'a\"]\n",
+        "cluster_name: a\nprovider: {type: aws}\nhead_node_type: [head]\n"
+        "available_node_types: {head: {}}\n",
+        "kind: [RayJob]\napiVersion: ray.io/v1\n",
+        "kind: {name: Service}\napiVersion: v1\n",
     ],
 )  # fmt: skip
 def test_nothing_that_can_be_written_ends_in_a_traceback(text, tmp_path, monkeypatch):

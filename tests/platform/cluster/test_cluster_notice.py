@@ -87,6 +87,15 @@ def test_aws_says_when():
         assert 90 < notice.notice_s("aws", address) <= 100
 
 
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY"])
+def test_a_proxy_is_not_asked_about_this_machine(monkeypatch, name):
+    for other in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with metadata(of_gcp("TRUE")) as address:
+        assert notice.notice_s("gcp", address) == 30
+
+
 def test_google_gives_half_a_minute():
     with metadata(of_gcp("TRUE\n")) as address:
         assert notice.notice_s("gcp", address) == 30

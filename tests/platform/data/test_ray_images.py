@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from farreach.data.images import open_images
 from farreach.data.ray_images import _as_bytes, write_images
@@ -55,10 +57,40 @@ def half():
     }
 
 
+def floats():
+    import ray
+
+    return ray.data.from_items([{"image": np.zeros((4, 5, 3), np.float32), "label": 0}])
+
+
+def nothing_held_out():
+    import ray
+
+    train = ray.data.from_items([{"image": encoded(i), "label": "a"} for i in range(3)])
+    return {"train": train, "val": train.filter(lambda row: False)}
+
+
 def numbers():
     import ray
 
     return ray.data.range(3)
+"""
+
+
+# In one connection to Ray, which takes long to begin.
+BOTH_FAULTS = """
+from pathlib import Path
+
+from farreach import runtime
+from farreach.data.ray_images import write_images
+from farreach.errors import DataError
+
+with runtime.connection(1):
+    for name, function in (("float", "floats"), ("none", "nothing_held_out")):
+        try:
+            write_images(f"mine:{function}", Path("out"))
+        except DataError as error:
+            print(f"{name}: {error}")
 """
 
 
@@ -113,6 +145,24 @@ def test_a_ray_dataset_may_lack_labels(tmp_path):
         open_images(tmp_path / "out")
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_only_the_rows_show_is_named_too(tmp_path):
+    (tmp_path / "mine.py").write_text(MODULE)
+    done = subprocess.run(
+        [sys.executable, "-c", BOTH_FAULTS],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "float: mine:floats: an image is float32; uint8 is expected, or" in done.stdout
+    assert "none: mine:nothing_held_out: has no images in val." in done.stdout
+    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob(".tmp*"))
+
+
 def test_what_cannot_be_read_is_refused_before_ray_starts(tmp_path):
     with pytest.raises(ConfigError, match=r"should name a function, as package\.module:function"):
         write_images("mine", tmp_path / "out")
@@ -122,3 +172,12 @@ def test_what_cannot_be_read_is_refused_before_ray_starts(tmp_path):
         write_images("json:loads", tmp_path)
     with pytest.raises(DataError, match="an image is float32; uint8 is expected"):
         _as_bytes(np.zeros((2, 2, 3), np.float32))
+
+
+def test_an_array_in_grey_may_have_a_channel_and_others_of_no_picture_are_named():
+    grey = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    for pixels in (grey, grey[:, :, None]):
+        with Image.open(io.BytesIO(_as_bytes(pixels))) as image:
+            np.testing.assert_array_equal(np.asarray(image), grey)
+    with pytest.raises(DataError, match=r"has the shape \(3, 4, 5\); \(height, width, 3\)"):
+        _as_bytes(np.zeros((3, 4, 5), np.uint8))

@@ -41,10 +41,11 @@ def fused_one_by_one(dense, lexical, weight, kind):
                 parts.append((own, 0.0, share))
             else:
                 wide = scores.astype(float)
-                spread = wide.std() if len(wide) and wide.std() > 0 else 1.0
+                is_flat = len(wide) > 0 and wide.std() == 0
+                spread = wide.std() if len(wide) and not is_flat else 1.0
                 standard = (wide - wide.mean()) / spread if len(wide) else wide
-                own = {int(row): value for row, value in zip(rows, standard, strict=True)}
-                parts.append((own, min(own.values(), default=0.0), share))
+                own = {int(row): value + is_flat for row, value in zip(rows, standard, strict=True)}
+                parts.append((own, -1.0 if is_flat else min(own.values(), default=0.0), share))
         for row in {row for own, _, share in parts if share for row in own}:
             totals[row] = sum(share * own.get(row, fill) for own, fill, share in parts)
         results.append(totals)
@@ -126,6 +127,22 @@ def test_units_of_scores_do_not_matter():
     other = Hits(np.float32(8) * lexical.scores + np.float32(16), lexical.rows)
     expected, found = fused(dense, lexical, 10, 0.5), fused(dense, other, 10, 0.5)
     assert np.array_equal(found.rows, expected.rows)
+
+
+@pytest.mark.parametrize("found", [[20], [20, 30]])
+def test_the_only_documents_with_a_word_rise_above_those_without(found):
+    """They have one score, and its deviation is 0; that others were not found counts all the same.
+
+    Vectors alone have twenty others before them, of standardised scores from 1.0 to 1.7.
+    """
+    dense = hits([(row, 1 - row / 100) for row in range(100)])
+    lexical = hits([(row, 14.25) for row in found])
+    both = fused(dense, lexical, 100, 0.5)
+    assert both.rows[0, : len(found)].tolist() == found
+    deviation = np.std(np.arange(100) / 100)
+    expected = (0.495 - found[0] / 100) / deviation
+    assert both.scores[0, 0] == pytest.approx((expected + 1) / 2, abs=1e-6)
+    assert both.scores[0, len(found)] == pytest.approx((0.495 / deviation - 1) / 2, abs=1e-6)
 
 
 def test_a_side_that_finds_nothing_adds_nothing():

@@ -1,9 +1,20 @@
 from pathlib import Path
 
+import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from farreach.learn.collectives import BatchNorm1d, gathered, summed, total, workers
+from farreach.learn.collectives import (
+    BatchNorm1d,
+    count_statistics_once,
+    gathered,
+    summed,
+    total,
+    workers,
+)
+from farreach.learn.place import Place
 from farreach.testing.ranks import as_rank, several
 
 ROWS = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
@@ -50,6 +61,30 @@ def test_several_workers_are_as_one_with_all_rows(tmp_path):
     for part in found:
         torch.testing.assert_close(part["parameters"], one["parameters"])
         torch.testing.assert_close(part["running"], one["running"])
+
+
+class Recomputing(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+
+    def forward(self, x):
+        return checkpoint(self.layers, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "cuda"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, BatchNormAct2d])
+def test_statistics_of_what_is_computed_twice_are_counted_once_on_every_device(norm, device):
+    torch.manual_seed(0)
+    model = Recomputing(norm(4))
+    count_statistics_once(model)
+    if device is not None:
+        Place(world=2, device=torch.device(device)).join_statistics(model)
+    model(torch.full((2, 3, 6, 6), 2.0)).sum().backward()
+    layer = model.layers[1]
+    assert int(layer.num_batches_tracked) == 1
+    expected = 0.1 * model.layers[0](torch.full((1, 3, 6, 6), 2.0)).mean((0, 2, 3))
+    torch.testing.assert_close(layer.running_mean, expected.detach())
 
 
 if __name__ == "__main__":

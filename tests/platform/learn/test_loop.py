@@ -1,4 +1,3 @@
-import math
 import re
 import sys
 import time
@@ -230,40 +229,6 @@ def test_a_checkpoint_has_the_score_of_its_own_weights_or_none(tmp_path):
     assert scores == {3: None, 6: None, 9: None, 12: None, 15: pytest.approx(measured[15])}
 
 
-def test_the_learning_rate_rises_and_falls_by_the_share_that_is_done(tmp_path):
-    loop = loop_of(tmp_path, Regression(), epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=0.001)
-    rates = {}
-    for step in (0, 4, 5, 20):
-        loop.step = step
-        rates[step] = loop.lr()
-    # 20 updates, of which five are the rise; half a cosine from 0.01 to 0.001 after it.
-    assert rates == pytest.approx({0: 0.0, 4: 0.008, 5: 0.01, 20: 0.001})
-
-
-def test_a_learning_rate_can_fall_in_a_line_or_in_steps(tmp_path):
-    def rates(**settings):
-        loop = loop_of(
-            tmp_path, Regression(), epochs=4, warmup_epochs=1, warmup_lr=0.002, **settings
-        )
-        found = []
-        for loop.step in (0, 1, 5, 10, 15, 20):  # of 20; the first five rise
-            found.append(loop.lr())
-        return found
-
-    # In a line from 0.01 to 0.002 at the end; while it rises, times 0.2, 0.36, 1.
-    line = [0.01 * 0.2, (0.002 + 0.008 * 0.95) * 0.36, 0.008, 0.006, 0.004, 0.002]
-    assert rates(schedule="linear", min_lr=0.002) == pytest.approx(line)
-    in_steps = [0.002, 0.0036, 0.01, 0.001, 0.0001, 0.0001]
-    assert rates(schedule="steps", drops=(2, 3)) == pytest.approx(in_steps)
-    # After the rise in a line, of which a third, two thirds and all are done.
-    after = [0.002, 0.0036, 0.01, 0.01 - 0.008 / 3, 0.01 - 0.016 / 3, 0.002]
-    assert rates(schedule="warmup_linear", min_lr=0.002) == pytest.approx(after)
-    # A cosine over all of training, whose beginning the rise takes the place of.
-    halves = [0.5 * (1 + math.cos(math.pi * share)) for share in (0.25, 0.5, 0.75, 1)]
-    whole = [0.002, 0.0036, *(0.002 + 0.008 * half for half in halves)]
-    assert rates(schedule="whole_cosine", min_lr=0.002) == pytest.approx(whole)
-
-
 def test_pictures_are_shown_after_every_evaluation(tmp_path):
     notes = Notes()
     loop_of(tmp_path, Regression(), notes).run()
@@ -390,6 +355,16 @@ def test_another_checkpoint_is_written_when_it_leaves_and_nothing_is_done_after_
     assert notes.checkpoints[:2] == [1, 6]
     assert len(notes.checkpoints) == 3
     assert notes.rested == 7  # it rested before it had asked again
+
+
+@pytest.mark.parametrize("batch", [5, 20])
+def test_a_run_does_not_go_on_with_batches_of_another_size(tmp_path, batch):
+    """After 7 of 15 updates of 10 samples, those of 20 would be almost done, those of 5 not."""
+    loop_of(tmp_path, Regression(), Notes(7)).run()
+    newest = CheckpointStore(tmp_path).newest()
+    with pytest.raises(LearnError, match=r"of updates of 10 samples .* training\.batch=10"):
+        loop_of(tmp_path, Regression(), batch=batch).restore(newest)
+    loop_of(tmp_path, Regression(), part=5).restore(newest)
 
 
 def test_there_are_not_fewer_workers_than_the_least():

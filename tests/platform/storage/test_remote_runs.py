@@ -14,7 +14,7 @@ import pytest
 from farreach import afterwards, launch
 from farreach.checkpoint import CheckpointStore
 from farreach.cli import main as cli
-from farreach.errors import RunDirectoryError, StorageError
+from farreach.errors import FarreachError, RunDirectoryError, StorageError
 from farreach.rundir import RunDirectory
 from farreach.storage import lease, mirror
 from farreach.storage.remote import Remote, cache, copy_of
@@ -123,6 +123,18 @@ def test_continue_begins_resumes_and_leaves_a_finished_run_alone(s3, config, cap
     assert steps_at(uri) == [1, 2]
     assert cli.main([*words[:-1], "steps=3"]) == 0
     assert steps_at(uri)[-1] == 3
+
+
+def test_a_done_run_that_trains_on_and_fails_is_not_done_for_another_machine(s3, config, elsewhere):
+    uri = f"{s3}/runs/first"
+    launch.train(config, ["steps=1"], run_dir=uri)
+    assert Remote(uri).read("result.json") is not None
+    with pytest.raises(FarreachError, match="one by nothing"):
+        launch.resume(uri, ["steps=3", "mishap=bug"])
+    assert Remote(uri).read("result.json") is None
+    elsewhere()
+    run = launch.train(config, ["steps=3"], run_dir=uri, go_on=True)
+    assert run.read_result()["count/steps"] == 3.0
 
 
 def started(config, uri, folder, *words):

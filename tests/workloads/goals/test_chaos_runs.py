@@ -104,6 +104,15 @@ def test_there_is_no_chaos_among_one_process(config):
         configs.load(configs.find(config), ["chaos.kill_every_s=5"])
 
 
+@pytest.mark.parametrize("role", ["lerner", "rollout-2", "replay", "learner-0", "rollout-x"])
+def test_a_role_that_the_run_does_not_have_cannot_be_killed(role):
+    words = ["runtime.placement=actor", "runtime.rollout_actors=2", "chaos.kill_every_s=5"]
+    known = configs.load(configs.find(MAZE), [*words, "chaos.roles=[learner, rollout, rollout-1]"])
+    assert known.config.chaos.roles == ("learner", "rollout", "rollout-1")
+    with pytest.raises(ConfigError, match=rf"this run has no {role} to kill; its roles are learn"):
+        configs.load(configs.find(MAZE), [*words, f"chaos.roles=[{role}]"])
+
+
 def test_an_offline_run_has_no_role_to_kill_but_the_evaluator():
     words = ["runtime.placement=tasks", "chaos.kill_every_s=5"]
     given = configs.load(configs.find(FRESH), [*words, "chaos.roles=[evaluator]"])

@@ -10,6 +10,7 @@ from farreach import launch
 from farreach.checkpoint import CheckpointStore
 from farreach.data.episodes import EpisodeStore
 from farreach.errors import ConfigError, RunDirectoryError
+from farreach.rundir import RunDirectory
 from farreach_workloads.goals import continuation
 
 OFFLINE, ONLINE = "goals/fresh_maze_debug", "goals/walk_maze_debug"
@@ -135,3 +136,13 @@ def test_only_an_offline_run_of_sac_goes_on(offline, tmp_path):
     )
     with pytest.raises(ConfigError, match="gcbc is no offline run whose agent is SAC"):
         continuation.load(config_of(f"start.run={other.path}"))
+
+
+def test_the_latest_run_is_the_one_that_was_there_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no run under runs/"):
+        config_of("start.run=latest")
+    first = RunDirectory.create(tmp_path / "runs", "maze", "", [], seed=0)
+    config = config_of("start.run=latest")
+    RunDirectory.create(tmp_path / "runs", "other", "", [], seed=0)
+    assert config.start.run == str(first.path)

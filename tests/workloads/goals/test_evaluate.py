@@ -225,6 +225,13 @@ def roc_auc(label, score):
     return np.mean(wins)
 
 
+def test_one_goal_can_be_evaluated_though_it_makes_no_pair(run, toy):
+    metrics, outcome, _ = run(straight, env=toy.env(1))
+    assert metrics["evaluation/success_final"] == 1
+    assert len(outcome.goals) == 1
+    assert "reachability/probe_auc" not in metrics
+
+
 def test_a_shortcut_through_a_wall_spoils_the_correlation_of_hops(toy):
     xs = np.arange(8) * 10.0
     line = [(i, i + 1) for i in range(7)]

@@ -33,7 +33,9 @@ def places(state):
 
 @pytest.fixture
 def config_of(toy):
-    return lambda shards, **agent: toy.config(runtime={"replay_shards": shards}, agent=agent)
+    return lambda shards, copies=4, **agent: toy.config(
+        environment={"num_envs": copies}, runtime={"replay_shards": shards}, agent=agent
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,24 +72,65 @@ def test_shards_give_in_proportion_to_what_they_hold(config_of):
         shards = tuple(Recorder(i, asked) for i in range(3))
 
     stores = Stores(Parts, config_of(3, batch=10, replay_steps=1800))
-    assert [stores.store_of(i).role for i in range(5)] == [
-        "replay-0", "replay-1", "replay-2", "replay-0", "replay-1",
-    ]  # fmt: skip
     assert stores.draw(4) == []
-    stores.added(0, 30)
-    stores.added(4, 10)
+    stores.added("replay-0", 30)
+    stores.added("replay-1", 10)
+    stores.added("learner", 10)
     draws = stores.draw(4)
     assert asked == [("replay-0", "draw", 30), ("replay-1", "draw", 10)]
     assert [draw.rows for draw in draws] == ["rows of replay-0", "rows of replay-1"]
     # Each keeps 100 episodes of six steps: more has overwritten what was there.
-    stores.added(1, 1000)
-    stores.added(3, 70)
+    stores.added("replay-1", 1000)
+    stores.added("replay-0", 70)
     stores.draw(1)
     assert [count for *_, count in asked[2:]] == [5, 5]
     stores.lost("replay-0", 100)
     stores.lost("memory", 100)
     stores.draw(1)
     assert asked[4:] == [("replay-1", "draw", 10)]
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "shards", "expected"),
+    [
+        (5, 2, [[0], [1], [0], [1], [0]]),  # always the same of its own machine
+        (3, 3, [[0], [1], [2]]),
+        (2, 5, [[0, 2, 4], [1, 3]]),  # else some would get nothing, and never lose what they have
+        (1, 3, [[0, 1, 2]]),
+    ],
+)
+def test_every_shard_gets_episodes_from_the_rollouts_beside_it(toy, rollouts, shards, expected):
+    class Parts:
+        learner = "learner"
+
+    Parts.shards = [Recorder(i, []) for i in range(shards)]
+    settings = {"replay_shards": shards, "rollout_actors": rollouts}
+    stores = Stores(Parts, toy.config(runtime=settings))
+    for _ in range(3):
+        for rollout, own in enumerate(expected):
+            for index in own:
+                store = stores.store_of(rollout)
+                assert store.role == f"replay-{index}"
+                stores.added(store.role, 4)
+
+
+def test_turns_go_on_where_a_checkpoint_has_left_them(config_of):
+    class Parts:
+        learner = "learner"
+        shards = tuple(Recorder(i, []) for i in range(2))
+
+    stores = Stores(Parts, config_of(2))
+    stores.restored({f"replay-{i}": {"ring": {"total": total}} for i, total in enumerate((8, 4))})
+    assert stores.store_of(0).role == "replay-1"
+
+
+def test_a_shard_too_small_for_what_one_rollout_sends_is_refused(toy):
+    # Four copies with episodes of six steps.
+    toy.config(runtime={"replay_shards": 2}, agent={"replay_steps": 48})
+    with pytest.raises(
+        ValueError, match=r"leaves each of the 3 runtime\.replay_shards room for less"
+    ):
+        toy.config(runtime={"replay_shards": 3}, agent={"replay_steps": 48})
 
 
 def test_the_learner_mixes_what_several_have_drawn(toy, config_of):
@@ -190,7 +233,7 @@ def test_episodes_are_dealt_out_to_more_and_to_fewer(toy, config_of):
 
 def test_fewer_places_keep_the_newest(toy, config_of):
     # Two shards of five places; the second has wrapped around: 3 to 7 of its eight are left.
-    wide, narrow = config_of(2, replay_steps=60), config_of(3, replay_steps=30)
+    wide, narrow = config_of(2, 1, replay_steps=60), config_of(3, 1, replay_steps=30)
     assert (capacity(wide), capacity(narrow)) == (5, 1)
     content = states(toy, wide, [2, 8])
     found = dealt_out(content, narrow)

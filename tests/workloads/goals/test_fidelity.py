@@ -1,5 +1,7 @@
 import copy
 
+import pytest
+
 from farreach_workloads.goals import fidelity
 from farreach_workloads.goals.config import AgentConfig, GoalsRunConfig
 
@@ -51,6 +53,21 @@ def test_a_section_that_is_made_already_keeps_only_what_was_set_in_it():
 
 def test_our_defaults_are_not_touched_without_the_switch():
     assert GoalsRunConfig().agent.batch == 256
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("reachability", "lr", 0.01),
+        ("reachability", "batch", 64),
+        ("reachability", "encoder_layers", 2),
+        ("reachability", "negative_frac", 0.9),
+        ("phases", "initial_random_steps", 100),
+    ],
+)
+def test_what_differs_is_listed_though_our_default_is_the_papers(section, key, value):
+    (line,) = fidelity.deviations(GoalsRunConfig(fidelity="paper", **{section: {key: value}}))
+    assert line.startswith(f"{section}.{key}: {value} (paper: ")
 
 
 def test_only_what_differs_is_listed_and_with_both_values():

@@ -273,6 +273,14 @@ def test_an_edge_that_the_network_contradicts_counts_again_once_it_does_not(make
     assert metrics["graph/contradicted_frac"] == 0
 
 
+def test_where_there_are_no_edges_none_is_contradicted(make, toy):
+    memory = make()
+    memory.add(toy.walks([[0.0, 0.0, 0.0]]))
+    bundle, _, metrics = memory.integrate(toy.weights(toy.network(SMALL_REACH)))
+    assert not bundle.edges.any()
+    assert metrics["graph/contradicted_frac"] == 0
+
+
 def test_one_direction_is_enough_for_the_network_to_agree(make, toy):
     memory = make(min_edge_probability=1e-3)
     memory.add(toy.walks([[0.0, 5.0]]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from farreach import messages
-from farreach.errors import EnvironmentFault
+from farreach.errors import EnvironmentFault, FarreachError
 from farreach_workloads.goals.rollout import Planner, Rollout, guide_for_rollouts
 from farreach_workloads.goals.sac import GoalSac
 
@@ -139,6 +139,41 @@ def test_a_nan_stops_the_run_and_says_which_environment_dim_and_step(make, toy, 
     shown = step if step <= POLICY_STEPS else step - POLICY_STEPS
     message = rf"environment 'plane' returned nan in dim {dim} at step {shown} of copy 2\. Mend"
     with pytest.raises(EnvironmentFault, match=message):
+        collect(rollout, toy.line(3))
+
+
+@pytest.mark.parametrize("step", [1, POLICY_STEPS])
+@pytest.mark.parametrize("kind", ["numb", "strict"])
+def test_a_policy_that_has_diverged_ends_the_run_and_the_environment_is_not_blamed(
+    make, toy, step, kind
+):
+    class Numb(toy.Plane):
+        """Takes NaN for no action, as MuJoCo does."""
+
+        def step(self, actions):
+            return super().step(np.nan_to_num(actions))
+
+    class Strict(toy.Plane):
+        """Refuses NaN."""
+
+        def step(self, actions):
+            assert np.isfinite(actions).all()
+            return super().step(actions)
+
+    env = {"numb": Numb, "strict": Strict}[kind](COPIES, np.random.default_rng(0))
+    rollout, recorder = make(slots=[1] * COPIES, env=env)
+    act = recorder.act
+
+    def act_or_not(observations, goals, rng):
+        actions = act(observations, goals, rng)
+        if len(recorder.pursued) == step:
+            actions[1, 0] = np.nan
+        return actions
+
+    recorder.act = act_or_not
+    with pytest.raises(
+        FarreachError, match=r"no longer numbers: its training has diverged\. Lower"
+    ):
         collect(rollout, toy.line(3))
 
 

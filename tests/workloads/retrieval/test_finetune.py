@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from farreach_workloads.retrieval.finetune_task import Dev, labelled_loss
 from farreach_workloads.retrieval.hub import open_encoder, save_encoder
 from farreach_workloads.retrieval.labelled import LabelledData, NegativesConfig, Row
 from farreach_workloads.retrieval.labelled_store import build
-from farreach_workloads.retrieval.supervision import reset_dropout
+from farreach_workloads.retrieval.supervision import LabelledConfig, begun, reset_dropout
 
 sys.path.insert(0, str(Path(__file__).parent))
 from joined_texts import NEGATIVES, as_joined, results
@@ -175,6 +176,80 @@ def test_a_second_phase_learns_from_what_the_first_one_finds(tmp_path, given):
     kept = train(tmp_path / "kept", *slow, "second.begins_with=first")
     np.testing.assert_allclose(weights_of(kept.path), weights_of(first), atol=1e-6)
     assert len(list((tmp_path / "cache").glob("mined-*.jsonl"))) == 1
+
+
+def test_a_first_phase_is_kept_for_the_same_texts_and_encoder_alone(tmp_path, given):
+    """A folder of the same name may hold others tomorrow."""
+    torch.manual_seed(3)
+    start = tmp_path / "start"
+    sizes = EncoderConfig(kind="bag", width=8, positions=20)
+    save_encoder(Bag(25, sizes), words(tmp_path / "words"), start)
+    settings = [*given, f"start={start}", "second.guard=null", "second.depth=9"]
+
+    def first_of(name):
+        run = train(tmp_path / name, *settings, "training.lr=1e-9")
+        return Path(configs.load(run.config_path).config.second.first)
+
+    first = first_of("one")
+    assert first_of("again") == first
+    beir(tmp_path / "set", questions=60)
+    of_other_texts = first_of("other-texts")
+    assert of_other_texts != first
+    shutil.rmtree(start)
+    save_encoder(Bag(25, sizes), words(tmp_path / "words"), start)
+    of_another_encoder = first_of("another-encoder")
+    assert of_another_encoder not in (first, of_other_texts)
+    before = open_encoder(start)[0].words.weight.detach().numpy()
+    np.testing.assert_allclose(weights_of(of_another_encoder), before.ravel(), atol=1e-6)
+
+
+def test_the_latest_run_is_the_one_that_was_there_before(tmp_path, given, monkeypatch):
+    """As `finetune_multilingual.yaml` shows: a run that begins is the latest itself."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is no run under runs/"):
+        launch.check(DEBUG, [*given, "start=latest"])
+    first = train(None, *given, "second=null", "training.lr=0.1")
+    second = train(None, *given, "second=null", "start=latest", "training.lr=1e-9")
+    np.testing.assert_allclose(weights_of(second.path), weights_of(first.path), atol=1e-6)
+    train(None, *given, "second=null")
+    config = configs.load(second.config_path).config
+    assert config.start == str(first.path.absolute())
+    afterwards.export(second.path, tmp_path / "encoder", "hub")
+    both = [*given, "start=latest", "second.first=latest", "training.lr=1e-9"]
+    third = configs.load(configs.find(DEBUG), both).config
+    assert third.start == third.second.first == str(RunDirectory.open("latest").path.absolute())
+
+
+def test_held_out_files_are_found_from_any_folder(tmp_path, given, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines(
+        tmp_path / "rows.jsonl",
+        [{"question": "red", "positive_ctxs": [context("red car")]} for _ in range(3)],
+    )
+    for dev in ("rows.jsonl", "./set"):
+        config = configs.load(configs.find(DEBUG), [*given, f"data.dev={dev}"]).config
+        assert config.data.dev == str(tmp_path / Path(dev).name)
+    assert configs.load(configs.find(DEBUG), [*given, "data.dev=dev"]).config.data.dev == "dev"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    settings = [*given, f"data.dev={tmp_path / 'rows.jsonl'}", "data.questions=null"]
+    notes = launch.check(DEBUG, settings)
+    assert any("100 questions to learn from" in note and "3 held out" in note for note in notes)
+
+
+def test_positions_that_others_have_trained_stay_of_use(tmp_path):
+    """Whichever of the two keys names the encoder: at a search texts may be longer."""
+    vocabulary = words(tmp_path / "words")
+    sizes = {"width": 8, "depth": 1, "heads": 2, "hidden": 8}
+    save_encoder(
+        Bert(25, EncoderConfig(**sizes, positions=40)), vocabulary, tmp_path / "pretrained"
+    )
+    data = LabelledConfig(longest=12, cache=str(tmp_path), words=str(tmp_path / "words"))
+    path = str(tmp_path / "pretrained")
+    for start, given in ((path, {}), (None, {"path": path})):
+        assert begun(start, EncoderConfig(**given), data, 0)[0].longest == 40
+    random = EncoderConfig(**sizes, positions=40)
+    assert begun(None, random, data, 0)[0].longest == 12
 
 
 @pytest.mark.parametrize("kind", ["adamw", "asam"])

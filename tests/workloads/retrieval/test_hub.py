@@ -102,12 +102,24 @@ def test_positions_that_were_not_trained_stay_unused(words, tmp_path):
     long = "editor of text " * 10
     (cut,) = ids_of([long], words, TextsConfig(), again.longest)
     assert len(cut) == 9
-    for chunk, longest in ((12, 14), (4, 9), (200, 30)):
+    for chunk, longest in ((12, 14), (4, 9), (28, 30)):
         config = RetrievalConfig(
             encoder=EncoderConfig(path=str(tmp_path / "model")),
             spans=SpansConfig(kind="ict", chunk=chunk),
         )
         assert encoder_for(config, words).longest == longest
+
+
+def test_spans_that_an_encoder_has_no_positions_for_are_refused_before_training(words, tmp_path):
+    """Otherwise the first span that is too long ends training with an index out of range."""
+    save_encoder(Bert(words.size, EncoderConfig(**SIZES)).eval(), words, tmp_path / "model")
+    given = EncoderConfig(path=str(tmp_path / "model"))
+    for spans in ({"chunk": 57}, {"chunk": 28, "kind": "ict"}):
+        fits = RetrievalConfig(encoder=given, spans=SpansConfig(**spans))
+        assert encoder_for(fits, words).longest == 30
+        longer = SpansConfig(**spans | {"chunk": spans["chunk"] + 1})
+        with pytest.raises(ConfigError, match="positions for 30 tokens, fewer than a span of 29"):
+            encoder_for(RetrievalConfig(encoder=given, spans=longer), words)
 
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "encoder_q.", "encoder."])

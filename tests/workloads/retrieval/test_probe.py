@@ -9,6 +9,7 @@ import torch
 from farreach.data import wordpieces
 from farreach.errors import DataError
 from farreach.learn.place import Place
+from farreach_workloads.retrieval import figures
 from farreach_workloads.retrieval import probe as probes
 from farreach_workloads.retrieval.config import ProbeConfig
 from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
@@ -112,6 +113,30 @@ def test_documents_that_are_not_searched_are_not_kept(tmp_path, words):
     others = [*[TEXTS["train"], TEXTS["oak"]], *texts.values()]
     expected = np.linspace(0, len(others) - 1, 37).astype(int)
     assert probe.titles[3:] == [others[place] for place in expected]
+
+
+def test_what_is_judged_and_answers_nothing_is_no_answer(tmp_path, words, encoder):
+    """Sets of TREC judge thousands of documents that are of no use to a question."""
+    folder = write_set(tmp_path / "set")
+    useless = [f"q1\t{name}\t0" for name in ("ship", "train", "oak")]
+    with (folder / "qrels" / "dev.tsv").open("a") as file:
+        file.write("\n" + "\n".join(useless))
+    for documents in (5, 4):  # cat, dog and ship answer something
+        config = ProbeConfig(documents=documents)
+        probe = Probe(folder, config, words, 64, tmp_path / "cache")
+        *_, metrics = seen(probe, encoder)
+        assert metrics["evaluation/documents"] == documents
+        right, others = probe.pairs()
+        assert (len(right), len(others)) == (4, 3 * documents - 4)
+        assert figures.similarities(probe).axes[0].get_title().endswith(f"{documents} documents")
+
+
+def test_scores_are_drawn_where_every_document_is_an_answer(tmp_path, words, encoder):
+    folder = write_set(tmp_path / "set", {"cat": TEXTS["cat"]})
+    probe = Probe(folder, ProbeConfig(), words, 64, tmp_path / "cache")
+    seen(probe, encoder)
+    (label,) = [text.get_text() for text in figures.similarities(probe).axes[0].legend_.texts]
+    assert label == "right documents (1)"
 
 
 class Apart(Place):

@@ -289,6 +289,21 @@ def test_an_encoder_can_be_the_first_stage_and_the_start(tmp_path, given):
     assert found["first/recall@100"] == found["evaluation/recall@100"] == 1
 
 
+def test_what_a_run_names_is_found_from_any_folder(tmp_path, given, monkeypatch):
+    """Workers begin in other folders, and whoever goes on with a run may be elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_encoder(Bert(25, EncoderConfig(**SIZES)), words(tmp_path / "words"), tmp_path / "encoder")
+    settings = ["start=encoder", "probe.path=set", "probe.first=encoder", "training.lr=1e-9"]
+    run = launch.train(DEBUG, [*given, *settings], run_dir=tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = json.loads(run.result_path.read_text())
+    again = afterwards.evaluate(run.path)
+    assert again["evaluation/ndcg@10"] == pytest.approx(found["evaluation/ndcg@10"])
+    assert Reranker.open(run.path).scores("red hat", ["red hat"]).shape == (1,)
+
+
 def test_rows_without_negatives_teach_nothing(tmp_path, given):
     path = lines(
         tmp_path / "rows.jsonl",

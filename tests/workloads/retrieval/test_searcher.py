@@ -224,6 +224,8 @@ def test_wrong_questions_are_answered_with_what_is_wrong(index):
         searcher.search(["chess"], 41)
     with pytest.raises(DataError, match="query 1: is empty"):
         searcher.search(["chess", " "], 1)
+    with pytest.raises(DataError, match="query 0: has half a character"):
+        searcher.search(["che\ud83dss"], 1)
     with pytest.raises(DataError, match=r"nothing called 'topik'.*'topic'"):
         searcher.search(["chess"], 1, where="topik = 'x'")
 

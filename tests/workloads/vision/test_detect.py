@@ -183,3 +183,11 @@ def test_every_weight_is_saved_once():
     saved = sum(value.numel() for value in model.state_dict().values())
     own = sum(p.numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())
     assert saved == own
+
+
+def test_a_range_of_crops_and_sides_of_images_are_refused_where_nothing_can_come_of_them():
+    with pytest.raises(ValueError, match=r"\[600, 384\] is no range from 32 pixels on"):
+        DetectAugmentConfig(crop=(600, 384))
+    with pytest.raises(ValueError, match="0 pixels are too few"):
+        DetectAugmentConfig(short_sides=(480, 0))
+    assert DetectAugmentConfig(crop=(384, 600), short_sides=(480, 800)).crop == (384, 600)

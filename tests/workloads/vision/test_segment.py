@@ -20,6 +20,7 @@ from farreach_workloads.vision import segment
 from farreach_workloads.vision.config import BackboneConfig
 from farreach_workloads.vision.segment import (
     Crops,
+    Distortion,
     Segmenter,
     SegmentTask,
     _starts,
@@ -124,6 +125,15 @@ def test_a_crop_keeps_pixels_and_classes_together(ratio):
     torch.testing.assert_close(again["image"], batch["image"])
 
 
+def test_distorted_colours_stay_those_of_the_thing_that_is_seen():
+    """Red is brighter or paler, but never green or blue."""
+    torch.manual_seed(0)
+    distort, red = Distortion(), Image.new("RGB", (4, 4), (200, 60, 40))
+    found = np.array([np.asarray(distort(red))[0, 0] for _ in range(200)], int)
+    assert (found.argmax(1) == 0).all()
+    assert len({tuple(color) for color in found.tolist()}) > 100
+
+
 def test_a_crop_shows_less_than_all_of_one_class_where_it_can():
     most = {}
     for limit in (0.75, 1.0):
@@ -215,6 +225,11 @@ def test_settings_that_cannot_work_are_refused():
         config_of("data.size=50")
     with pytest.raises(ConfigError, match="which is a single image"):
         config_of("training.part=1")
+    with pytest.raises(ConfigError, match="5 images in parts of 2 leave a single one"):
+        config_of("training.batch=5", "training.part=2")
+    with pytest.raises(ConfigError, match="leave a single one"):
+        config_of("training.batch=5", "training.part=2", "runtime={workers: 2, min_workers: 1}")
+    config_of("training.batch=5", "training.part=2", "runtime.workers=2")  # who have two together
     with pytest.raises(ConfigError, match="no range above 0"):
         config_of("augment.ratio=[2,1]")
     with pytest.raises(DataError, match=r"/nowhere/images/training: is no folder"):

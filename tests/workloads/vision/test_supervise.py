@@ -205,6 +205,13 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
         train(tmp_path / "run", "runtime.gpus=1")
 
 
+def test_an_image_to_look_at_that_is_too_large_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own is 89 million
+    with pytest.raises(DataError, match=r"large\.png: is no image that can be read: Image size"):
+        supervise._read(tmp_path / "large.png")
+
+
 def test_weights_of_another_model_are_named(tmp_path):
     file = tmp_path / "other.safetensors"
     state = timm.create_model("xcit_nano_12_p16", depth=2, num_classes=3).state_dict()

@@ -81,6 +81,21 @@ def test_padded_crops_are_windows_of_the_mirrored_image_each_as_often():
     assert scipy.stats.chisquare(counts.ravel()).pvalue > 0.01
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_padded_crops_move_by_four_pixels_at_most_however_large_they_are(size):
+    """As in the recipe of DeiT III: a border of 4, mirrored, and a window of the same size."""
+    image = picture(size, size)
+    mirrored = np.pad(np.array(image), ((4, 4), (4, 4), (0, 0)), "reflect")
+    windows = {
+        mirrored[top : top + size, left : left + size].tobytes()
+        for top in range(9)
+        for left in range(9)
+    }
+    views = made(image, 60, size, crop="padded", **UNCHANGED)
+    pixels = views.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    assert {view.tobytes() for view in pixels} <= windows
+
+
 def test_padded_crops_of_an_oblong_image_keep_its_aspect():
     views = made(picture(48, 96), 50, crop="padded", **UNCHANGED)
     assert len({view.numpy().tobytes() for view in views}) > 45

@@ -6,12 +6,13 @@ code it grew from are in `fidelity.py` and take their place where `fidelity: pap
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from farreach.actors.chaos import ChaosConfig
 from farreach.config import Config
+from farreach.rundir import lasting
 from farreach_workloads.goals import fidelity
 
 
@@ -260,6 +261,8 @@ class StartConfig(Config):
     """Steps of its data set that network, memory and replay take over; at most half of the
     replay."""
 
+    _kept = field_validator("run")(lasting)
+
 
 class CpusConfig(Config):
     """CPUs that each role reserves."""
@@ -307,6 +310,14 @@ class RuntimeConfig(MachineConfig):
     resources: dict[Role, dict[str, float]] = Field({})
     """What each role reserves besides of the cluster's own resources, by which a cluster tells its
     kinds of machines apart: `{rollout: {rollout: 1}, learner: {learner: 1}}`."""
+
+    def has(self, role: str) -> bool:
+        """Whether a run has such a process: `learner`, `rollout` (any of them), `rollout-1`."""
+        name, dash, number = role.partition("-")
+        count = {"rollout": self.rollout_actors, "replay": self.replay_shards}.get(name)
+        if dash:
+            return count is not None and number.isdecimal() and int(number) < count
+        return name in get_args(Role) and count != 0
 
     @model_validator(mode="after")
     def _inline_is_sync(self) -> RuntimeConfig:
@@ -374,10 +385,17 @@ class GoalsRunConfig(ReachingConfig):
                 f"reachability.window {self.reachability.window} leaves no negatives in a random "
                 f"walk of phases.random_steps {walks}; make the walk longer"
             )
-        if self.agent.replay_steps < self.environment.num_envs * self.phases.policy_steps:
+        batch = self.environment.num_envs * self.phases.policy_steps
+        if self.agent.replay_steps < batch:
             raise ValueError(
                 "agent.replay_steps is smaller than one batch of episodes "
                 "(environment.num_envs × phases.policy_steps); raise it"
+            )
+        if (shards := self.runtime.replay_shards) and self.agent.replay_steps < shards * batch:
+            raise ValueError(
+                f"agent.replay_steps leaves each of the {shards} runtime.replay_shards room for "
+                "less than one batch of episodes (environment.num_envs × phases.policy_steps), and "
+                "the rest of every batch would be lost; lower replay_shards, or raise replay_steps"
             )
         if self.goals.source == "replay" and self.relabel.node > 0:
             raise ValueError("relabel.node needs goals.source: memory; set relabel.replay instead")
@@ -385,5 +403,11 @@ class GoalsRunConfig(ReachingConfig):
             raise ValueError(
                 "chaos: there is nobody to kill in a run of one process; set runtime.placement: "
                 "actor"
+            )
+        if nobody := [role for role in self.chaos.roles if not self.runtime.has(role)]:
+            raise ValueError(
+                f"chaos.roles: this run has no {' or '.join(nobody)} to kill; its roles are "
+                f"{', '.join(role for role in get_args(Role) if self.runtime.has(role))}, and "
+                "one of several is named with its number, such as rollout-0"
             )
         return self

@@ -20,6 +20,7 @@ from farreach.data.episodes import ACTION, INDEX_FILE, OBSERVATION, EpisodeStore
 from farreach.data.fetched import here
 from farreach.errors import ConfigError
 from farreach.rundir import RunDirectory
+from farreach_workloads.goals.data.layouts import holds_recording
 from farreach_workloads.goals.environments.base import Floats, Ints
 from farreach_workloads.goals.fresh.pipeline import imported
 
@@ -103,7 +104,7 @@ def _data_of(offline: FreshRunConfig, path: str) -> EpisodeStore:
     folder = here(offline.data.path)
     if (folder / INDEX_FILE).exists():
         return EpisodeStore.open(folder)
-    if offline.data.config is not None or not folder.exists():
+    if not holds_recording(folder):
         raise ConfigError(
             f"start.run: the data set of {path} is no longer at {folder}. Bring it back, or start "
             "in the folder that it was trained in."

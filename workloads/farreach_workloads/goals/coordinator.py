@@ -76,10 +76,10 @@ class Coordinator(ABC):
         self._deaths.watch(self._parts.places)
         self._reset()
 
-    def _reset(self) -> None:
-        """Forget what was done."""
+    def _reset(self, incarnations: int = 0) -> None:
+        """Forget what was done, but for the numbers that rollouts have had which go on."""
         self._board, self._loans = WeightBoard(), Loans(self._rollout_calls)
-        self._counters = Counters()
+        self._counters = Counters(incarnations=incarnations)
         self._visits = np.zeros(0, np.int64)
         self._saved_time = time.monotonic()
         actors = self._config.runtime.rollout_actors
@@ -136,7 +136,7 @@ class Coordinator(ABC):
             for index, store in enumerate(stores):
                 own = slice(index, None, len(stores))
                 self._tell(store, "take_over", start.observations[own], start.actions[own])
-                self._stores.added(index, len(start.observations[own]))
+                self._stores.added(store.role, len(start.observations[own]))
         self._board.publish("policy", parts.learner.call("policy"))
         self.save()
 
@@ -144,7 +144,9 @@ class Coordinator(ABC):
         """Give all parts what a checkpoint has of them."""
         content = experience.dealt_out(checkpoint.parts(), self._config)
         mine = content["coordinator"]
+        incarnations = self._counters.incarnations
         self._counters = Counters(**mine["counters"])
+        self._counters.incarnations = max(incarnations, self._counters.incarnations)
         self._ratio.steps, self._ratio.updates = self._counters.ratio
         self._visits = np.array(mine["visits"])
         bundle = self._fill(self._to_restore(), content)
@@ -280,7 +282,6 @@ class Coordinator(ABC):
         """Go on from the newest checkpoint, with another part; it too may die meanwhile."""
         begun, pending = time.monotonic(), [death]
         reached, updates = self._counters.env_steps, self._ratio.updates
-        incarnations = self._counters.incarnations
         while pending:
             death = pending.pop()
             self._tell_of(self._saver.wait())
@@ -292,14 +293,12 @@ class Coordinator(ABC):
             lost += "since the last checkpoint"
             then = f"all parts go back to the checkpoint at step {step:,}"
             gone = self._deaths.gone_with(death, lost, then)
-            self._reset()
+            self._reset(self._counters.incarnations)
             try:
                 self._restart(gone)
                 self._restore(checkpoint)
             except PartDied as again:
                 pending.append(again)
-            # Numbers that rollouts have had which go on.
-            self._counters.incarnations = max(incarnations, self._counters.incarnations)
         lost_steps, took_s = reached - self._counters.env_steps, time.monotonic() - begun
         self._run.event(
             "recovered", role=death.role, lost_env_steps=lost_steps, seconds=round(took_s, 1)
@@ -372,8 +371,9 @@ class Coordinator(ABC):
 
     def _add(self, rollout: int, episodes: Any) -> None:
         """Hand the episodes of a rollout to where they are kept."""
-        self._tell(self._stores.store_of(rollout), "add", episodes)
-        self._stores.added(rollout, self._config.environment.num_envs)
+        store = self._stores.store_of(rollout)
+        self._tell(store, "add", episodes)
+        self._stores.added(store.role, self._config.environment.num_envs)
 
     def _update(self, count: int) -> tuple[list[Draw], Any, Any]:
         """Have the learner take updates; what it needs for that, its metrics, and the weights."""

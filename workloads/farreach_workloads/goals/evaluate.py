@@ -174,9 +174,12 @@ def probe(
         bundle: network and graph.
         features: the network's input.
         env: supplies path distances.
-        uniform: (n, d) states uniform over what can be reached; `PROBED` of them are used.
+        uniform: (n, d) states uniform over what can be reached; `PROBED` of them are used. A
+            single one makes no pair, and nothing is told.
     """
     states = np.unique(uniform[:PROBED], axis=0)
+    if len(states) < 2:
+        return {}
     i, j = np.nonzero(~np.eye(len(states), dtype=bool))
     length = env.path_distance(states[i], states[j])
     embeddings = bundle.network.embed(features.reachability(states))

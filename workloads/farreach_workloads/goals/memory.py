@@ -106,13 +106,14 @@ class GoalMemory:
         self._waiting.clear()
         supported = self._supported()
         bundle = self._bundle(weights, supported)
+        agreed = float(bundle.edges.sum() / supported.sum()) if supported.any() else 1.0
         metrics = {
             "memory/nodes": float(len(bundle)),
             "memory/added": float(added),
             "memory/pruned": float(pruned),
             "memory/candidates": float(candidates),
             "graph/edges": float(bundle.edges.sum() // 2),
-            "graph/contradicted_frac": 1.0 - float(bundle.edges.sum() / max(1, supported.sum())),
+            "graph/contradicted_frac": 1.0 - agreed,
             "graph/components": float(bundle.components),
             "graph/connectors": float(len(bundle.connectors)),
             "graph/diameter_hops": float(bundle.hops.max()),

@@ -32,7 +32,8 @@ class Overlapped(Coordinator):
     # The second one waits in the actor as well. There is one only while the learner waits for data:
     # its weights are older by a fragment.
     _rollout_calls = 2
-    _overlapping = _is_recovering = False
+    _overlapping = _is_under_way = False
+    _evaluation: Any = None  # what the one that is under way gives
 
     def _tell(self, part: Service, method: str, *arguments: Any) -> None:
         """Call a method for its effect; while parts overlap, what it raises comes on arrival."""
@@ -57,9 +58,9 @@ class Overlapped(Coordinator):
         self._begun = time.monotonic()
         self._flight: dict[Any, Callable[[Any], Any]] = {}
         self._starting, self._parts.late = self._parts.late, {}
-        self._evaluation: Any = None
+        self._evaluation = None
         self._facts_due, self._asked = self._begun, set[str]()
-        self._overlapping = True
+        self._overlapping = self._is_under_way = True
         rollouts = enumerate(self._parts.rollouts)
         # Number of calls under way → rollouts with so many that may get one more, in that order.
         self._open: list[dict[int, None]] = [{} for _ in range(self._rollout_calls)]
@@ -68,7 +69,7 @@ class Overlapped(Coordinator):
         self._busy: dict[str, int] = {"learner": 0, "refresh": 0, "evaluator": 0}
         while not self._finished():
             if self._stop.signum is not None or self._save_due():
-                self._drain()
+                self._drain(but=self._evaluation)
                 self._stop_if_asked()
                 self._counters.train_s, self._begun = self._elapsed(), time.monotonic()
                 self._begin_save()
@@ -138,7 +139,19 @@ class Overlapped(Coordinator):
     def _save_due(self) -> bool:
         """Time for a checkpoint, and nothing long is running that it would have to wait for."""
         due = time.monotonic() - self._saved_time >= self._config.training.checkpoint_every_s
-        return due and not self._busy["refresh"] and not self._busy["evaluator"]
+        return due and not self._busy["refresh"]
+
+    def _begin_save(self) -> None:
+        """It does not wait for an evaluation: whoever goes back to the checkpoint makes that again.
+
+        Else a long evaluation would put off every checkpoint, and keep a run that is told to stop
+        from saving itself before it is killed.
+        """
+        at = self._counters.evaluated_at
+        if self._evaluation is not None:
+            self._counters.evaluated_at = self._evaluated_before
+        super()._begin_save()
+        self._counters.evaluated_at = at
 
     def _drain(self, but: Any = None) -> None:
         """Hand out nothing and wait until everything in flight has arrived, `but` one call."""
@@ -164,6 +177,7 @@ class Overlapped(Coordinator):
             self._flight[metrics] = self._on_network(weights)
         evaluation_due = counters.env_steps - counters.evaluated_at >= config.evaluation.every_steps
         if evaluation_due and not self._busy["evaluator"]:
+            self._evaluated_before = counters.evaluated_at
             at = counters.evaluated_at = counters.env_steps
             self._busy["evaluator"] = 1
             newest = (self._board.newest(name).value for name in ("policy", "bundle"))
@@ -172,15 +186,19 @@ class Overlapped(Coordinator):
             self._flight[metrics] = self._on_evaluation(at, outcome)
 
     def _recover(self, death: PartDied) -> None:
-        self._overlapping, self._is_recovering = False, True
-        self._parts.late |= self._starting
+        self._overlapping = False
+        if self._is_under_way:
+            self._parts.late |= self._starting
         super()._recover(death)
-        self._is_recovering = False
 
     def _to_restore(self) -> list[Service]:
-        """Rollouts that are there go on as they are: they hold nothing that matters."""
+        """Rollouts that are under way go on as they are: they hold nothing that matters.
+
+        One that has not begun yet must not: it would number its messages as the learner has had
+        them already, and draw what was drawn before.
+        """
         parts = super()._to_restore()
-        left = self._parts.rollouts if self._is_recovering else []
+        left = self._parts.rollouts if self._is_under_way else []
         return [part for part in parts if part not in left]
 
     def _restart(self, roles: Sequence[str]) -> list[Service]:

@@ -11,7 +11,7 @@ import torch
 from farreach import messages, seeding
 from farreach.actors.weights import Kept
 from farreach.data.replay import Ring
-from farreach.errors import EnvironmentFault
+from farreach.errors import EnvironmentFault, FarreachError
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.sac import Policy
 
@@ -266,8 +266,13 @@ class Rollout:
                     current[planned], goals[planned], slots[planned]
                 )
             actions[:, t] = policy.act(current, pursued, self._rng)
-            current = env.step(actions[:, t])
+            try:
+                current = env.step(actions[:, t])
+            except Exception:
+                self._expect_numbers(observations[:, : t + 1], actions[:, : t + 1])
+                raise
             observations[:, t + 1] = current
+        self._expect_numbers(observations, actions)
         self._expect_finite(observations)
         return observations, actions
 
@@ -282,6 +287,20 @@ class Rollout:
         observations = np.concatenate([start[None], walked]).swapaxes(0, 1)
         self._expect_finite(observations)
         return np.ascontiguousarray(observations)
+
+    def _expect_numbers(self, observations: Floats, actions: Floats) -> None:
+        """Physics may take NaN for no action at all, and the run would go on for nothing.
+
+        What follows from observations that are no numbers is the environment's fault.
+        """
+        if np.isfinite(actions).all():
+            return
+        first = int(np.argmin(np.isfinite(actions).all((0, 2))))
+        if np.isfinite(observations[:, : first + 1]).all():
+            raise FarreachError(
+                "the policy's actions are no longer numbers: its training has diverged. Lower "
+                "agent.lr, agent.discount or reward.scale, and train again."
+            )
 
     def _expect_finite(self, observations: Floats) -> None:
         if not np.isfinite(observations).all():

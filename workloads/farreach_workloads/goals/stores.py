@@ -1,4 +1,4 @@
-"""Who keeps the replay: the learner, or shards of which each takes a share of the rollouts'."""
+"""Who keeps the replay: the learner, or shards that share what the rollouts collect."""
 
 from __future__ import annotations
 
@@ -38,23 +38,31 @@ class Stores:
         """They are empty."""
         self._parts, self._batch = parts, config.agent.batch
         self._capacity = experience.capacity(config)
+        self._rollouts = config.runtime.rollout_actors
         self._episodes = [0] * len(parts.shards)
 
     def store_of(self, rollout: int) -> Service:
-        """Where the episodes of a rollout go, by its number: always the same."""
+        """Where the next episodes of a rollout go, by its number.
+
+        Always the same if there are not more shards than rollouts. Else every rollout has several,
+        of which the one gets them that has got the fewest: one without any would keep what it has
+        for ever, and the replay would be smaller than it is said to be.
+        """
         shards = self._parts.shards
-        return shards[rollout % len(shards)] if shards else self._parts.learner
+        if not shards:
+            return self._parts.learner
+        own = range(rollout, len(shards), self._rollouts) or [rollout % len(shards)]
+        return shards[min(own, key=self._episodes.__getitem__)]
 
-    def added(self, rollout: int, episodes: int) -> None:
-        """Take note that a rollout's episodes have gone there."""
-        if self._episodes:
-            self._episodes[rollout % len(self._episodes)] += episodes
-
-    def lost(self, role: str, episodes: int) -> None:
-        """Take note that episodes have not arrived at a part."""
+    def added(self, role: str, episodes: int) -> None:
+        """Take note that episodes have gone to a part."""
         name, _, index = role.partition("-")
         if name == "replay":
-            self.added(int(index), -episodes)
+            self._episodes[int(index)] += episodes
+
+    def lost(self, role: str, episodes: int) -> None:
+        """Take note that they have not arrived there."""
+        self.added(role, -episodes)
 
     def restored(self, content: Mapping[str, Any]) -> None:
         """Take note of what the parts have from a checkpoint; role → state."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from farreach.config import Config
 from farreach.data.wordpieces import WordPieces
@@ -19,6 +19,7 @@ from farreach.learn.place import Place
 from farreach_workloads.retrieval import models, stores
 from farreach_workloads.retrieval.cross_encoder import CrossEncoder, Pair, pair_of, scores_of
 from farreach_workloads.retrieval.embedding import embedded
+from farreach_workloads.retrieval.encoder import whole_path
 from farreach_workloads.retrieval.evaluation.beir import CORPUS_FILE, BeirSet, open_beir
 from farreach_workloads.retrieval.evaluation.measures import means, measured
 from farreach_workloads.retrieval.evaluation.trec import Run, run_of
@@ -40,6 +41,9 @@ class CandidatesConfig(Config):
     """Run or folder of Hugging Face's layout, whose encoder searches first. None: BM25."""
     depth: int = Field(100, ge=1)
     """Hits of each question that are put into order."""
+
+    _whole = field_validator("path")(whole_path)
+    _whole_run = field_validator("first")(models.whole_run)
 
 
 class Candidates:

@@ -141,11 +141,11 @@ class RetrievalConfig(Config):
 
     @model_validator(mode="after")
     def _is_sound(self) -> RetrievalConfig:
-        longest = int(self.spans.chunk * (1 if self.spans.kind == "ict" else self.spans.ratio[1]))
-        if longest + 2 > self.encoder.positions and self.encoder.path is None:
+        needed = self.spans.positions
+        if needed > self.encoder.positions and self.encoder.path is None:
             raise ValueError(
-                f"encoder.positions: {self.encoder.positions} are fewer than a span of {longest} "
-                "tokens needs with [CLS] and [SEP]. Raise it, or lower spans.chunk"
+                f"encoder.positions: {self.encoder.positions} are fewer than a span of "
+                f"{needed - 2} tokens needs with [CLS] and [SEP]. Raise it, or lower spans.chunk"
             )
         workers = max(1, self.runtime.workers)
         in_parts = self.training.part is not None and self.training.part * workers < (

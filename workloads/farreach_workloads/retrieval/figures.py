@@ -39,12 +39,14 @@ PANELS = (
 def similarities(probe: Probe) -> Figure:
     """Histograms of the scores of the probe's last search, right documents beside all others."""
     right, others = probe.pairs()
-    low = float(min(right.min(), np.quantile(others, 0.0005)))
-    high = float(max(right.max(), others.max()))
+    shown = [(others, "other documents"), (right, "right documents")]
+    shown = [(scores, name) for scores, name in shown if len(scores)]  # all may be right
+    low = float(min(right.min(), *(np.quantile(scores, 0.0005) for scores, _ in shown)))
+    high = float(max(scores.max() for scores, _ in shown))
     edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
     figure = new_figure(6, 3.4)
     axes = figure.add_subplot()
-    for scores, name in ((others, "other documents"), (right, "right documents")):
+    for scores, name in shown:
         label = f"{name} ({len(scores):,})"
         axes.hist(scores, edges.tolist(), density=True, alpha=0.6, label=label)
     axes.set_xlabel("score")

@@ -22,7 +22,7 @@ from farreach.learn.shards import whole_state
 from farreach.learn.trainer import fit
 from farreach.rundir import RunDirectory
 from farreach.workload import Evaluation, Format
-from farreach_workloads.retrieval import figures, mining
+from farreach_workloads.retrieval import figures, mining, stores
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
@@ -36,7 +36,7 @@ from farreach_workloads.retrieval.finetune_task import (
 )
 from farreach_workloads.retrieval.hub import save_encoder
 from farreach_workloads.retrieval.labelled import is_beir
-from farreach_workloads.retrieval.models import open_model
+from farreach_workloads.retrieval.models import fingerprint, open_model
 from farreach_workloads.retrieval.probe import Others, Probe, note_data, split_of
 from farreach_workloads.retrieval.stores import keep_words, key_of, with_kept_words
 from farreach_workloads.retrieval.supervision import (
@@ -129,9 +129,11 @@ def run(
 
 
 def _first_phase(config: FinetuneConfig) -> Path:
-    """The run of the first phase, trained if it is not yet."""
+    """The run of the first phase, trained if it is not yet from this encoder and these texts."""
     same = config.model_dump(exclude={"name", "second", "runtime", "probe", "chaos"})
-    folder = Path(config.data.cache).absolute() / f"first-{key_of(same)}"
+    begins = fingerprint(*begun(config.start, config.encoder, config.data, config.seed))
+    texts = [stores.fingerprint(path) for path in texts_of(source_of(config.data)).values()]
+    folder = Path(config.data.cache).absolute() / f"first-{key_of(same, begins, *texts)}"
     if folder.exists():
         if not RunDirectory.open(folder).result_path.exists():
             launch.resume(folder)

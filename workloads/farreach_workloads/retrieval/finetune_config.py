@@ -12,8 +12,9 @@ from farreach.config import Config
 from farreach.config import differences as all_differences
 from farreach.learn.settings import LoopConfig, WorkersConfig
 from farreach_workloads.retrieval.config import ProbeConfig, RetrievalOptimizerConfig
-from farreach_workloads.retrieval.encoder import EncoderConfig, whole_path
+from farreach_workloads.retrieval.encoder import EncoderConfig
 from farreach_workloads.retrieval.mining import MiningConfig
+from farreach_workloads.retrieval.models import whole_run
 from farreach_workloads.retrieval.supervision import LabelledConfig
 
 
@@ -33,6 +34,8 @@ class SecondPhaseConfig(MiningConfig):
     """Run of the first phase. None: it is trained first, with the same settings, in the cache."""
     begins_with: Literal["pretrained", "first"] = "pretrained"
     """Weights: those that the first phase began with, or those that it ended with."""
+
+    _whole = field_validator("first")(whole_run)
 
 
 class FinetuneLoopConfig(LoopConfig):
@@ -62,8 +65,8 @@ class FinetuneConfig(Config):
     None: it is compared with none."""
     seed: int = Field(0, ge=0)
     start: str | None = None
-    """Run of pretraining or fine-tuning, or a folder in the layout of Hugging Face, whose encoder
-    is to learn. None: one as `encoder` says."""
+    """Run of pretraining or fine-tuning (or `latest`), or a folder in the layout of Hugging Face,
+    whose encoder is to learn. None: one as `encoder` says."""
     encoder: EncoderConfig = EncoderConfig()
     """Its dropout counts for any encoder; the rest if `start` is None."""
     data: LabelledConfig = LabelledConfig()
@@ -76,7 +79,7 @@ class FinetuneConfig(Config):
     runtime: WorkersConfig = WorkersConfig()
     chaos: ChaosConfig = ChaosConfig()
 
-    _whole = field_validator("start")(whole_path)
+    _whole = field_validator("start")(whole_run)
 
     @model_validator(mode="after")
     def _is_whole(self) -> FinetuneConfig:

@@ -1,7 +1,8 @@
 """Reads and writes encoders in the layout of Hugging Face: config.json, weights and vocabulary.
 
-BERT and XLM-RoBERTa are read, as they are or inside of a checkpoint of Contriever's; what is
-written opens in transformers and in sentence-transformers (mean pooling, scores by inner product).
+BERT and XLM-RoBERTa are read, as they are, as sentence-transformers keeps them, or inside of a
+checkpoint of Contriever's; what is written opens in transformers and in sentence-transformers (mean
+pooling, scores by inner product).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +25,8 @@ from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import sync
 from farreach.errors import ConfigError, DataError
-from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig, TextEncoder
+from farreach_workloads.retrieval import sentence_modules
+from farreach_workloads.retrieval.encoder import Bag, Bert, EncoderConfig, Pooling, TextEncoder
 from farreach_workloads.retrieval.packed import Attention, Block
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -91,10 +93,10 @@ def load_weights(encoder: TextEncoder, folder: Path) -> None:
     encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
 
 
-def encoder_config(folder: Path, given: EncoderConfig) -> EncoderConfig:
-    """Sizes of the encoder in a folder; what only we know is as given."""
-    config = _config_of(folder)
-    ours = config.get(FARREACH, {})
+def _sizes(folder: Path, config: Mapping[str, Any]) -> EncoderConfig:
+    """The encoder that a config.json and what lies beside it describe."""
+    pooling, normalised = _manner(folder, config)
+    given = EncoderConfig(dropout=_dropout(config), pooling=pooling, normalised=normalised)
     if config["model_type"] == "farreach-bag":
         sizes = {"kind": "bag", "width": config["hidden_size"]}
         return given.model_copy(update=sizes | {"positions": config["max_position_embeddings"]})
@@ -106,17 +108,34 @@ def encoder_config(folder: Path, given: EncoderConfig) -> EncoderConfig:
             "heads": config["num_attention_heads"],
             "hidden": config["intermediate_size"],
             "positions": config["max_position_embeddings"],
-            "pooling": config.get("pooling", ours.get("pooling", given.pooling)),
-            "normalised": ours.get("normalised", given.normalised),
         }
     )
+
+
+def _manner(folder: Path, config: Mapping[str, Any]) -> tuple[Pooling, bool]:
+    """How tokens become one vector, and whether it is normalised.
+
+    Contriever says the first in config.json, we say both there, and for all others it counts what
+    sentence-transformers says beside it; re-rankers make no vectors.
+    """
+    ours = config.get(FARREACH, {})
+    pooling, is_normalised = config.get("pooling", ours.get("pooling")), ours.get("normalised")
+    architectures = config.get("architectures") or [""]
+    is_encoder = not str(architectures[0]).endswith("ForSequenceClassification")
+    if is_encoder and (pooling is None or is_normalised is None):
+        theirs = sentence_modules.manner(folder)
+        pooling = theirs[0] if pooling is None else pooling
+        is_normalised = theirs[1] if is_normalised is None else is_normalised
+    if pooling not in (None, *get_args(Pooling)):
+        known = ", ".join(get_args(Pooling))
+        raise DataError(f"{folder / CONFIG}: pooling is {pooling!r}; what is known: {known}.")
+    return pooling or "average", bool(is_normalised)
 
 
 def _made(folder: Path, config: dict[str, Any], words: WordPieces) -> TextEncoder:
     """The encoder that a config.json describes, with the folder's weights."""
     ours = config.get(FARREACH, {})
-    sizes = encoder_config(folder, EncoderConfig(dropout=_dropout(config)))
-    sizes = sizes.model_copy(update={"normalised": ours.get("normalised", _is_normalised(folder))})
+    sizes = _sizes(folder, config)
     encoder: TextEncoder
     if sizes.kind == "bag":
         encoder = Bag(config["vocab_size"], sizes)
@@ -146,16 +165,15 @@ def make_encoder(config: EncoderConfig, words: WordPieces) -> TextEncoder:
     if config.path is not None:
         folder = here(config.path)
         found = _config_of(folder)
-        ours = {**found.get(FARREACH, {}), "normalised": config.normalised}
-        encoder = _made(folder, found | {FARREACH: ours}, words)
+        wanted = {"pooling": config.pooling, "normalised": config.normalised}
+        ours = {**found.get(FARREACH, {}), **wanted}
+        encoder = _made(folder, found | {"pooling": config.pooling, FARREACH: ours}, words)
         if len(encoder.words.weight) < words.size:
             raise ConfigError(
                 f"encoder.path: {folder} has vectors of {len(encoder.words.weight):,} word pieces, "
                 f"and the vocabulary has {words.size:,}. Leave out data.words to take its own."
             )
         reset_dropout(encoder, config.dropout)
-        if isinstance(encoder, Bert):
-            encoder.pooling = config.pooling
         return encoder
     encoder = Bag(words.size, config) if config.kind == "bag" else Bert(words.size, config)
     if config.embeddings is not None:
@@ -311,17 +329,13 @@ def _config_of(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: has no {', '.join(missing)}. Get the file again.")
     if config.get("hidden_act", "gelu") != "gelu":
         raise DataError(f"{path}: hidden_act is {config['hidden_act']!r}; gelu alone is known.")
+    if (places := config.get("position_embedding_type", "absolute")) != "absolute":
+        raise DataError(f"{path}: position_embedding_type is {places!r}; absolute alone is known.")
     return config
 
 
 def _dropout(config: Mapping[str, Any]) -> float:
     return float(config.get("hidden_dropout_prob", 0.0))
-
-
-def _is_normalised(folder: Path) -> bool:
-    """Whether sentence-transformers would normalise this model's vectors."""
-    path = folder / "modules.json"
-    return path.is_file() and "Normalize" in path.read_text()
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from farreach.learn.order import Rows
 from farreach.learn.task import Batch
 from farreach_workloads.retrieval.embedding import Ids, framed
 from farreach_workloads.retrieval.evaluation.beir import QUERIES_FILE, open_beir
+from farreach_workloads.retrieval.half_characters import half_in
 from farreach_workloads.retrieval.labelled_store import LabelledStore
 
 LAYOUTS = (".jsonl", ".jsonl.gz", ".json")
@@ -165,6 +166,8 @@ def _row(where: str, record: Any) -> Row:
     question = record.get("question")
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"{where}: 'question' is to be a text, not {question!r:.50}. {_MEND}")
+    if half := half_in(question):
+        raise DataError(f"{where}: 'question' has half a character, {half}. {_MEND}")
     if "positive_ctxs" not in record:
         raise DataError(f"{where}: has no 'positive_ctxs'. {_MEND}")
     return Row(question, *(_contexts(where, name, record.get(name)) for name in _LISTS))
@@ -185,6 +188,8 @@ def _contexts(where: str, name: str, value: Any) -> tuple[Document, ...]:
                 f"{where}: number {number} of {name!r} is to be an object with a 'text', not "
                 f"{one!r:.50}. {_MEND}"
             )
+        if half := half_in(*fields):
+            raise DataError(f"{where}: {name!r} has half a character, {half}. {_MEND}")
         key = next((key for key in _ID_KEYS if one.get(key) is not None), "")
         found.append(Document(str(one.get(key, "")), *fields))
     return tuple(found)

@@ -24,10 +24,10 @@ from farreach.config import Config
 from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces, normalised
 from farreach.errors import CheckpointError, ConfigError, DataError
-from farreach.rundir import LATEST, RunDirectory
+from farreach.rundir import LATEST, RunDirectory, lasting
 from farreach_workloads.retrieval import hub
 from farreach_workloads.retrieval.embedding import Ids, framed
-from farreach_workloads.retrieval.encoder import Bert, TextEncoder
+from farreach_workloads.retrieval.encoder import Bert, TextEncoder, whole_path
 
 # In evaluation mode.
 Model = tuple[TextEncoder, WordPieces]
@@ -43,6 +43,18 @@ class TextsConfig(Config):
     """Put texts in lower case first, where the vocabulary does not do so anyway."""
     normalise: bool = False
     """Bring hyphens, quotation marks and the like into one form first."""
+
+
+def whole_run(path: str | None) -> str | None:
+    """Where a run, or a folder with an encoder, lies, from the root on.
+
+    So `latest` stays the run that it is when a configuration is read: soon it is another one, and
+    that which is configured itself at first.
+
+    Raises:
+        ValueError: there is no run yet.
+    """
+    return whole_path(lasting(path))
 
 
 def open_model(path: str | Path) -> Model:

@@ -39,6 +39,8 @@ from farreach_workloads.retrieval.evaluation.measures import means, measured
 RANKED, HITS = 2048, 100
 # Characters of a document that stand for it.
 TITLE = 80
+# Another one where other documents are chosen than before.
+FORMAT = 2
 
 
 class Probe:
@@ -117,7 +119,7 @@ class Probe:
         assert self.scores is not None
         right, own = (torch.zeros_like(self.scores, dtype=torch.bool) for _ in range(2))
         for query, name in enumerate(self.names):
-            right[query, list(self._rows[name])] = True
+            right[query, [row for row, grade in self._rows[name].items() if grade > 0]] = True
             if name in self._own:
                 own[query, self._own[name]] = True
         return self.scores[right & ~own].numpy(), self.scores[~right & ~own].numpy()
@@ -243,7 +245,8 @@ def _kept(
     if not all(file.is_file() for file in files):
         return _read(folder, config, words, longest)  # which says what is missing
     prints = [stores.fingerprint(file) for file in files]
-    key = stores.key_of(*prints, words.fingerprint, config.documents, config.queries, longest)
+    settings = config.documents, config.queries, longest
+    key = stores.key_of(FORMAT, *prints, words.fingerprint, *settings)
     file = cache / f"probe-{key}.npz"
     with suppress(OSError, ValueError, KeyError, BadZipFile):
         return _Texts.load(file)
@@ -259,7 +262,7 @@ def _read(folder: Path, config: ProbeConfig, words: WordPieces, longest: int) ->
     chosen = _spread(len(found.queries), config.queries)
     names = [list(found.queries)[row] for row in chosen]
     relevant = {name: found.relevant[name] for name in names}
-    answers = {document for grades in relevant.values() for document in grades}
+    answers = {d for grades in relevant.values() for d, grade in grades.items() if grade > 0}
     room = max(0, config.documents - len(answers))
     wanted = set(_spread(found.count - len(answers), room))
     right, others = dict[str, str](), dict[str, str]()
@@ -273,7 +276,10 @@ def _read(folder: Path, config: ProbeConfig, words: WordPieces, longest: int) ->
         number += 1
     texts = dict(sorted(right.items())) | others
     row_of = {name: row for row, name in enumerate(texts)}
-    rows = {name: {row_of[d]: grade for d, grade in relevant[name].items()} for name in names}
+    rows = {
+        name: {row_of[d]: grade for d, grade in relevant[name].items() if d in row_of}
+        for name in names
+    }
     return _Texts(
         names,
         rows,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,6 +40,7 @@ from farreach_workloads.retrieval.cross_encoder import (
 from farreach_workloads.retrieval.encoder import EncoderConfig
 from farreach_workloads.retrieval.hub import reset_dropout
 from farreach_workloads.retrieval.labelled import LabelledData, is_beir
+from farreach_workloads.retrieval.models import whole_run
 from farreach_workloads.retrieval.stores import with_kept_words
 from farreach_workloads.retrieval.supervision import (
     LabelledConfig,
@@ -107,6 +108,8 @@ class RerankConfig(Config):
     training: RerankLoopConfig = RerankLoopConfig()
     runtime: WorkersConfig = WorkersConfig()
     chaos: ChaosConfig = ChaosConfig()
+
+    _whole = field_validator("start")(whole_run)
 
 
 class RerankData:

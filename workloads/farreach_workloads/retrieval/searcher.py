@@ -22,6 +22,7 @@ from farreach.index.where import selected
 from farreach_workloads.retrieval import models, snippets, words
 from farreach_workloads.retrieval.embedding import embedded
 from farreach_workloads.retrieval.encoder import TextEncoder
+from farreach_workloads.retrieval.half_characters import half_in
 from farreach_workloads.retrieval.indexes import FusionConfig, fusion_of
 from farreach_workloads.retrieval.jobs import MODEL, texts_config
 
@@ -192,11 +193,13 @@ class Searcher:
         """Vectors of queries, (n, d).
 
         Raises:
-            DataError: one is blank.
+            DataError: one is blank, or has half a character.
         """
         for number, query in enumerate(queries):
             if not query.strip():
                 raise DataError(f"query {number}: is empty. Write what is looked for.")
+            if half := half_in(query):
+                raise DataError(f"query {number}: has half a character, {half}. Write it whole.")
         ids = models.ids_of(queries, self._words, self._texts, self._encoder.longest)
         device = self._encoder.words.weight.device
         return embedded(self._encoder, ids, device=device)

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farreach.errors import ConfigError, FarreachError
 from farreach_workloads.retrieval.batching import Batched
+from farreach_workloads.retrieval.half_characters import half_in
 from farreach_workloads.retrieval.live import Live
 from farreach_workloads.retrieval.searcher import Found, Mode, Searcher
 
@@ -183,6 +184,8 @@ def _question(question: Any) -> Question:
         raise ConfigError(
             f"query: has {longest:,} characters, and {LONGEST_QUERY:,} are allowed. Shorten it."
         )
+    if half := half_in(*queries):
+        raise ConfigError(f"query: has half a character, {half}. Write it whole.")
     return asked
 
 

@@ -68,8 +68,16 @@ class SpansConfig(Config):
     @property
     def longest(self) -> int:
         """Tokens of the longest text that training sees, with [CLS] and [SEP]."""
-        share = 1.0 if self.kind == "ict" else self.ratio[1]
-        return 2 + math.ceil(share * self.chunk)
+        return 2 + math.ceil(self._most)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that an encoder must have positions for: a span has whole ones alone."""
+        return 2 + int(self._most)
+
+    @property
+    def _most(self) -> float:
+        return self.chunk * (1.0 if self.kind == "ict" else self.ratio[1])
 
 
 @dataclass(frozen=True)

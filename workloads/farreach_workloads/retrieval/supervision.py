@@ -24,7 +24,7 @@ from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.encoder import Bert, EncoderConfig, TextEncoder, whole_path
 from farreach_workloads.retrieval.evaluation.beir import QRELS_FOLDER
 from farreach_workloads.retrieval.hub import make_encoder, reset_dropout
-from farreach_workloads.retrieval.labelled import NegativesConfig, is_beir, rows_of
+from farreach_workloads.retrieval.labelled import LAYOUTS, NegativesConfig, is_beir, rows_of
 from farreach_workloads.retrieval.labelled_store import LabelledStore, build
 from farreach_workloads.retrieval.models import open_model
 from farreach_workloads.retrieval.stores import key_of
@@ -64,6 +64,13 @@ class LabelledConfig(NegativesConfig):
 
     _whole = field_validator("path", "corpus", "words")(whole_path)
     _on_this_machine = field_validator("cache")(local)
+
+    @field_validator("dev")
+    @classmethod
+    def _whole_dev(cls, dev: str | None) -> str | None:
+        """A file or folder has a slash or an ending, which names of splits have not."""
+        is_path = dev is not None and ("/" in dev or dev.endswith(LAYOUTS))
+        return whole_path(dev) if is_path else dev
 
 
 @dataclass(frozen=True)
@@ -182,5 +189,6 @@ def begun(
             encoder = make_encoder(given, words)
     reset_dropout(encoder, given.dropout)
     if isinstance(encoder, Bert):
-        encoder.train_up_to(max(data.longest, 0 if start is None else encoder.longest))
+        is_new = start is None and given.path is None
+        encoder.train_up_to(max(data.longest, 0 if is_new else encoder.longest))
     return encoder.train(), words

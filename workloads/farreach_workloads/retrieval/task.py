@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from farreach import seeding
 from farreach.data.fetched import here
 from farreach.data.wordpieces import WordPieces
-from farreach.errors import DataError
+from farreach.errors import ConfigError, DataError
 from farreach.figures import rendered
 from farreach.learn.asam import Asam
 from farreach.learn.place import Place
@@ -179,9 +179,19 @@ def probe_folder(config: RetrievalConfig) -> Path:
 
 
 def encoder_for(config: RetrievalConfig, words: WordPieces) -> TextEncoder:
-    """The encoder that a run begins with; raises as `make_encoder`."""
+    """The encoder that a run begins with.
+
+    Raises:
+        ConfigError, DataError: as `make_encoder`; or a span is longer than the encoder reads.
+    """
     encoder = make_encoder(config.encoder, words)
     if isinstance(encoder, Bert):
+        if config.spans.positions > encoder.positions:
+            raise ConfigError(
+                f"encoder.path: {config.encoder.path} has positions for {encoder.positions} "
+                f"tokens, fewer than a span of {config.spans.positions - 2} needs with [CLS] and "
+                "[SEP]. Lower spans.chunk or spans.ratio, or name an encoder with more."
+            )
         trained = 0 if config.encoder.path is None else encoder.longest
         encoder.train_up_to(max(trained, config.spans.longest))
     return encoder

@@ -28,8 +28,11 @@ def seed_globals(seed: int) -> None:
 
 
 def evaluation_transform(size: int, crop_ratio: float) -> Transform:
-    """PIL image → (3, size, size) float32, normalised: the middle of the resized image."""
-    resize = v2.Resize(round(size / crop_ratio), interpolation=BICUBIC)
+    """PIL image → (3, size, size) float32, normalised: the middle of the resized image.
+
+    It is resized to whole pixels as in DeiT and timm, which round down.
+    """
+    resize = v2.Resize(int(size / crop_ratio), interpolation=BICUBIC)
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     composed: Transform = v2.Compose([resize, v2.CenterCrop(size), *to_tensor])
     return composed

@@ -129,12 +129,12 @@ def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
     adapt = getattr(module, "adapt_weights", getattr(module, "checkpoint_filter_fn", None))
     state = as_tensors(state) if adapt is None else adapt(state, model)
     own = model.state_dict()
-    head = model.pretrained_cfg.get("classifier", "head")
-    for key in [key for key in state if key.startswith(f"{head}.")]:
+    heads = _heads(model)
+    for key in [key for key in state if key.startswith(heads)]:
         if key not in own or state[key].shape != own[key].shape:
             del state[key]
-    missing = sorted(key for key in own if key not in state and not key.startswith(f"{head}."))
-    if keep_head and any(key not in state for key in own if key.startswith(f"{head}.")):
+    missing = sorted(key for key in own if key not in state and not key.startswith(heads))
+    if keep_head and any(key not in state for key in own if key.startswith(heads)):
         raise ConfigError(
             f"backbone.weights: {file} has no head of {model.num_classes} classes. Give the "
             "weights of a model that has learned these classes."
@@ -153,3 +153,9 @@ def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
             "Correct backbone.name or the file."
         )
     model.load_state_dict(state, strict=False)
+
+
+def _heads(model: Any) -> tuple[str, ...]:
+    """How the names of the weights begin that belong to classes; distilled models have two."""
+    names: Any = model.pretrained_cfg.get("classifier") or "head"
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))

@@ -72,6 +72,14 @@ class Segmenter(nn.Module):
         return _as_large(self.head(maps), images), second
 
 
+class Distortion(v2.RandomPhotometricDistort):
+    """Of brightness, contrast, saturation and hue; torchvision's swaps red, green and blue too."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """See torchvision."""
+        return super().make_params(flat_inputs) | {"channel_permutation": None}
+
+
 class Crops:
     """Training samples; each view follows from the seed and its position in the run."""
 
@@ -79,7 +87,7 @@ class Crops:
         """Of `images`, by the recipe of the run."""
         self._images, self._seed = images, config.seed
         self._augment, self._size = config.augment, config.data.size
-        self._distort = v2.RandomPhotometricDistort() if config.augment.photometric else None
+        self._distort = Distortion() if config.augment.photometric else None
 
     def __len__(self) -> int:
         """How many images an epoch has."""

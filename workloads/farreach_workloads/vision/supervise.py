@@ -19,7 +19,7 @@ from farreach import config as configs
 from farreach import seeding
 from farreach.checkpoint import Checkpoint
 from farreach.data.image_files import SUFFIXES
-from farreach.data.images import ImageSet, as_rgb
+from farreach.data.images import UNREADABLE, ImageSet, as_rgb
 from farreach.disk import atomic_write
 from farreach.errors import ConfigError, DataError, UnreadableImageError
 from farreach.figures import rendered, save
@@ -384,10 +384,7 @@ def plot_images(
     transform = evaluation_transform(config.data.size, config.data.crop_ratio)
     written = []
     for number, file in enumerate(files):
-        try:
-            image = transform(as_rgb(Image.open(file)))[None]
-        except OSError as error:
-            raise DataError(f"{file}: is no image that can be read: {error}.") from error
+        image = transform(_read(file))[None]
         with torch.no_grad():
             logits = model(image)
         maps, names = attention.by_class(attention.maps_of(model, image), logits, task.class_names)
@@ -401,6 +398,13 @@ def plot_images(
             atomic_write(out / f"{stem}-{name}.npy", content.getvalue())
             written.append(out / f"{stem}-{name}.npy")
     return written
+
+
+def _read(file: Path) -> Image.Image:
+    try:
+        return as_rgb(Image.open(file))
+    except UNREADABLE as error:
+        raise DataError(f"{file}: is no image that can be read: {error}.") from error
 
 
 def _best(logits: Tensor, classes: list[str]) -> list[tuple[float, str]]:

@@ -53,7 +53,8 @@ Picture = Image.Image
 # contrast and saturation their places in the order and their factors.
 OWN_NUMBERS = 9
 GREY, SOLARISED, BLURRED = range(3)
-PADDED_SHARE = 8
+# Border of a padded crop, as in DeiT III at any size; of small images it is an eighth.
+MOST_PADDING, PADDED_SHARE = 4, 8
 MOST_MAGNITUDE = 9.99
 
 
@@ -146,7 +147,7 @@ class TrainingViews:
             return crop.resize((size, size), Image.Resampling.BICUBIC)
         short = min(image.size)
         sides = (size * image.width // short, size * image.height // short)
-        margin = size // PADDED_SHARE
+        margin = min(MOST_PADDING, size // PADDED_SHARE)
         resized = np.asarray(image.resize(sides, Image.Resampling.BICUBIC))
         padded = np.pad(resized, ((margin, margin), (margin, margin), (0, 0)), "reflect")
         top, left = (

@@ -4,9 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from scipy import stats
 
 from farreach.data.episodes import EpisodeStore, write_index, write_shard
+from farreach_workloads.goals.agents.build import OfflineAgent
 from farreach_workloads.goals.agents.rows import GoalMix, TrainingRows
 from farreach_workloads.goals.config import FeaturesConfig, NetworkConfig
 from farreach_workloads.goals.environments.base import GoalEnvironmentSpec
@@ -102,3 +104,17 @@ def test_inputs_are_those_of_the_rows(rows):
 def test_shares_that_do_not_add_up_are_refused():
     with pytest.raises(ValueError, match=r"current \+ future \+ random is 1.2; they must add up"):
         GoalMix(future=1.0, random=0.2)
+
+
+def test_what_a_config_leaves_out_of_a_mix_is_the_agents_own():
+    """Without random and current goals, no value of a state that is reached is ever learned."""
+    settings = TypeAdapter(OfflineAgent).validate_python(
+        {"kind": "gcivl", "critic_goals": {"spread": 200}}
+    )
+    assert settings.critic_goals == GoalMix(current=0.2, future=0.5, random=0.3, spread=200.0)
+    settings = TypeAdapter(OfflineAgent).validate_python(
+        {"kind": "crl", "critic_goals": {"future": 0.9, "random": 0.1}}
+    )
+    assert settings.critic_goals == GoalMix(future=0.9, random=0.1, spread=100.0)
+    with pytest.raises(ValueError, match=r"is 1.3; .*: current 0.2, future 0.8, random 0.3"):
+        TypeAdapter(OfflineAgent).validate_python({"kind": "hiql", "critic_goals": {"future": 0.8}})

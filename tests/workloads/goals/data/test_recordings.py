@@ -95,6 +95,26 @@ def test_ogbenchs_actions_are_moved_to_the_row_they_lead_to(tmp_path, episodes):
     assert_same(recording, episodes)
 
 
+def test_a_folder_of_ogbench_is_read_if_it_holds_one_file_and_asks_which_of_several(
+    tmp_path, episodes
+):
+    as_ogbench(tmp_path / "maze-navigate-v0.npz", episodes)
+    recording = open_recording(tmp_path)
+    assert recording.layout == "OGBench"
+    assert_same(recording, episodes)
+    as_ogbench(tmp_path / "maze-navigate-v0-val.npz", episodes)
+    with pytest.raises(DataError, match=r"one of them: maze-navigate-v0-val.npz, maze-navigate-v0"):
+        open_recording(tmp_path)
+
+
+def test_an_episode_that_marks_its_end_is_not_taken_for_ogbench(tmp_path, episodes):
+    ends = np.arange(40) == 39
+    as_npz(tmp_path, episodes[:1], terminals=ends.astype(np.float32))
+    recording = open_recording(tmp_path / "episode_000.npz")
+    assert recording.layout == "npz episodes"
+    assert_same(recording, episodes[:1])
+
+
 def test_any_layout_becomes_a_data_set_of_ours(tmp_path, episodes, monkeypatch):
     from farreach_workloads.goals.data import recordings
 
@@ -141,10 +161,71 @@ def test_other_dims_are_a_fault(tmp_path, episodes):
     assert "its observation has 7 dims, where environment pusher has 4" in fault
 
 
+@pytest.mark.parametrize("environment", [None, "maze"])
+def test_a_further_column_that_a_later_episode_lacks_is_a_fault(environment, tmp_path, episodes):
+    rewarded = {**episodes[0], "reward": np.ones((40, 1), np.float32)}
+    folder = tmp_path / "in"
+    folder.mkdir()
+    as_npz(folder, [rewarded, *episodes[1:3]])
+    faults = check_recording(folder, environment).faults
+    assert faults == [
+        f"{folder}/episode_00{number}.npz: its reward has no dims, where "
+        f"{folder}/episode_000.npz has 1."
+        for number in (1, 2)
+    ]
+    with pytest.raises(DataError, match=r"episode_001.npz: its reward has no dims"):
+        import_recording(folder, tmp_path / "out", environment)
+
+
+def test_a_further_column_that_the_first_episode_lacks_is_left_out_of_all_shards(
+    tmp_path, episodes, monkeypatch
+):
+    from farreach_workloads.goals.data import recordings
+
+    monkeypatch.setattr(recordings, "SHARD_ROWS", 80)
+    rewarded = [{**e, "reward": np.ones((len(e["action"]), 1))} for e in episodes[2:]]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    [warning] = import_recording(
+        as_npz(folder, [*episodes[:2], *rewarded]), tmp_path / "out", "maze"
+    )
+    assert warning == (
+        f"{folder}/episode_002.npz: its reward is left out, since the first episode has none; so "
+        "it is in 2 episodes."
+    )
+    copied = EpisodeStore.open(tmp_path / "out")
+    assert len(copied.info["shards"]) == 2
+    assert all(list(e.columns) == ["observation", "action"] for e in copied.episodes())
+
+
 def test_episodes_without_a_transition_are_a_fault(tmp_path, episodes):
     short = [{name: values[:1] for name, values in episodes[0].items()}]
     [fault] = check_recording(as_npz(tmp_path, short)).faults
     assert fault.endswith("has 1 rows and so no transition.")
+
+
+def test_an_episode_without_a_row_is_a_fault(tmp_path, episodes):
+    empty = {name: values[:0] for name, values in episodes[0].items()}
+    [fault] = check_recording(as_npz(tmp_path, [episodes[0], empty])).faults
+    assert fault == f"{tmp_path}/episode_001.npz: has 0 rows and so no transition."
+
+
+@pytest.mark.parametrize("observation", [np.float32(3), np.array(["a"] * 40)])
+def test_what_are_no_rows_of_numbers_is_named(observation, tmp_path, episodes):
+    wrong = {**episodes[0], "observation": observation}
+    [fault] = check_recording(as_npz(tmp_path, [wrong])).faults
+    assert "episode_000.npz: observation is no array of numbers with a row for each" in fault
+
+
+def test_a_recordings_own_numbers_of_steps_do_not_move_where_episodes_begin(tmp_path, episodes):
+    folder, begin = tmp_path / "in", 1
+    folder.mkdir()
+    for number, columns in enumerate(episodes):
+        steps = begin + np.arange(len(columns["action"]))
+        np.savez(folder / f"{number}.npz", **columns, step=steps, episode=0 * steps)
+        begin = steps[-1] + 1
+    assert import_recording(folder, tmp_path / "out", "maze") == []
+    np.testing.assert_array_equal(EpisodeStore.open(tmp_path / "out").lengths, [40, 50, 60, 70])
 
 
 def test_many_faults_of_a_kind_are_counted(tmp_path, episodes):
@@ -232,6 +313,19 @@ def test_actions_that_explain_nothing_are_no_misalignment():
     assert misalignment([Episode("x", columns)]) == 0
     short = {name: values[:3] for name, values in columns.items()}
     assert misalignment([Episode("x", short)]) == 0
+
+
+@pytest.mark.parametrize("rows", [20, 60, 200])
+def test_chance_is_not_taken_for_a_shift_in_a_few_rows(rows):
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        columns = {
+            "observation": rng.normal(size=(rows, 7)).cumsum(axis=0),
+            "action": rng.uniform(-1, 1, (rows, 2)),
+        }
+        found.append(misalignment([Episode("x", columns)]))
+    assert found == [0] * 20
 
 
 def test_actions_out_of_bounds_are_a_warning(tmp_path, episodes):

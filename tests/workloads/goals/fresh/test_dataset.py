@@ -146,6 +146,36 @@ def train(tmp_path):
     return run
 
 
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_recording_is_trained_on_though_the_preset_has_others_to_record(
+    form, recorded, maze, train, tmp_path, capfd
+):
+    path = recorded()
+    if form == "file":
+        path = path / "007.npz"
+    before = sorted(path.rglob("*"))
+    train(
+        "run",
+        f"data.path={path}",
+        "data.config=data/maze_random_debug",
+        "memory.keep_frac=1",
+        *SMALL,
+    )
+    assert "to be recorded" not in capfd.readouterr().err
+    [copy] = (tmp_path / "cache").glob("import-*")
+    assert len(EpisodeStore.open(copy)) == (1 if form == "file" else 60)
+    assert sorted(path.rglob("*")) == before
+
+
+def test_that_a_preset_records_nothing_beside_a_recording_is_remarked(recorded):
+    config = LOADED["fresh_maze_debug"]
+    path = recorded()
+    [note] = checked(config, path, make_environment(config.environment, 1))
+    assert note == (
+        f"{path} holds episodes already (npz episodes), so that data/maze_random_debug records none"
+    )
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -171,9 +201,10 @@ def test_warnings_of_a_copy_are_said_by_every_run_until_it_is_made_anew(
     said = capfd.readouterr().err
     assert "import        unchanged, from" in said
     assert "000.npz: actions lie outside of [-1, 1], as in 60 episodes" in said
+    version = pipeline.VERSIONS["import"]
     monkeypatch.setitem(pipeline.VERSIONS, "import", 99)
     train("three", *settings)
-    assert "import        to be built: version 1 → 99" in capfd.readouterr().err
+    assert f"import        to be built: version {version} → 99" in capfd.readouterr().err
 
 
 def as_rllib(path, episodes):

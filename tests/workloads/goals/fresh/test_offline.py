@@ -407,6 +407,11 @@ def test_mistakes_are_refused_before_a_run_begins(data, train, tmp_path):
         train("x", "agent.kind=crl", "fidelity=paper")
     with pytest.raises(ConfigError, match=r"reward.distance: lengths needs reachability.compar"):
         train("x", "reward.distance=lengths", "reachability.comparator=network")
+    with pytest.raises(ConfigError, match=r"hindsight: it has no part in method: fresh; set"):
+        train("x", "hindsight.negative_actions=uniform")
+    for ignored in ("every_steps=1000", "stop_success=0.5", "stop_worst=0.1"):
+        with pytest.raises(ConfigError, match=r"evaluation\.\w+ is of runs that learn online; an"):
+            train("x", f"evaluation.{ignored}")
     with pytest.raises(ConfigError, match=r"walk_maze.yaml: trains and describes no data set"):
         train("x", f"data.path={tmp_path}/nowhere", "data.config=goals/walk_maze")
     assert not (tmp_path / "x").exists()

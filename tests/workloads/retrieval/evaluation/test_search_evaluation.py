@@ -17,6 +17,7 @@ from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval.config import RetrievalConfig, TextConfig
 from farreach_workloads.retrieval.contrast import Pair
 from farreach_workloads.retrieval.encoder import Bag, EncoderConfig
+from farreach_workloads.retrieval.evaluation import evaluate
 from farreach_workloads.retrieval.evaluation.beir import open_beir
 from farreach_workloads.retrieval.evaluation.evaluate import SearchConfig, search_set
 from farreach_workloads.retrieval.evaluation.measures import measured_run
@@ -227,6 +228,22 @@ def test_the_weight_is_chosen_on_the_other_split(given, tmp_path):
     assert on_dev[metrics["hybrid/weight"]] == pytest.approx(max(on_dev.values()))
     assert len(about["files"]["corpus.jsonl"]) == 64
     assert about["settings"]["kind"] == "flat"
+
+
+def test_the_weight_is_chosen_among_as_many_candidates_as_are_measured(
+    given, tmp_path, monkeypatch
+):
+    """Standardised scores depend on how many there are."""
+    depths = []
+
+    def chosen(asked, sides, kind):
+        depths.append((sides.dense.rows.shape[1], sides.lexical.rows.shape[1]))
+        return {0.5: 1.0}
+
+    monkeypatch.setattr(evaluate, "curve", chosen)
+    for measures in (("recall@200",), ("recall@20",)):
+        evaluated(given, tmp_path, measures=measures)
+    assert depths == [(200, 200), (100, 100)]
 
 
 def test_without_another_split_the_weight_is_said(given, tmp_path, capsys):

@@ -71,6 +71,29 @@ def test_crowds_are_forgiven_and_found_nothing_is_nought():
     assert average_precision([nothing], CLASSES)["evaluation/mask_ap"] == 0.0
 
 
+def test_found_masks_are_as_large_as_they_are_and_not_as_their_boxes():
+    """A thin line is a small mask in a box of medium size: both are found once, and once in vain.
+
+    Small masks: a wrong one of the higher score, then the right one. Small boxes: there are none
+    to be found in vain, since the wrong one is of medium size.
+    """
+    lines = np.zeros((2, SIDE, SIDE), np.bool_)
+    for i in range(45):
+        lines[0, i, i : i + 3] = lines[1, 50 + i, 50 + i : 53 + i] = True
+    boxes = np.array([(0, 0, 47, 45), (50, 50, 97, 95)], np.float32)
+    labels, none = np.zeros(2, np.int64), np.zeros(1, np.bool_)
+    part = Collected()
+    part.add(
+        0,
+        Instances(boxes[:1], labels[:1], lines[:1], none),
+        Found(boxes, labels, np.array([0.5, 0.9], np.float32), lines),
+    )
+    metrics = average_precision([part], ["a"])
+    assert metrics["evaluation/mask_ap"] == pytest.approx(0.5)
+    assert metrics["evaluation/mask_ap_small"] == pytest.approx(0.5)
+    assert metrics["evaluation/box_ap_small"] == pytest.approx(1.0)
+
+
 def test_workers_parts_are_as_one_and_as_pycocotools_reads_a_file(tmp_path):
     rng = np.random.default_rng(0)
     parts, whole = [Collected(), Collected()], Collected()

@@ -90,3 +90,23 @@ def test_faults_are_named(tmp_path):
             Image.new("RGB", (9, 9)).save(tmp_path / name / f"{number:02}.png")
     with pytest.raises(DataError, match=r"a/00\.png: has no clear ground"):
         scenes(cut_outs=str(tmp_path))
+
+
+def test_pixels_have_no_more_classes_than_can_be_told_apart(tmp_path):
+    """Of a byte per pixel, 0 is the ground and 255 says that there is no class."""
+    clear = Image.new("RGBA", (9, 9))
+    clear.paste((200, 10, 10, 255), (2, 2, 7, 7))
+    for number in range(255):
+        for part in ("train", "val"):
+            folder = tmp_path / part / f"class-{number:03}"
+            folder.mkdir(parents=True)
+            clear.save(folder / "0.png")
+    train, _ = scenes(cut_outs=str(tmp_path))
+    with pytest.raises(DataError, match="has 255 classes; of pixels 254 can be told apart"):
+        SceneLabelMaps(train, 5)
+    (tmp_path / "train/class-254/0.png").unlink()
+    (tmp_path / "val/class-254/0.png").unlink()
+    train, _ = scenes(cut_outs=str(tmp_path), most=1)
+    maps = SceneLabelMaps(train, 2000)
+    last = next(i for i in range(2000) if 253 in train.compose(i)[1].labels)
+    assert np.unique(maps.load(last)[1]).tolist() == [0, 254]

@@ -32,7 +32,10 @@ class GoalMix(Config):
     def _shares_add_up(self) -> GoalMix:
         total = self.current + self.future + self.random
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"current + future + random is {total:g}; they must add up to 1")
+            shares = f"current {self.current:g}, future {self.future:g}, random {self.random:g}"
+            raise ValueError(
+                f"current + future + random is {total:g}; they must add up to 1: {shares}"
+            )
         return self
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from farreach import seeding
@@ -36,7 +36,17 @@ class TrunkSettings(AgentSettings):
     layers: int = Field(3, ge=1)
     """Hidden layers of every network."""
     layer_norm: bool = True
+    """Of every network; OGBench's actors have none, and begin with a last layer a tenth of this."""
     polyak: float = Field(0.005, gt=0, le=1)
+
+    @field_validator("critic_goals", "actor_goals", mode="before", check_fields=False)
+    @classmethod
+    def _rest_is_the_agents(cls, raw: Any, info: ValidationInfo) -> Any:
+        """What a config does not say of a mix is as in the agent's own, not as in any `GoalMix`."""
+        if not isinstance(raw, dict):
+            return raw
+        own = cls.model_fields[str(info.field_name)].default
+        return {name: getattr(own, name) for name in GoalMix.model_fields} | raw
 
 
 class ExpectileSettings(TrunkSettings):

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farreach.data.episodes import ACTION, INDEX_FILE, OBSERVATION, Episode, EpisodeStore
+from farreach.data.episodes import (
+    ACTION,
+    EPISODE,
+    INDEX_FILE,
+    OBSERVATION,
+    STEP,
+    Episode,
+    EpisodeStore,
+)
 from farreach.errors import DataError
 from farreach_workloads.goals.data.rllib_episodes import rllib_episodes
 
@@ -46,6 +55,13 @@ class Recording:
     episodes: Iterator[Episode]
 
 
+def holds_recording(path: Path) -> bool:
+    """Whether there are episodes to copy: a file, or a folder with files of others' layouts."""
+    if not path.is_dir():
+        return path.exists()
+    return any(any(path.rglob(pattern)) for pattern in ("*.npz", "*.parquet"))
+
+
 def open_recording(path: Path, observation_dim: int | None = None) -> Recording:
     """Find out what layout a file or folder has.
 
@@ -62,11 +78,11 @@ def open_recording(path: Path, observation_dim: int | None = None) -> Recording:
         if (path / INDEX_FILE).exists():
             return Recording("shards", EpisodeStore.open(path).episodes())
         if files := sorted(path.rglob("*.npz")):
-            return Recording("npz episodes", _npz_episodes(files))
+            return _of_folder(path, files)
         if any(path.rglob("*.parquet")):
             return Recording("RLlib", rllib_episodes(path, observation_dim))
     elif path.suffix == ".npz":
-        if "terminals" in _keys(path):
+        if _is_ogbench(path):
             return Recording("OGBench", _ogbench_episodes(path))
         return Recording("npz episodes", _npz_episodes([path]))
     elif path.suffix == ".parquet":
@@ -74,9 +90,27 @@ def open_recording(path: Path, observation_dim: int | None = None) -> Recording:
     raise DataError(f"{path}: holds no recorded episodes. {_KNOWN}")
 
 
-def _keys(path: Path) -> list[str]:
+def _of_folder(path: Path, files: list[Path]) -> Recording:
+    """The recording that the .npz files of a folder hold."""
+    try:
+        is_ogbench = _is_ogbench(files[0])
+    except DataError:  # said when its episode's turn comes
+        is_ogbench = False
+    if not is_ogbench:
+        return Recording("npz episodes", _npz_episodes(files))
+    if len(files) > 1:
+        names = ", ".join(str(file.relative_to(path)) for file in files)
+        raise DataError(
+            f"{path}: holds files of OGBench, each of which is a data set of its own. Name one of "
+            f"them: {names}."
+        )
+    return Recording("OGBench", _ogbench_episodes(files[0]))
+
+
+def _is_ogbench(path: Path) -> bool:
+    """Whether an .npz file has OGBench's columns."""
     with _opened(path) as file:
-        return list(file)
+        return "terminals" in file and OBSERVATION not in file
 
 
 @contextmanager
@@ -103,6 +137,13 @@ def _load(path: Path, *needed: str) -> dict[str, Array]:
             f"{path}: lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'nothing'}. "
             "Record the episode again, or remove the file."
         )
+    for name in needed:
+        if not arrays[name].ndim or arrays[name].dtype.kind not in "biuf":
+            raise DataError(
+                f"{path}: {name} is no array of numbers with a row for each step, but of shape "
+                f"{arrays[name].shape} and type {arrays[name].dtype}. Record it again, or remove "
+                "the file."
+            )
     return arrays
 
 
@@ -125,7 +166,9 @@ def _npz_episodes(files: list[Path]) -> Iterator[Episode]:
         columns = {
             name: _as_rows(values)
             for name, values in arrays.items()
-            if name in (OBSERVATION, ACTION) or (values.ndim and len(values) == rows)
+            # Rows get numbers of ours by these names.
+            if name not in (EPISODE, STEP)
+            and (name in (OBSERVATION, ACTION) or (values.ndim and len(values) == rows))
         }
         yield Episode(str(path), columns)
 
@@ -155,5 +198,5 @@ def _ogbench_episodes(path: Path) -> Iterator[Episode]:
 
 def _as_rows(values: Array) -> Array:
     """(n, ...) → (n, k), floats; integers become float32."""
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
     return flat if flat.dtype == np.float64 else flat.astype(np.float32)

@@ -36,6 +36,9 @@ SHARD_ROWS = 1_000_000
 # more of the change of the observations than the right one does.
 ALIGNMENT_ROWS = 50_000
 ALIGNMENT_MARGIN = 0.02
+# Of n changes, k inputs that have nothing to do with them explain k / n on average, and more than
+# this many times k / n in none of some fifty dims.
+ALIGNMENT_CHANCE = 12.0
 
 
 @dataclass
@@ -124,7 +127,7 @@ def import_recording(
             raise DataError(faults[0])
         columns = {
             name: np.concatenate([episode.columns[name] for episode in group])
-            for name in group[0].columns
+            for name in examiner.columns
         }
         lengths = [len(episode) for episode in group]
         file = out / f"shard-{len(shards):05}.arrow"
@@ -180,19 +183,25 @@ def _groups(episodes: Iterator[Episode], rows: int) -> Iterator[list[Episode]]:
 
 
 class _Examiner:
-    """Collects what is wrong with the episodes it is shown."""
+    """Collects what is wrong with the episodes it is shown.
+
+    Attributes:
+        columns: names of those that all episodes have: the first one's.
+    """
 
     def __init__(self, spec: GoalEnvironmentSpec | None) -> None:
-        self._spec = spec
-        self._dims: dict[str, int] = {}
-        self._first = ""
+        self.columns: list[str] = []
+        # Dims that each column must have, and who has so many.
+        self._expected: dict[str, tuple[int, str]] = {}
         self._faults: dict[str, list[str]] = {}
         self._outside: list[str] = []
+        self._besides: list[str] = []
         self._kept: list[Episode] = []
         self._kept_rows = 0
         if spec is not None:
-            self._dims = {OBSERVATION: spec.observation_dim, ACTION: spec.action_dim}
-            self._first = f"environment {spec.name}"
+            whose = f"environment {spec.name}"
+            self._expected[OBSERVATION] = (spec.observation_dim, whose)
+            self._expected[ACTION] = (spec.action_dim, whose)
 
     def look_at(self, episode: Episode) -> None:
         """Examine one episode."""
@@ -212,16 +221,20 @@ class _Examiner:
             self._fault(episode, "no transition", f"has {rows} rows and so no transition.")
             return
         dims = {name: values.shape[1] for name, values in columns.items()}
-        if not self._first:
-            self._dims, self._first = dims, episode.where
-        for name, dim in self._dims.items():
+        if not self.columns:
+            self.columns = list(dims)
+            for name, dim in dims.items():
+                self._expected.setdefault(name, (dim, episode.where))
+        for name, (dim, whose) in self._expected.items():
             if dims.get(name) != dim:
                 self._fault(
                     episode,
                     "other dims",
-                    f"its {name} has {dims.get(name, 'no')} dims, where {self._first} has {dim}.",
+                    f"its {name} has {dims.get(name, 'no')} dims, where {whose} has {dim}.",
                 )
                 return
+        if besides := dims.keys() - self._expected:
+            self._besides.append(f"{episode.where}: its {', '.join(sorted(besides))}")
         for name, values in columns.items():
             bad = ~np.isfinite(values)
             if bad.any():
@@ -248,6 +261,11 @@ class _Examiner:
     def warnings(self) -> list[str]:
         """What is likely not meant."""
         found = []
+        if self._besides:
+            found.append(
+                f"{self._besides[0]} is left out, since the first episode has none; so it is in "
+                f"{len(self._besides)} episodes."
+            )
         if self._outside:
             found.append(
                 f"{self._outside[0]}: actions lie outside of [-1, 1], as in {len(self._outside)} "
@@ -289,7 +307,9 @@ def misalignment(episodes: list[Episode]) -> int:
     change = np.concatenate(changes)
     explained = {lag: _explained(np.concatenate(found), change) for lag, found in actions.items()}
     best = max((-1, 1), key=lambda lag: explained[lag].max())
-    return best if explained[best].max() > explained[0].max() + ALIGNMENT_MARGIN else 0
+    inputs = 1 + actions[0][0].shape[1]
+    margin = ALIGNMENT_MARGIN + ALIGNMENT_CHANCE * inputs / len(change)
+    return best if explained[best].max() > explained[0].max() + margin else 0
 
 
 def _explained(actions: Array, change: Array) -> Array:

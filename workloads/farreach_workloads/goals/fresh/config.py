@@ -16,6 +16,7 @@ from farreach.data.fetched import absolute, local
 from farreach_workloads.goals.agents.build import OfflineAgent, agent_kind
 from farreach_workloads.goals.config import (
     EnvironmentConfig,
+    EvaluationConfig,
     FeaturesConfig,
     MachineConfig,
     NetworkConfig,
@@ -213,6 +214,25 @@ class FreshRunConfig(ReachingConfig):
             raise ValueError(
                 f"fidelity: paper is go-fresh's and trains SAC, not {agent_kind(self.agent)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _hindsight_is_its_method(self) -> FreshRunConfig:
+        if self.method == "fresh" and self.hindsight != HindsightConfig():
+            raise ValueError(
+                "hindsight: it has no part in method: fresh; set method: hindsight or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_are_the_clock(self) -> FreshRunConfig:
+        for name in ("every_steps", "stop_success", "stop_worst"):
+            if getattr(self.evaluation, name) != getattr(EvaluationConfig(), name):
+                raise ValueError(
+                    f"evaluation.{name} is of runs that learn online; an offline run is evaluated "
+                    "by training.evaluate_every_epochs and ends by training.epochs or "
+                    "training.max_minutes"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from farreach.data.episodes import INDEX_FILE, EpisodeStore
 from farreach.data.fetched import here
 from farreach.errors import ConfigError, DataError
 from farreach_workloads.goals.config import EnvironmentConfig
-from farreach_workloads.goals.data.layouts import open_recording
+from farreach_workloads.goals.data.layouts import holds_recording, open_recording
 from farreach_workloads.goals.environments.base import GoalEnvironment
 from farreach_workloads.goals.environments.factory import transition_options
 
@@ -20,24 +20,29 @@ if TYPE_CHECKING:
 def check_data(config: FreshRunConfig, env: GoalEnvironment) -> list[str]:
     """See that there will be data of this environment; what the user should know of them.
 
+    Recorded episodes in another layout are taken too, whatever configuration there is to record
+    others from.
+
     Raises:
         ConfigError: there are none and no configuration to record them from, or it records another
             environment.
-        DataError: there are, of another environment.
+        DataError: there are, of another environment, or in no known layout.
     """
     path, source = here(config.data.path), config.data.config
     if (path / INDEX_FILE).exists():
         store = EpisodeStore.open(path)
         expect_fit(store, config.environment, env)
         return [] if source is None else _notes(store, source, config.environment)
-    if source is None:
+    if source is None or holds_recording(path):
         if not path.exists():
             raise ConfigError(
                 f"data.path: there is nothing at {path}. Record a data set with `farreach data "
                 "generate`, correct the path, or set data.config to have one recorded."
             )
-        open_recording(path)
-        return []
+        layout = open_recording(path).layout
+        if source is None:
+            return []
+        return [f"{path} holds episodes already ({layout}), so that {source} records none"]
     recorded = datasets.load(source)[0].environment
     if not _are_same(recorded, config.environment):
         raise ConfigError(

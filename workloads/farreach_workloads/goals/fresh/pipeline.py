@@ -23,6 +23,7 @@ from farreach.disk import atomic_write
 from farreach.progress import Progress
 from farreach.stages import StageCache
 from farreach_workloads.goals.bundle import Bundle
+from farreach_workloads.goals.data.layouts import holds_recording
 from farreach_workloads.goals.data.recordings import import_recording
 from farreach_workloads.goals.environments.base import Floats, GoalEnvironment, Ints
 from farreach_workloads.goals.environments.factory import transition_options
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from farreach_workloads.goals.fresh.config import FreshRunConfig, PlacementConfig
 
 # Raise the one whose code changes what it computes: old results are then built again.
-VERSIONS = {"import": 1, "reachability": 1, "memory": 1, "nearest": 1, "graph": 2}
+VERSIONS = {"import": 2, "reachability": 1, "memory": 1, "nearest": 1, "graph": 2}
 BLOCK_ROWS = 500_000
 # Share of the edges that may lead through walls before the user is warned of them.
 SHORTCUTS_BEARABLE = 0.02
@@ -213,14 +214,14 @@ class Pipeline:
     def _data(self) -> EpisodeStore:
         """Open, record or copy the data set."""
         path, config = here(self._config.data.path), self._config.data.config
-        if not (path / INDEX_FILE).exists() and config is not None:
-            self._log(f"{'data':<13} to be recorded from {config} into {path}")
-            store = datasets.generate(config, _placed(self._config), path)
-        elif not (path / INDEX_FILE).exists():
-            store = EpisodeStore.open(imported(self._config, self._log))
-        else:
+        if (path / INDEX_FILE).exists():
             store = EpisodeStore.open(path)
             self._log(f"{'data':<13} {store.info['transitions']:,} transitions, from {path}")
+        elif config is None or holds_recording(path):
+            store = EpisodeStore.open(imported(self._config, self._log))
+        else:
+            self._log(f"{'data':<13} to be recorded from {config} into {path}")
+            store = datasets.generate(config, _placed(self._config), path)
         expect_fit(store, self._config.environment, self._env)
         return store
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from farreach.data import text
 from farreach.errors import DataError
+from farreach_workloads.retrieval.half_characters import half_in
 
 CORPUS_FILE, QUERIES_FILE, QRELS_FOLDER = "corpus.jsonl", "queries.jsonl", "qrels"
 TEST = "test"
@@ -256,9 +257,13 @@ def _records(file: Path, digest: Any = None) -> Iterator[_Line]:
         except ValueError:  # no UTF-8 either
             yield number, _NOTHING, "is no JSON"
             continue
-        fields = [record.get(key) for key in _FIELDS] if isinstance(record, dict) else []
+        is_object = isinstance(record, dict)
+        fields: list[Any] = [record.get(key) for key in _FIELDS] if is_object else []
         if not fields or not all(isinstance(field, str) for field in fields):
             yield number, _NOTHING, f"is to be an object with the texts {' and '.join(_FIELDS)}"
+            continue
+        if half := half_in(*fields):
+            yield number, _NOTHING, f"has half a character, {half}"
             continue
         yield number, tuple(fields), ""
 

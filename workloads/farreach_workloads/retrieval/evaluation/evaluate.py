@@ -206,7 +206,7 @@ def _evaluated(
     depth = max(DEPTH, *(k for cuts in measures.values() for k in cuts))
     sides = asked.ask(searcher, depth, widest(settings.modes))
     if "hybrid" in settings.modes:
-        _weigh(searcher, given, settings)
+        _weigh(searcher, given, settings, depth)
     out.mkdir(parents=True, exist_ok=True)
     asked_for = {COMPARED, *settings.measures}
     values: dict[Mode, dict[str, Floats]] = {}
@@ -234,13 +234,13 @@ def _evaluated(
     return result
 
 
-def _weigh(searcher: Searcher, given: BeirSet, settings: SearchConfig) -> None:
-    """Set the weight of words: as given, or the best on another split."""
+def _weigh(searcher: Searcher, given: BeirSet, settings: SearchConfig, depth: int) -> None:
+    """Set the weight of words: as given, or the best on another split with as many candidates."""
     weight, tuned_by = settings.weight, None
     other = given.path / QRELS_FOLDER / f"{settings.tune_split}.tsv"
     if weight is None and settings.tune_split != given.split and other.is_file():
         asked = Asked.of(open_beir(given.path, settings.tune_split), searcher.index)
-        found = curve(asked, asked.ask(searcher, DEPTH, "hybrid"), settings.fusion)
+        found = curve(asked, asked.ask(searcher, depth, "hybrid"), settings.fusion)
         weight = max(found, key=lambda one: found[one])
         tuned_by = f"{settings.tune_split}, {len(asked.names)} queries"
     elif weight is None:

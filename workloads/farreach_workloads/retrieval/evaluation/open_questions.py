@@ -32,6 +32,7 @@ from farreach_workloads.retrieval.evaluation.answers import Answered, answered, 
 from farreach_workloads.retrieval.evaluation.asked import ask
 from farreach_workloads.retrieval.evaluation.evaluate import EngineConfig, engine, of_mode, widest
 from farreach_workloads.retrieval.evaluation.published import MKQA, OPEN_QUESTIONS, beside
+from farreach_workloads.retrieval.half_characters import half_in
 from farreach_workloads.retrieval.models import Model
 from farreach_workloads.retrieval.searcher import Mode, Searcher
 
@@ -183,6 +184,8 @@ def _question(file: Path, number: int, record: Any) -> Question:
             "`answers`. Correct it."
         )
     assert given is not None
+    if half := half_in(text, *given):
+        raise DataError(f"{file}, question {number}: has half a character, {half}. Correct it.")
     return Question(text, given)
 
 

@@ -67,9 +67,8 @@ def average_precision(parts: Sequence[Collected], classes: Sequence[str]) -> dic
     metrics: dict[str, float] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it returns
         truth.createIndex()
-        results = truth.loadRes(found) if found else COCO()
         for name, kind in KINDS.items():
-            values = _summary(truth, results, kind) if found else np.zeros(len(NUMBERS))
+            values = _summary(truth, found, kind) if found else np.zeros(len(NUMBERS))
             metrics |= {
                 f"evaluation/{name}_ap{suffix}": float(values[index])
                 if values[index] >= 0
@@ -79,7 +78,12 @@ def average_precision(parts: Sequence[Collected], classes: Sequence[str]) -> dic
     return metrics | {"evaluation/images": float(len(truth.dataset["images"]))}
 
 
-def _summary(truth: COCO, results: COCO, kind: str) -> NDArray[np.float64]:
+def _summary(truth: COCO, found: list[dict[str, Any]], kind: str) -> NDArray[np.float64]:
+    # What has a box is as large as that, for pycocotools; masks are to be as large as they are.
+    left_out = "bbox" if kind == "segm" else "segmentation"
+    results = truth.loadRes(
+        [{key: entry[key] for key in entry if key != left_out} for entry in found]
+    )
     evaluation = COCOeval(truth, results, kind)
     evaluation.evaluate()
     evaluation.accumulate()

@@ -98,6 +98,22 @@ class DetectAugmentConfig(Config):
     crop: tuple[int, int] | None = None
     """Range of the sides of a crop, which every other image gets before it is resized."""
 
+    @field_validator("short_sides")
+    @classmethod
+    def _are_large_enough(cls, sides: tuple[int, ...]) -> tuple[int, ...]:
+        if any(side < STRIDES[-1] for side in sides):
+            raise ValueError(f"{min(sides)} pixels are too few. Take {STRIDES[-1]} or more")
+        return sides
+
+    @field_validator("crop")
+    @classmethod
+    def _is_a_range(cls, crop: tuple[int, int] | None) -> tuple[int, int] | None:
+        if crop is not None and not STRIDES[-1] <= crop[0] <= crop[1]:
+            raise ValueError(
+                f"{list(crop)} is no range from {STRIDES[-1]} pixels on. Give the lower bound first"
+            )
+        return crop
+
 
 class DetectorConfig(Config):
     """Mask R-CNN over the backbone's maps."""
@@ -146,6 +162,14 @@ class SegmentConfig(DenseConfig):
             raise ValueError(
                 "the heads normalise over a worker's part of the batch, which is a single image. "
                 "Raise training.part or training.batch"
+            )
+        part, runtime = self.training.part, self.runtime
+        is_alone = (runtime.min_workers or runtime.workers) <= 1
+        if is_alone and part is not None and self.training.batch % part == 1:
+            raise ValueError(
+                f"the heads normalise over a part of the batch: {self.training.batch} images in "
+                f"parts of {part} leave a single one. Make training.batch a multiple of "
+                "training.part"
             )
         return self
 

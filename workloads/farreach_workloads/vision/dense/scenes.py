@@ -19,7 +19,7 @@ from farreach.data.fetched import here
 from farreach.data.image_files import SUFFIXES
 from farreach.data.images import ImageSet, as_rgb, open_images
 from farreach.data.instances import Instances, InstanceSet
-from farreach.data.label_maps import LabelMap, LabelMapSet
+from farreach.data.label_maps import IGNORED, LabelMap, LabelMapSet
 from farreach.errors import DataError
 
 SHIPPED_FILE = Path(__file__).parents[1] / "assets" / "cutouts_64.parquet"
@@ -125,8 +125,13 @@ class SceneLabelMaps(LabelMapSet):
     """Scenes as images with a class for every pixel; the ground is class 0."""
 
     def __init__(self, scenes: Scenes, count: int) -> None:
-        """The first `count`."""
+        """The first `count`; raises DataError if there are more classes than pixels can have."""
         super().__init__(scenes.cut_outs.path, [GROUND, *scenes.cut_outs.classes])
+        if len(self.classes) > IGNORED:
+            raise DataError(
+                f"{self.path}: has {len(self.classes) - 1} classes; of pixels {IGNORED - 1} can be "
+                "told apart from the ground. Give cut-outs of fewer."
+            )
         self._scenes, self._count = scenes, count
 
     def __len__(self) -> int:
