@@ -60,13 +60,21 @@ def write(stream: TextIO | None, text: str) -> None:
         stream.flush()
     except OSError as error:
         is_gone = error.errno in GONE
-        if is_gone or stream is sys.stdout:
-            # Later lines go nowhere, and the interpreter's own flush at exit does not fail either.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+        _drop(stream, later_too=is_gone or stream is sys.stdout)
         if not is_gone:
             raise
+
+
+def _drop(stream: TextIO, later_too: bool) -> None:
+    """Let what could not be written go nowhere, so that the flush at exit does not fail for it."""
+    own = stream.fileno()
+    kept, nowhere = os.dup(own), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, own)
+    if not later_too:
+        stream.flush()
+        os.dup2(kept, own)
+    os.close(kept)
+    os.close(nowhere)
 
 
 class Display:

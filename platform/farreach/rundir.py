@@ -440,10 +440,10 @@ def _settings_in(evaluation: Path) -> Any:
 
 
 def lasting(path: str | None) -> str | None:
-    """`latest` as the folder that it is now: soon it is another. Raises ValueError: none is."""
+    """`latest` as the folder that it is now, if there is one: soon it is another."""
     if path != LATEST:
         return path
     try:
         return str(RunDirectory.open(LATEST).path.absolute())
-    except RunDirectoryError as error:
-        raise ValueError(str(error)) from error
+    except RunDirectoryError:
+        return path

@@ -121,6 +121,8 @@ def test_a_check_that_is_ended_leaves_no_training_behind(check, number, code, tm
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
+        # A shell in the background would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:

@@ -149,6 +149,7 @@ class _Crew:
         except ray.exceptions.RayError as error:
             self._lose(hand, None, error)
         else:
+            self._failures.pop(None, None)  # so actors can begin, and others only had bad luck
             self._idle.append(hand)
 
     def _next(self, stream: Any) -> Iterator[Told]:

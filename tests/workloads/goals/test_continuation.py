@@ -140,8 +140,8 @@ def test_only_an_offline_run_of_sac_goes_on(offline, tmp_path):
 
 def test_the_latest_run_is_the_one_that_was_there_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="there is no run under runs/"):
-        config_of("start.run=latest")
+    with pytest.raises(RunDirectoryError, match="there is no run under runs/"):
+        continuation.load(config_of("start.run=latest"))
     first = RunDirectory.create(tmp_path / "runs", "maze", "", [], seed=0)
     config = config_of("start.run=latest")
     RunDirectory.create(tmp_path / "runs", "other", "", [], seed=0)

@@ -15,7 +15,7 @@ import torch
 from farreach import afterwards, launch
 from farreach import config as configs
 from farreach.data.text import Document
-from farreach.errors import ConfigError, DataError
+from farreach.errors import ConfigError, DataError, RunDirectoryError
 from farreach.learn.place import Place
 from farreach.learn.report import Report
 from farreach.metrics import read_metrics
@@ -206,7 +206,7 @@ def test_a_first_phase_is_kept_for_the_same_texts_and_encoder_alone(tmp_path, gi
 def test_the_latest_run_is_the_one_that_was_there_before(tmp_path, given, monkeypatch):
     """As `finetune_multilingual.yaml` shows: a run that begins is the latest itself."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="there is no run under runs/"):
+    with pytest.raises(RunDirectoryError, match="there is no run under runs/"):
         launch.check(DEBUG, [*given, "start=latest"])
     first = train(None, *given, "second=null", "training.lr=0.1")
     second = train(None, *given, "second=null", "start=latest", "training.lr=1e-9")

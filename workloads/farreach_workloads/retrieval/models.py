@@ -50,9 +50,6 @@ def whole_run(path: str | None) -> str | None:
 
     So `latest` stays the run that it is when a configuration is read: soon it is another one, and
     that which is configured itself at first.
-
-    Raises:
-        ValueError: there is no run yet.
     """
     return whole_path(lasting(path))
 
