@@ -53,7 +53,7 @@ NAME = "vit_tiny_patch16_224"
 VIT = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
 BATCH, MASK = 32, 0.15
 HEAD, PROTOTYPES = (384, 64), 64
-# Of 0.99, which rises, targets hardly leave their start in a few hundred updates.
+# Chosen among 0.99, 0.96 and 0.9 by what ours reaches in 379 updates of Fashion-MNIST.
 MOMENTUM = 0.9
 RATES = (3e-4, 1e-3, 3e-3)
 WARMUP, MAX_NORM, SEED = 0.1, 3.0, 0

@@ -1,5 +1,7 @@
 import argparse
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoTokenizer,
-    BertConfig,
     BertModel,
     XLMRobertaConfig,
     XLMRobertaModel,
@@ -23,6 +24,9 @@ from farreach_workloads.retrieval.hub import make_encoder, open_encoder, save_en
 from farreach_workloads.retrieval.models import TextsConfig, fingerprint, ids_of
 from farreach_workloads.retrieval.spans import SpansConfig
 from farreach_workloads.retrieval.task import encoder_for
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_bert import small_bert
 
 TEXTS = ["a small editor of text", "plays music files", "the library that draws, quickly", "x"]
 SIZES = {"width": 24, "depth": 2, "heads": 3, "hidden": 48, "positions": 30}
@@ -125,14 +129,7 @@ def test_spans_that_an_encoder_has_no_positions_for_are_refused_before_training(
 @pytest.mark.parametrize("prefix", ["", "bert.", "encoder_q.", "encoder."])
 def test_weights_are_found_under_the_names_that_trainings_give_them(words, prefix, tmp_path):
     """Contriever's checkpoints hold the whole of its training, `encoder_q.` and a queue."""
-    config = BertConfig(
-        vocab_size=words.size,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=48,
-        max_position_embeddings=30,
-    )
+    config = small_bert(words)
     torch.manual_seed(0)
     theirs = BertModel(config).eval()
     folder = tmp_path / "model"

@@ -1,16 +1,21 @@
 """Encoders as sentence-transformers keeps them, whose files say how tokens become one vector."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
 from farreach.data.wordpieces import trained
 from farreach.errors import DataError
 from farreach_workloads.retrieval.encoder import EncoderConfig
 from farreach_workloads.retrieval.hub import make_encoder, open_encoder
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_bert import small_bert
 
 IDS, LENGTHS = torch.tensor([[2, 9, 8, 7, 3], [2, 6, 3, 0, 0]]), torch.tensor([5, 3])
 
@@ -24,14 +29,7 @@ def words():
 def theirs(words, tmp_path):
     """A model of transformers, in a folder beside which modules are described."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=words.size,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=48,
-        max_position_embeddings=30,
-    )
+    config = small_bert(words)
     model = BertModel(config).eval()
     model.save_pretrained(tmp_path)
     words.save(tmp_path)
