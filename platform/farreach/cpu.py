@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import platform
+import re
 from functools import cache
 from pathlib import Path
 
 import torch
+
+# AMD's first family, Zen 5, whose 512-bit units are as wide.
+_FULL_WIDTH_FAMILY = 26
 
 
 @cache
@@ -16,6 +20,17 @@ def is_intel() -> bool:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
         return "Intel" in platform.processor()
+
+
+@cache
+def halves_wide_instructions() -> bool:
+    """Whether it is a Zen 4, which computes 512 bits in two halves: no faster than 256-bit code."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    family = re.search(r"^cpu family\s*:\s*(\d+)$", text, re.MULTILINE)
+    return "AuthenticAMD" in text and family is not None and int(family[1]) < _FULL_WIDTH_FAMILY
 
 
 def has(*instructions: str) -> bool:

@@ -29,6 +29,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_,
 }
 _IS_INTEL = cpu.is_intel()
+# Whether MKL is as fast as oneDNN but for a tenth or so, less than what half a Gram matrix saves.
+_MKL_IS_NEAR = _IS_INTEL or cpu.halves_wide_instructions()
 # Multiplications from which oneDNN's call pays.
 _LEAST_PRODUCT = 1 << 20
 # The most blocks of columns into which a Gram matrix is split, and the fewest columns of one.
@@ -240,23 +242,28 @@ class _Batched(torch.autograd.Function):
         )
 
 
-def gram(x: Tensor) -> Tensor:
+def gram(x: Tensor, backward_type: torch.dtype | None = None) -> Tensor:
     """Gram matrices xᵀ x, gradients included: (batch, n, k) → (batch, k, k).
 
     They are symmetric: where MKL multiplies, blocks below the diagonal are copied, and on CPUs the
     backward pass is one product. Can be differentiated once.
+
+    Args:
+        x: (batch, n, k).
+        backward_type: in which CPUs multiply in the backward pass, unless in that of x.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return torch.bmm(x.transpose(1, 2), x)
-    result: Tensor = _Gram.apply(x.contiguous())
+    result: Tensor = _Gram.apply(x.contiguous(), backward_type or x.dtype)
     return result
 
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, backward_type: torch.dtype) -> Tensor:
         ctx.save_for_backward(x)
-        if _pays(x, x, size=x.shape[1] * x.shape[2] ** 2):
+        ctx.backward_type = backward_type
+        if not _MKL_IS_NEAR and _pays(x, x, size=x.shape[1] * x.shape[2] ** 2):
             return torch.stack([product(item.t(), item.t()) for item in x])
         width = x.shape[2]
         count = max(1, min(width // _LEAST_BLOCK, _MOST_BLOCKS))
@@ -270,9 +277,10 @@ class _Gram(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return batched(x, gradient + gradient.transpose(1, 2))
+        both = (gradient + gradient.transpose(1, 2)).to(ctx.backward_type)
+        return batched(x.to(ctx.backward_type), both).to(x.dtype), None
 
 
 def _dense(matrices: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def normal(*shape, seed=0):
 def whose_products(request, monkeypatch):
     """Intel's CPUs have another library for most products, and so have small ones on all."""
     monkeypatch.setattr(linear_module, "_IS_INTEL", request.param == "intel")
+    monkeypatch.setattr(linear_module, "_MKL_IS_NEAR", request.param != "other")
     if request.param != "small":
         monkeypatch.setattr(linear_module, "_LEAST_PRODUCT", 0)
 
@@ -134,6 +135,17 @@ def test_gram_matrices_and_their_gradients_equal_pytorchs(width, batch, kind):
         results.append([output, leaf.grad])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_gradients_of_gram_matrices_can_be_multiplied_in_bfloat16():
+    x, outer = normal(2, 70, 96), normal(2, 96, 96, seed=1)
+    leaf = x.clone().requires_grad_()
+    output = gram(leaf, torch.bfloat16)
+    torch.testing.assert_close(output, torch.einsum("bni,bnj->bij", x, x), atol=1e-4, rtol=1e-5)
+    (output * outer).sum().backward()
+    halves = x.bfloat16().double(), (outer + outer.transpose(1, 2)).bfloat16().double()
+    torch.testing.assert_close(leaf.grad.double(), torch.bmm(*halves), atol=0.02, rtol=2**-8)
+    assert not torch.equal(leaf.grad, torch.bmm(x, outer + outer.transpose(1, 2)))
 
 
 def test_a_compiled_model_gives_the_same():

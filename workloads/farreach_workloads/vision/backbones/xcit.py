@@ -86,12 +86,13 @@ class Xca(xcit.XCA):
     def _gram(self, x: Tensor) -> Tensor:
         (batch, tokens, width), heads = x.shape, self.num_heads
         exact = torch.promote_types(x.dtype, torch.float32)
+        rough = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         with _as_it_is(x.device):
             wqk, wv = self.qkv.weight.to(exact).split([2 * width, width])
             wk = wqk[width:].unflatten(0, (heads, -1))  # (h, d, c)
             by_tokens = x.to(exact)
             # W S, W the weights of queries and keys; its products with Wᵀ are the ones wanted.
-            turned = torch.bmm(wqk.expand(batch, -1, -1), gram(by_tokens))  # (b, 2 c, c)
+            turned = torch.bmm(wqk.expand(batch, -1, -1), gram(by_tokens, rough))  # (b, 2 c, c)
             squares = (turned * wqk).sum(2)  # (b, 2 c)
             product = turned[:, :width].unflatten(1, (heads, -1)) @ wk.transpose(1, 2)
             if self.qkv.bias is not None:
