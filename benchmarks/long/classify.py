@@ -45,6 +45,7 @@ from farreach_workloads.vision.supervise import SuperviseTask
 
 FASHION = "/usr/share/datasets/fashion-mnist"
 LEAST_OF_A_CLASS = 20
+PRECISIONS = ("float32", "bfloat16")
 BATCH, DECAY, SMOOTHING, MIN_SCALE, JITTER = 128, 0.05, 0.1, 0.35, 0.3
 WARMUP_SHARE = 0.05
 CALIBRATION = 10
@@ -106,8 +107,9 @@ def frequent_classes(file: Path, out: Path) -> Path:
 class Ours:
     """`farreach train`."""
 
-    def __init__(self, family: Family, path: Path, size: int, seed: int) -> None:
+    def __init__(self, family: Family, path: Path, size: int, seed: int, precision: str) -> None:
         """Of a backbone, on a set of images."""
+        self._rough = precision == "bfloat16"
         self._settings = [
             f"backbone.name={family.ours}",
             f"backbone.options={json.dumps(family.options)}",
@@ -116,6 +118,7 @@ class Ours:
             f"data.size={size}",
             f"training.batch={BATCH}",
             f"training.lr={family.lr}",
+            f"training.precision={precision}",
             f"seed={seed}",
             f"augment.min_scale={MIN_SCALE}",
             f"augment.color_jitter={JITTER}",
@@ -134,7 +137,9 @@ class Ours:
         """One more, to see how long it takes."""
         data = self._task.data
         rows = np.arange(self._step * BATCH, (self._step + 1) * BATCH) % len(data)
-        loss, _ = self._task.loss(self._task.model, data.batch(rows, rows), self._step, 0)
+        batch = data.batch(rows, rows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._rough):
+            loss, _ = self._task.loss(self._task.model, batch, self._step, 0)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
@@ -154,8 +159,11 @@ class Ours:
 class Theirs:
     """The loop of timm's script."""
 
-    def __init__(self, model: nn.Module, lr: float, path: Path, size: int, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, lr: float, path: Path, size: int, seed: int, precision: str
+    ) -> None:
         """Of a model, on a set of images."""
+        self._rough = precision == "bfloat16"
         self._model, self._lr, self._size, self._seed = model.train(), lr, size, seed
         self._train, self._held_out = open_images(path)
         data = {"mean": MEAN, "std": STD, "interpolation": "bicubic"}
@@ -180,7 +188,9 @@ class Theirs:
 
     def _step_on(self, rows: Any) -> None:
         images = torch.stack([self._augment(self._train.load(int(row))) for row in rows])
-        loss = self._criterion(self._model(images), torch.from_numpy(self._train.labels[rows]))
+        labels = torch.from_numpy(self._train.labels[rows])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._rough):
+            loss = self._criterion(self._model(images), labels)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
@@ -248,6 +258,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sets", nargs="+", default=["openclipart", "fashion"])
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of both sides")
     parser.add_argument("--fashion", type=Path, default=Path(FASHION))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -261,7 +272,7 @@ def main() -> None:
                 family = FAMILIES[name]
                 for seed in arguments.seeds:
                     torch.manual_seed(seed)
-                    common = (paths[data], family.sides[data], seed)
+                    common = (paths[data], family.sides[data], seed, arguments.precision)
                     model = plain(family, classes, family.sides[data])
                     mine, other = Ours(family, *common), Theirs(model, family.lr, *common)
                     taken = measure.medians([mine.update, other.update], CALIBRATION)
