@@ -11,9 +11,10 @@ momentum that begins at 0.9. The rate rises in a line in a tenth of the updates 
 half a cosine. Each side has three rates: `ours_by_rate` and `peer_by_rate` are what they reach, and
 the best counts.
 
-Ours: the paper's, PMSN with exponent 0.25, no Sinkhorn and a weight of 5. Lightly's: the steps of
-its example, with the defaults of its losses and of AdamW. There patches of focal views are dropped
-too, prototypes stay as they begin, gradients are not clipped, and the momentum stays.
+Ours: the paper's, PMSN with exponent 0.25 and, as lightly's, Sinkhorn and a weight of 1, but
+Sinkhorn here brings targets to the prior. Lightly's: the steps of its example, with the defaults of
+its losses and of AdamW. There patches of focal views are dropped too, prototypes stay as they
+begin, gradients are not clipped, and the momentum stays.
 
 `untrained` and `raw_pixels` are what the first weights and the pixels reach. Features are the
 target networks' class tokens after the last norm.
@@ -72,7 +73,7 @@ COMMON: dict[str, Any] = {
 ROWS = {
     "msn_vs_lightly": (MsnConfig(**COMMON), "MSNLoss"),
     "pmsn_vs_lightly": (
-        MsnConfig(**COMMON, prior=PriorConfig(kind="power"), sinkhorn="none", weight=5.0),
+        MsnConfig(**COMMON, prior=PriorConfig(kind="power"), sinkhorn="prior", weight=1.0),
         "PMSNLoss",
     ),
 }
