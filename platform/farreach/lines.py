@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from farreach.console import warn
 
 
 class NewLines:
@@ -41,6 +44,27 @@ class NewLines:
         whole = data[: data.rfind(b"\n") + 1]
         self._read = begun + len(whole)
         return [record for line in whole.splitlines() if (record := _record(line)) is not None]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a file, in order; a missing file is an empty one.
+
+    What is no JSON object is left out. A process warns of each such line once.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    except FileNotFoundError:
+        return []
+    records = [_record(line) for line in lines]
+    for number, record in enumerate(records, start=1):
+        if record is None:
+            _name_damage(path, number)
+    return [record for record in records if record is not None]
+
+
+@cache
+def _name_damage(path: Path, number: int) -> None:
+    warn(f"skipped   {path}, line {number}: it is damaged, and no JSON object.")
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from farreach import provenance
 from farreach.console import record
 from farreach.disk import atomic_write, cut_torn_line, disk_error, json_line, plain
 from farreach.errors import RunDirectoryError
+from farreach.lines import read_lines
 from farreach.registry import near_match
 from farreach.run_places import FOLDERS, fresh_name, make_exactly, make_fresh, name_fault
 from farreach.storage.remote import is_remote, joined
@@ -354,11 +355,8 @@ class RunDirectory:
             raise disk_error(self.events_path, error) from error
 
     def events(self) -> list[dict[str, Any]]:
-        """All events so far, in order; a half-written last line is left out."""
-        if not self.events_path.exists():
-            return []
-        lines = self.events_path.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        """All events so far, in order; damaged lines are left out, see `read_lines`."""
+        return read_lines(self.events_path)
 
     def write_result(
         self,

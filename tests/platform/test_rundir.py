@@ -146,6 +146,28 @@ def test_events_are_read_without_a_torn_last_line(run):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"event": "chec',
+        b"\0\0\0\0",
+        b'{"event": "re{"event": "stopped"}',
+        b"7",
+        b"",
+        b'{"a": "\xff',
+    ],
+)
+def test_a_damaged_event_is_left_out_and_named_once(run, capsys, damage):
+    run.event("started")
+    with open(run.events_path, "ab") as file:
+        file.write(damage + b"\n")
+    run.event("resumed")
+    for _ in range(2):
+        assert [event["event"] for event in run.events()] == ["started", "resumed"]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"skipped   {run.events_path}, line 2")
+
+
+@pytest.mark.parametrize(
     ("before", "after"),
     [("a\nb", "a\n"), ("a\nb\n", "a\nb\n"), ("b", ""), ("", ""), ("a\n" + "b" * 200_000, "a\n")],
 )

@@ -127,9 +127,19 @@ def _azure_s(metadata: str) -> float | None:
     address = f"{metadata}/metadata/scheduledevents?api-version=2020-07-01"
     events = json.loads(_asked(address, {"Metadata": "true"})).get("Events", [])
     for event in events:
-        if event.get("EventType") in ("Preempt", "Terminate"):
+        if event.get("EventType") not in ("Preempt", "Terminate"):
+            continue
+        # All machines of a scale set or an availability set hear of each one's events.
+        concerned = [str(name).casefold() for name in event.get("Resources") or []]
+        if not concerned or _azure_name(metadata).casefold() in concerned:
             return _until(event.get("NotBefore"), "%a, %d %b %Y %H:%M:%S GMT", "azure")
     return None
+
+
+def _azure_name(metadata: str) -> str:
+    """This machine's name, as events have it."""
+    address = f"{metadata}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+    return _asked(address, {"Metadata": "true"}).strip()
 
 
 def _until(when: Any, form: str, cloud: str) -> float:

@@ -65,7 +65,11 @@ def of_gcp(body):
 
 def of_azure(*events):
     path = "/metadata/scheduledevents?api-version=2020-07-01"
-    return {("GET", path): ("Metadata", "true", 200, json.dumps({"Events": events}))}
+    name = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+    return {
+        ("GET", path): ("Metadata", "true", 200, json.dumps({"Events": events})),
+        ("GET", name): ("Metadata", "true", 200, "rollouts_7\n"),
+    }
 
 
 NOTHING = {
@@ -110,6 +114,25 @@ def test_azure_says_when():
 def test_azure_gives_half_a_minute_where_it_says_no_time():
     with metadata(of_azure({"EventType": "Preempt", "NotBefore": ""})) as address:
         assert notice.notice_s("azure", address) == 30
+
+
+def preempted(*names):
+    return {"EventType": "Preempt", "ResourceType": "VirtualMachine", "Resources": names}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([preempted("rollouts_8")], None),  # of the same scale set, whose events all hear of
+        ([preempted("rollouts_70", "rollouts_8")], None),
+        ([preempted("rollouts_8", "ROLLOUTS_7")], 30),
+        ([preempted("rollouts_8"), preempted("rollouts_7")], 30),
+        ([preempted()], 30),  # of nobody in particular
+    ],
+)
+def test_azures_notice_for_another_machine_is_none_for_this_one(events, expected):
+    with metadata(of_azure(*events)) as address:
+        assert notice.notice_s("azure", address) == expected
 
 
 def test_a_time_that_has_passed_leaves_no_seconds():

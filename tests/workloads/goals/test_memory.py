@@ -374,7 +374,8 @@ def test_pruning_drops_the_later_of_two_nodes_and_moves_everything_else(prunable
     assert support(prunable).tolist() == [[0, 0, 0], [0, 0, 3], [0, 3, 0]]
     assert bundle.predecessor.tolist() == [-1, -1, 1]
     assert bundle.passes.tolist() == [1, 3, 2]
-    assert bundle.born.tolist() == [1, 3, 3]  # slots 1 and 2 mean other nodes than before
+    assert bundle.born.tolist() == [1, 3, 3]  # slots 1 and 2 mean other nodes than before,
+    np.testing.assert_allclose(bundle.goal_weights("frontier"), [1 / 2, 1 / 4, 1 / 4])  # old ones
     np.testing.assert_array_equal(bundle.embeddings[:, 0], [0, 10, 20])
 
 
@@ -405,6 +406,7 @@ def test_a_pursuit_from_before_pruning_gives_no_predecessor(prunable, toy):
     bundle, *_ = prunable.integrate(toy.weights(toy.network(2.0)))
     # Slot 3 is gone and reused, slot 1 means another node.
     assert positions(bundle) == [0, 10, 20, 40, 60]
+    assert (bundle.born == bundle.version).tolist() == [False, False, False, True, True]
     assert bundle.predecessor.tolist() == [-1, -1, 1, -1, -1]
     assert bundle.attempts.tolist() == [0, 1, 0, 0, 0]  # the one that was booked before pruning
     assert bundle.successes.tolist() == [0, 0, 0, 0, 0]

@@ -35,7 +35,7 @@ class Nodes:
     There are n nodes, with observations of d dims.
 
     Attributes:
-        version: number of the refresh.
+        version: higher with every refresh.
         network: reachability network, folded.
         scale, unit: (d,), see `Features`.
         nodes: (n, d) observations.
@@ -107,7 +107,7 @@ class Bundle(Nodes):
     """Network, memory nodes and graph of one refresh.
 
     Attributes:
-        born: (n,) version at which the node in this slot was added.
+        born: (n,) version since which this slot means this node.
         added_at: (n,) environment steps at which it was added.
         passes: (n,) how often random walks came by.
         attempts, successes: (n,) pursuits of the node as a goal, and how many ended at it.

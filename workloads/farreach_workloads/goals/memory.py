@@ -265,9 +265,11 @@ class GoalMemory:
         moved[kept] = np.arange(len(kept))
         for name in COLUMNS:
             self._columns[name][: len(kept)] = self._columns[name][kept]
-        # Slots change their meaning, so annotations from before must not survive.
+        # Slots change their meaning, so annotations from before must not survive. The nodes in them
+        # are old ones all the same, so what is found now is of a version of its own.
         shifted = np.flatnonzero(kept != np.arange(len(kept)))
         self._columns["born"][shifted] = self._version
+        self._version += 1
         predecessor = self._columns["predecessor"][: len(kept)]
         predecessor[:] = np.where(predecessor >= 0, moved[predecessor], -1)
         support = self._support[np.ix_(kept, kept)]
