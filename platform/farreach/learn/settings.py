@@ -47,6 +47,7 @@ class LoopConfig(Config):
     """Evaluations in a row that bring no better score, after which training ends early; the best
     checkpoint is kept anyway. None: it never does."""
     checkpoint_every_epochs: float = Field(1.0, gt=0)
+    """What an evaluation finds to be better than all before is saved besides."""
     keep_checkpoints: int = Field(2, ge=1)
 
 

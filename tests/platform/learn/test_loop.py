@@ -155,10 +155,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, stop_at, ahe
 def test_checkpoints_and_evaluations_come_as_often_as_asked(tmp_path):
     notes = Notes()
     settings = {"evaluate_every_epochs": 0.4, "checkpoint_every_epochs": 1.0}
-    loop_of(tmp_path, Regression(), notes, **settings).run()
+    loop_of(tmp_path, NeverBetter(), notes, **settings).run()
     evaluated = [step for step, line, _ in notes.lines if "evaluation/top1" in line]
     assert evaluated == [2, 4, 6, 8, 10, 12, 14, 15]
-    assert notes.checkpoints == [5, 10, 15]
+    assert notes.checkpoints == [2, 5, 10, 15]  # the first evaluation is the best
     newest = CheckpointStore(tmp_path).newest()
     assert newest.score == pytest.approx(notes.lines[-1][1]["evaluation/top1"])
 
@@ -190,6 +190,13 @@ class Scored(Regression):
         return {"evaluation/top1": self.scores[len(self.updates) // 5 - self.before]}
 
 
+class NeverBetter(Regression):
+    """Evaluates to less and less."""
+
+    def evaluate(self, place):
+        return {"evaluation/top1": 5.0 - len(self.updates)}
+
+
 RISE = [1.0, 3.0, 2.0, 4.0, 4.0, 3.9, 5.0, 6.0]
 
 
@@ -203,6 +210,20 @@ def test_training_ends_when_scores_rise_no_more(tmp_path, patience, ends):
     assert notes.checkpoints[-1] == 5 * ends
     told = [text for _, text in notes.remarks if "ends early" in text]
     assert len(told) == (patience in (1, 2))
+
+
+def test_the_best_of_all_evaluations_is_kept_however_rarely_it_is_saved(tmp_path):
+    notes, task = Notes(), Scored([1.0, 3.0, 2.0, 5.0, 5.0, 4.0])
+    loop_of(tmp_path, task, notes, epochs=6, checkpoint_every_epochs=3).run()
+    assert notes.checkpoints == [5, 10, 15, 20, 30]  # the middle and the end, and what was better
+    best = CheckpointStore(tmp_path).best()
+    assert (best.step, best.score) == (20, 5.0)
+
+
+def test_workers_save_the_best_together(tmp_path):
+    together(tmp_path, 2, "best")
+    best = CheckpointStore(tmp_path / "checkpoints").best()
+    assert (best.step, best.score) == (10, 3.0)
 
 
 def test_a_stopped_run_goes_on_waiting_for_better_scores(tmp_path):
@@ -219,14 +240,14 @@ def test_a_stopped_run_goes_on_waiting_for_better_scores(tmp_path):
 
 def test_a_checkpoint_has_the_score_of_its_own_weights_or_none(tmp_path):
     notes = Notes()
-    loop_of(tmp_path, Regression(), notes, checkpoint_every_epochs=0.6).run()
-    assert notes.checkpoints == [3, 6, 9, 12, 15]
+    loop_of(tmp_path, NeverBetter(), notes, checkpoint_every_epochs=0.6).run()
+    assert notes.checkpoints == [3, 5, 6, 9, 12, 15]
     measured = {step: line.get("evaluation/top1") for step, line, _ in notes.lines}
     scores = {
         step: CheckpointStore.load(tmp_path / f"step_{step:012d}").score
         for step in notes.checkpoints
     }
-    assert scores == {3: None, 6: None, 9: None, 12: None, 15: pytest.approx(measured[15])}
+    assert scores == {3: None, 5: 0.0, 6: None, 9: None, 12: None, 15: measured[15]}
 
 
 def test_pictures_are_shown_after_every_evaluation(tmp_path):
@@ -259,6 +280,35 @@ def test_a_time_limit_ends_training_with_a_checkpoint(tmp_path):
     assert 0 < loop.step < loop.total
     assert notes.checkpoints[-1] == loop.step
     assert notes.lines[-1][2] == 1.0
+
+
+@pytest.mark.parametrize("limit", [{"max_minutes": 0.001}, {"epochs": 1}])
+def test_a_run_that_is_over_when_it_is_resumed_makes_no_further_update(tmp_path, limit):
+    first = Regression()
+    loop = loop_of(tmp_path, first, Notes(stop_at=7))
+    assert loop.run()[1]
+    again, notes = Regression(), Notes()
+    loop = loop_of(tmp_path, again, notes, **limit)
+    loop.restore(CheckpointStore(tmp_path).newest())
+    loop._trained_s = 60.0
+    metrics, stopped = loop.run()
+    assert (stopped, loop.step, again.seen) == (False, 7, [])
+    torch.testing.assert_close(weights(again), weights(first), atol=0, rtol=0)
+    newest = CheckpointStore(tmp_path).newest()  # of weights that nobody had evaluated
+    found = first.evaluate(None)["evaluation/top1"]
+    assert metrics["evaluation/top1"] == newest.score == pytest.approx(found)
+
+    once_more = Notes()
+    loop = loop_of(tmp_path, Regression(), once_more, **limit)
+    loop.restore(newest)
+    assert loop.run()[0]["evaluation/top1"] == newest.score
+    assert (once_more.lines, once_more.checkpoints) == ([], [])
+
+
+def test_a_new_run_makes_an_update_however_long_its_first_evaluation_takes(tmp_path):
+    loop = loop_of(tmp_path, Regression(), evaluate_first=True, max_minutes=1e-9)
+    loop.run()
+    assert loop.step == 1
 
 
 def test_workers_whose_clocks_differ_stay_equal(tmp_path):
