@@ -147,6 +147,9 @@ class Loop:
             self._measure(model)
         sums, idle_s = Sums(), time.monotonic()
         self._look_at_clock()
+        if self.step > 0 and self._done() >= 1:
+            self._measure_the_end(model)
+            return self._final(), False
         for parts in self._feed():
             fed_s = time.monotonic()
             self._keeper.tend()
@@ -178,6 +181,7 @@ class Loop:
                     self._evaluate(model)
                     sums.leave_out(time.monotonic() - begun)
                     over = over or self._has_settled()
+                    saves = saves or self._since_best == 0
             if over:
                 self._save_now()
                 break
@@ -342,6 +346,14 @@ class Loop:
         if self._place.is_first:
             for text in self._task.remarks():
                 self._outlet.remark(self.step, text)
+
+    def _measure_the_end(self, model: nn.Module) -> None:
+        """Evaluate what a run is resumed from that has come to its end, unless that was done."""
+        if self._evaluated_step == self.step or self._workers.evaluators:
+            return  # an evaluator looks at a checkpoint without a score by itself
+        self._evaluate(model)
+        self._saved_step = -1  # the checkpoint that there is has no score
+        self._save_now()
 
     def _measure(self, model: nn.Module) -> dict[str, float]:
         """Have the task evaluate the network as it is, and show what it has found."""

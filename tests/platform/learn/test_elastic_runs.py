@@ -10,7 +10,8 @@ from farreach.rundir import RunDirectory
 from farreach.testing.drills import Training
 from farreach.testing.nodes import several_nodes
 
-TRAINING = {"epochs": 120, "batch": 10, "lr": 0.01, "checkpoint_every_epochs": 100}
+RARELY = {"evaluate_every_epochs": 100, "checkpoint_every_epochs": 100}
+TRAINING = {"epochs": 120, "batch": 10, "lr": 0.01, **RARELY}
 LIMIT_S = 240
 
 

@@ -240,14 +240,14 @@ def test_a_stopped_run_goes_on_waiting_for_better_scores(tmp_path):
 
 def test_a_checkpoint_has_the_score_of_its_own_weights_or_none(tmp_path):
     notes = Notes()
-    loop_of(tmp_path, NeverBetter(), notes, checkpoint_every_epochs=0.6).run()
-    assert notes.checkpoints == [3, 5, 6, 9, 12, 15]
+    loop_of(tmp_path, NeverBetter(), notes, checkpoint_every_epochs=0.8).run()
+    assert notes.checkpoints == [4, 5, 8, 12, 15]  # the first evaluation is the best
     measured = {step: line.get("evaluation/top1") for step, line, _ in notes.lines}
     scores = {
         step: CheckpointStore.load(tmp_path / f"step_{step:012d}").score
         for step in notes.checkpoints
     }
-    assert scores == {3: None, 5: 0.0, 6: None, 9: None, 12: None, 15: measured[15]}
+    assert scores == {4: None, 5: 0.0, 8: None, 12: None, 15: measured[15]}
 
 
 def test_pictures_are_shown_after_every_evaluation(tmp_path):
@@ -390,9 +390,12 @@ def test_gradients_are_clipped_where_asked(tmp_path):
     assert min(norms) > 1e-3  # what is shown is the norm before
 
 
+AT_THE_END = {"evaluate_every_epochs": 3, "checkpoint_every_epochs": 3}
+
+
 def test_a_checkpoint_is_written_at_once_when_a_machine_is_about_to_leave(tmp_path):
     notes = Notes(leaving_at=4)
-    loop_of(tmp_path, Regression(), notes, checkpoint_every_epochs=3).run()
+    loop_of(tmp_path, Regression(), notes, **AT_THE_END).run()
     # Before the fourth update, and at the end.
     assert notes.checkpoints[0] == 3
     assert len(notes.checkpoints) == 2
@@ -400,7 +403,7 @@ def test_a_checkpoint_is_written_at_once_when_a_machine_is_about_to_leave(tmp_pa
 
 def test_another_checkpoint_is_written_when_it_leaves_and_nothing_is_done_after_that(tmp_path):
     notes = Notes(leaving_at=2, last_moment_at=6)
-    loop_of(tmp_path, Regression(), notes, checkpoint_every_epochs=3).run()
+    loop_of(tmp_path, Regression(), notes, **AT_THE_END).run()
     # Before the second update, before the seventh, and at the end.
     assert notes.checkpoints[:2] == [1, 6]
     assert len(notes.checkpoints) == 3

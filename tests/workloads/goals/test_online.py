@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from farreach.metrics import read_metrics
 from farreach.rundir import RunDirectory
 from farreach_workloads.goals import online
 from farreach_workloads.goals.coordinator import Coordinator
+from farreach_workloads.goals.counters import SUCCESS
 from farreach_workloads.goals.overlapped import Overlapped
 from farreach_workloads.goals.parts import PartDied
 
@@ -69,6 +71,21 @@ def test_no_two_checkpoints_are_scored_by_one_evaluation(tmp_path):
     }
     assert len(scores) > len(found) > 2
     assert {name: score for name, score in scores.items() if score is not None} == found
+
+
+def test_the_best_of_all_evaluations_is_kept_however_rarely_it_is_saved(tmp_path, monkeypatch):
+    scores, evaluated, found = chain([0.1, 0.7, 0.4], repeat(0.2)), Coordinator._evaluated, []
+
+    def scripted(self, at, metrics, outcome):
+        found.append((at, next(scores)))
+        evaluated(self, at, metrics | {SUCCESS: found[-1][1]}, outcome)
+
+    monkeypatch.setattr(Coordinator, "_evaluated", scripted)
+    rarely = "training.checkpoint_every_steps=1e9"
+    run = train(tmp_path, "best", rarely, "evaluation.every_steps=1600")
+    assert len(found) > 3
+    best = CheckpointStore(run.checkpoints).best()
+    assert (best.step, best.score) == found[1]
 
 
 def test_another_seed_gives_another_run(uninterrupted, tmp_path):

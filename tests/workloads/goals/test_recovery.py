@@ -9,6 +9,7 @@ from farreach.failures import Report
 from farreach.rundir import RunDirectory
 from farreach.stopping import Stopped, StopRequest
 from farreach_workloads.goals import coordinator
+from farreach_workloads.goals.counters import SUCCESS
 from farreach_workloads.goals.overlapped import Overlapped
 from farreach_workloads.goals.parts import PartDied
 
@@ -163,6 +164,17 @@ def test_a_checkpoint_is_not_put_off_for_ever_by_refreshes_and_evaluations(
         run._loop()
     assert np.diff([0, *saves, 60]).max() <= 4  # as long as a refresh
     assert len(ends) >= 12  # and neither is put off
+
+
+def test_what_is_better_than_all_before_is_saved_at_once(started):
+    run, _ = started(training={"checkpoint_every_s": 1e9})
+    run._busy, counters, due = {"refresh": 0}, run._counters, []
+    for at, success in ((10, 0.0), (20, 0.4), (30, 0.3), (40, 0.4), (50, 0.5)):
+        counters.add_evaluation(at, {SUCCESS: success}, 3)
+        due.append(run._save_due())
+        assert counters.take_evaluation() == {SUCCESS: success}
+        assert not run._save_due()
+    assert due == [True, True, False, False, True]
 
 
 @pytest.mark.parametrize("how", ["in time", "on request"])

@@ -27,7 +27,7 @@ from farreach.saver import Saved, Saver
 from farreach.stopping import Stopped, StopRequest
 from farreach_workloads.goals import continuation, experience
 from farreach_workloads.goals.bundle import Bundle
-from farreach_workloads.goals.counters import Counters, mean_metrics
+from farreach_workloads.goals.counters import SUCCESS, Counters, mean_metrics
 from farreach_workloads.goals.deaths import Deaths
 from farreach_workloads.goals.parts import PartDied, Parts
 from farreach_workloads.goals.report import Reporter
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from farreach.rundir import RunDirectory
     from farreach_workloads.goals.config import GoalsRunConfig
 
-SUCCESS = "evaluation/success_final"
 NODES = "memory/nodes_"
 
 
@@ -397,9 +396,7 @@ class Coordinator(ABC):
 
     def _evaluated(self, at: int, metrics: dict[str, float], outcome: Any) -> None:
         counters = self._counters
-        counters.found_at = at
-        counters.evaluations.append(metrics)
-        del counters.evaluations[: -max(self._config.evaluation.last, 3)]
+        counters.add_evaluation(at, metrics, max(self._config.evaluation.last, 3))
         self._report(metrics, at)
         self._reporter.evaluated(at, metrics)
         due = at - counters.drawn_at >= self._config.training.figures_every_steps

@@ -35,7 +35,8 @@ class Lockstep(Coordinator):
                 self._updated(self._updates(draws, metrics), weights, count)
             if counters.env_steps - counters.evaluated_at >= config.evaluation.every_steps:
                 self._evaluate_now()
-            if counters.env_steps - counters.saved_at >= config.training.checkpoint_every_steps:
+            since = counters.env_steps - counters.saved_at
+            if counters.best_is_unsaved or since >= config.training.checkpoint_every_steps:
                 counters.train_s, self._begun = self._elapsed(), time.monotonic()
                 self._begin_save()
             self._reporter.progress(counters.env_steps, self._progress)

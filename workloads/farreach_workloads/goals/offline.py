@@ -27,7 +27,7 @@ from farreach_workloads.goals.agents.build import make_agent
 from farreach_workloads.goals.agents.rows import TrainingRows
 from farreach_workloads.goals.agents.trunk import TrunkAgent, TrunkRows
 from farreach_workloads.goals.config import SacConfig
-from farreach_workloads.goals.counters import mean_metrics
+from farreach_workloads.goals.counters import SUCCESS, mean_metrics
 from farreach_workloads.goals.environments.base import GoalEnvironment, Ints
 from farreach_workloads.goals.environments.factory import check_environment, make_environment
 from farreach_workloads.goals.evaluate import success_table
@@ -46,7 +46,6 @@ from farreach_workloads.goals.sac import GoalSac
 
 Config = FreshRunConfig
 
-SUCCESS = "evaluation/success_final"
 # Where a checkpoint's notes have the metrics of its policy.
 EVALUATED = "evaluated"
 # Updates between two looks at the clock and at whether to stop.
@@ -166,7 +165,7 @@ class Offline:
             self._epoch()
             counters.epoch += 1
             save = counters.epoch % training.checkpoint_every_epochs == 0 or self._finished()
-            if not self._begin_evaluation_if_due(save) and save:
+            if not self._begin_evaluation_if_due() and save:
                 self._write()
         self._take_evaluation()
         self._reporter.final(self.learner.updates)
@@ -220,8 +219,8 @@ class Offline:
             share = max(share, self._elapsed_s() / (60 * training.max_minutes))
         return min(1.0, share)
 
-    def _begin_evaluation_if_due(self, save: bool = False) -> bool:
-        """Evaluate this epoch's policy beside training; with `save`, write it, to be scored then.
+    def _begin_evaluation_if_due(self) -> bool:
+        """Write this epoch's policy, and evaluate it beside training; it gets its score then.
 
         Returns:
             Whether it was due.
@@ -231,7 +230,7 @@ class Offline:
         if not due or counters.evaluated >= counters.epoch:
             return False
         self._take_evaluation()
-        checkpoint = self._write(held=True) if save else self._unscored
+        checkpoint = self._unscored or self._write(held=True)
         self._waiting = _Evaluation(self.learner.updates, counters.epoch, checkpoint)
         self._evaluator.begin(self.learner.policy())
         if self._config.runtime.placement == "inline":

@@ -138,7 +138,8 @@ class Overlapped(Coordinator):
 
     def _save_due(self) -> bool:
         """Time for a checkpoint, and nothing long is running that it would have to wait for."""
-        due = time.monotonic() - self._saved_time >= self._config.training.checkpoint_every_s
+        since_s = time.monotonic() - self._saved_time
+        due = since_s >= self._config.training.checkpoint_every_s or self._counters.best_is_unsaved
         return due and not self._busy["refresh"]
 
     def _begin_save(self) -> None:

@@ -194,6 +194,23 @@ def test_checkpoints_have_the_score_of_their_own_policy(train):
     assert store.held() == []
 
 
+def test_the_best_of_all_evaluations_is_kept_however_rarely_the_policy_is_saved(train, monkeypatch):
+    scores, result = iter([0.2, 0.6, 0.1, 0.3]), SideEvaluator.result
+
+    def scripted(self):
+        metrics, outcome = result(self)
+        return metrics | {"evaluation/success_final": next(scores)}, outcome
+
+    monkeypatch.setattr(SideEvaluator, "result", scripted)
+    often = ("training.epochs=4", "training.checkpoint_every_epochs=9", "evaluation.last=1")
+    run = train("run", *often, "training.keep_checkpoints=1")
+    store = CheckpointStore(run.checkpoints)
+    assert (store.best().step, store.best().score) == (400, 0.6)
+    assert (store.newest().step, store.newest().score) == (800, 0.3)
+    assert len(list(run.checkpoints.glob("step_*"))) == 2
+    assert store.held() == []
+
+
 def test_a_checkpoint_that_was_lost_with_its_evaluation_gets_its_score(
     train, tmp_path, monkeypatch
 ):
