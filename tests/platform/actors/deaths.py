@@ -26,11 +26,11 @@ class Mortal:
         time.sleep(60)
 
     def eat(self, gigabytes):
-        """Takes memory, and holds it."""
+        """Takes memory, and holds it; rests at the first gigabyte, where it can be seen."""
         kept = []
-        for _ in range(16 * gigabytes):
+        for part in range(16 * gigabytes):
             kept.append(bytearray(os.urandom(1)) * (GB // 16))
-            time.sleep(0.05)
+            time.sleep(5 if part == 16 else 0.05)
         time.sleep(60)
 
     def nap(self, seconds):
@@ -104,7 +104,8 @@ def lose_nodes(folder):
 
 def lose_memory(folder):
     total, left = (int(line.split()[1]) * 1024 for line in meminfo("MemTotal", "MemAvailable"))
-    threshold = f"{(total - left + 2 * GB) / total:.3f}"
+    spare = min(5 * GB, left // 2)  # what runs beside must not be what reaches the threshold
+    threshold = f"{(total - left + spare) / total:.3f}"
     os.environ |= {"RAY_memory_usage_threshold": threshold, "RAY_memory_monitor_refresh_ms": "100"}
     import tempfile
 
@@ -117,7 +118,7 @@ def lose_memory(folder):
         )  # fmt: skip
         guard = guard_of(folder)
         service = service_of("eater", guard)
-        say(death_of(service, guard, "eat", 6))
+        say(death_of(service, guard, "eat", 4 + spare // GB))
         guard.close()
         ray.shutdown()
 
