@@ -144,7 +144,9 @@ COSUB_ARMS: dict[str, tuple[str, ...]] = {
 # Batches of all classes or of two, and classes by a power law with several priors (PMSN).
 FASHION, FEW = "vision/msn_fashion", ("training.epochs=1.3", "training.warmup_epochs=0.2")
 STRATIFIED = ("sampler.kind=stratified", "sampler.classes=2")
-LONG_TAIL = (*FEW, "sampler.kind=power")
+# A target network that follows slowly is still near its start after so few updates.
+FAST_TARGET = ("method.momentum=0.9",)
+LONG_TAIL = (*FEW, *FAST_TARGET, "sampler.kind=power")
 PRIORS = (0, 0.25, 0.5, 1)
 BALANCED = {"linear": ("linear",)}
 LOW_SHOT = {"lowshot": ("lowshot",)}
@@ -155,7 +157,7 @@ CONTROLS = {
 }
 OF_18 = {"knn": ("knn", "classes=18", "neighbours=[5]")}
 # Whose classes are of very different size as they are.
-CLIPART_TAIL = ("training.epochs=10",)
+CLIPART_TAIL = ("training.epochs=10", *FAST_TARGET)
 
 EXPERIMENTS = {
     "maze_demo": Experiment("goals/walk_maze"),
