@@ -39,6 +39,7 @@ from farreach_workloads.vision.dense.config import STRIDES, DetectAugmentConfig,
 from farreach_workloads.vision.dense.optimizer import optimizer_of
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size
 from farreach_workloads.vision.dense.scenes import SceneInstances, open_scenes
+from farreach_workloads.vision.models import without_weights
 from farreach_workloads.vision.pictures import Found
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
 from farreach_workloads.vision.unreadable import REPLACED, Unreadable, left_out_note
@@ -377,11 +378,11 @@ def evaluate(
     config: DetectConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
-    return evaluated(DetectTask(config), checkpoint, episodes)
+    return evaluated(DetectTask(without_weights(config)), checkpoint, episodes)
 
 
 def plot(config: DetectConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Held-out images with what is found in them."""
-    task = restored(DetectTask(config), checkpoint)
+    task = restored(DetectTask(without_weights(config)), checkpoint)
     with torch.no_grad():
         return [save(task.figure(), run.figures / "objects.png")]

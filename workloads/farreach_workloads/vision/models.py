@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 from torch import nn
 
 import farreach_workloads.vision.backbones  # noqa: F401 (registers our models with timm)
+from farreach.config import Config
 from farreach.data.fetched import here
 from farreach.errors import ConfigError
 from farreach.learn.collectives import count_statistics_once
@@ -17,6 +18,8 @@ from farreach.learn.keeping import as_tensors
 from farreach.linear import use_fast_linear
 from farreach.registry import near_match
 from farreach_workloads.vision.config import BackboneConfig
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def make_model(
@@ -66,6 +69,18 @@ def make_model(
     if backbone.weights is not None:
         load_weights(model, here(backbone.weights), keep_head)
     return model
+
+
+def without_weights(config: AnyConfig) -> AnyConfig:
+    """A run's configuration, to make what takes its weights from a checkpoint.
+
+    What the run began with, and who taught it, may be gone by then, and neither is needed.
+    """
+    settings: Any = config
+    update = {"backbone": settings.backbone.model_copy(update={"weights": None})}
+    if "objective" in type(config).model_fields:
+        update["objective"] = settings.objective.model_copy(update={"teacher": None})
+    return config.model_copy(update=update)
 
 
 def patch_of(model: nn.Module) -> int | None:

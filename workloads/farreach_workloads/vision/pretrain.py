@@ -18,7 +18,7 @@ from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.evaluation.finetune import FinetuneConfig, finetuned
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
-from farreach_workloads.vision.models import patch_of, rest_note
+from farreach_workloads.vision.models import patch_of, rest_note, without_weights
 from farreach_workloads.vision.selfsup import figures
 from farreach_workloads.vision.selfsup.assignments import constant_output_loss, prior_of
 from farreach_workloads.vision.selfsup.config import PretrainConfig
@@ -34,6 +34,8 @@ def encoder_of(run: Path, checkpoint: Path | None) -> Encoder:
     """The encoder of a checkpoint of a run, or as the run began; for workers."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, PretrainConfig)
+    if checkpoint is not None:
+        config = without_weights(config)
     return task_at(config, PretrainTask, checkpoint).encoder
 
 
@@ -44,7 +46,7 @@ def finetune(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, settings: FinetuneConfig
 ) -> dict[str, float]:
     """All of the encoder learns the labels, in a run of its own below evaluations/."""
-    trunk = restored(PretrainTask(config), checkpoint).encoder.trunk
+    trunk = restored(PretrainTask(without_weights(config)), checkpoint).encoder.trunk
     return finetuned(config, run, checkpoint.step, trunk, settings)
 
 
@@ -119,17 +121,17 @@ def evaluate(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Nearest neighbours of the held-out images; `episodes`: of so many of them alone."""
-    return evaluated(PretrainTask(config), checkpoint, episodes)
+    return evaluated(PretrainTask(without_weights(config)), checkpoint, episodes)
 
 
 def plot(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Neighbours, prototypes, what the encoder looks at; and features for the projector."""
-    return figures.draw(restored(PretrainTask(config), checkpoint), run)
+    return figures.draw(restored(PretrainTask(without_weights(config)), checkpoint), run)
 
 
 def export(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
     """Write the encoder in some format; see `farreach_workloads.vision.export`."""
-    task, data = restored(PretrainTask(config), checkpoint), config.data
+    task, data = restored(PretrainTask(without_weights(config)), checkpoint), config.data
     return write(task.encoder.trunk.eval(), [], data.size, data.crop_ratio, out, fmt)

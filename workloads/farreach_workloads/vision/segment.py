@@ -36,6 +36,7 @@ from farreach_workloads.vision.dense.heads import AuxiliaryHead, FpnHead, UperHe
 from farreach_workloads.vision.dense.optimizer import optimizer_of
 from farreach_workloads.vision.dense.pyramid import Pyramid, has_fixed_size, padded
 from farreach_workloads.vision.dense.scenes import SceneLabelMaps, open_scenes
+from farreach_workloads.vision.models import without_weights
 from farreach_workloads.vision.stochastic_depth import StochasticDepth, install
 from farreach_workloads.vision.unreadable import REPLACED, Unreadable, left_out_note
 
@@ -385,11 +386,11 @@ def evaluate(
     config: SegmentConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
-    return evaluated(SegmentTask(config), checkpoint, episodes)
+    return evaluated(SegmentTask(without_weights(config)), checkpoint, episodes)
 
 
 def plot(config: SegmentConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Held-out images with what is found in them."""
-    task = restored(SegmentTask(config), checkpoint)
+    task = restored(SegmentTask(without_weights(config)), checkpoint)
     with torch.no_grad():
         return [save(task.figure(), run.figures / "classes.png")]

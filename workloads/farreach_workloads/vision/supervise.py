@@ -47,7 +47,7 @@ from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.export import write
 from farreach_workloads.vision.image_sets import images_of
 from farreach_workloads.vision.mixing import Mixing
-from farreach_workloads.vision.models import make_model, rest_note
+from farreach_workloads.vision.models import make_model, rest_note, without_weights
 from farreach_workloads.vision.stochastic_depth import install
 from farreach_workloads.vision.training_views import TrainingViews
 from farreach_workloads.vision.unreadable import REPLACED, Unreadable, left_out_note
@@ -322,6 +322,8 @@ def classifier_of(run: Path, checkpoint: Path | None) -> Classifier:
     """The classifier of a checkpoint of a run, or as the run began; for workers."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, SuperviseConfig)
+    if checkpoint is not None:
+        config = without_weights(config)
     task = task_at(config, SuperviseTask, checkpoint)
     return Classifier(task.evaluated_model())
 
@@ -350,12 +352,12 @@ def evaluate(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Metrics of a checkpoint on the held-out images; `episodes`: on so many of them alone."""
-    return evaluated(SuperviseTask(config), checkpoint, episodes)
+    return evaluated(SuperviseTask(without_weights(config)), checkpoint, episodes)
 
 
 def plot(config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Predictions on held-out images, and what the network looks at if it can say so."""
-    task = restored(SuperviseTask(config), checkpoint)
+    task = restored(SuperviseTask(without_weights(config)), checkpoint)
     images, labels = task.look_at(PICTURED)
     model = task.evaluated_model()
     with torch.no_grad():
@@ -379,7 +381,7 @@ def plot_images(
     files = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DataError(f"--images {images}: holds no images ({', '.join(SUFFIXES)}).")
-    task = restored(SuperviseTask(config), checkpoint)
+    task = restored(SuperviseTask(without_weights(config)), checkpoint)
     model = task.evaluated_model()
     transform = evaluation_transform(config.data.size, config.data.crop_ratio)
     written = []
@@ -416,6 +418,6 @@ def export(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
     """Write the evaluated model in some format; see `farreach_workloads.vision.export`."""
-    task, data = restored(SuperviseTask(config), checkpoint), config.data
+    task, data = restored(SuperviseTask(without_weights(config)), checkpoint), config.data
     model = task.evaluated_model()
     return write(model, task.class_names, data.size, data.crop_ratio, out, fmt)
