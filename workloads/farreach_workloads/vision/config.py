@@ -68,8 +68,8 @@ class AugmentConfig(Config):
     color_jitter: float | None = Field(None, ge=0)
     """Of brightness, contrast and saturation; None: 0.3, and beside RandAugment, which changes
     colours itself, none, as in timm."""
-    magnitude: int = Field(9, ge=0, le=30)
-    """Of RandAugment."""
+    magnitude: int = Field(9, ge=0, le=10)
+    """Of RandAugment; as in timm 10 is the most."""
     magnitude_std: float = Field(0.5, ge=0)
     """Spread of the magnitude from one operation to the next."""
     erasing: float = Field(0.0, ge=0, le=1)
