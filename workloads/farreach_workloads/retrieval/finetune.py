@@ -35,10 +35,11 @@ from farreach_workloads.retrieval.finetune_task import (
     starting,
 )
 from farreach_workloads.retrieval.hub import save_encoder
+from farreach_workloads.retrieval.kept import keep, kept_encoder, with_kept_words
 from farreach_workloads.retrieval.labelled import is_beir
 from farreach_workloads.retrieval.models import fingerprint, open_model
 from farreach_workloads.retrieval.probe import Others, Probe, note_data, split_of
-from farreach_workloads.retrieval.stores import keep_words, key_of, with_kept_words
+from farreach_workloads.retrieval.stores import key_of
 from farreach_workloads.retrieval.supervision import (
     begun,
     parted,
@@ -55,8 +56,11 @@ def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     """The encoder of a checkpoint of a run and its vocabulary, for whoever embeds."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, FinetuneConfig)
-    config = with_kept_words(config, run)
-    encoder, words = begun(starting(config), config.encoder, config.data, config.seed)
+    kept = kept_encoder(run)
+    if kept is None:
+        config = with_kept_words(config, run)
+        kept = begun(starting(config), config.encoder, config.data, config.seed)
+    encoder, words = kept
     state = whole_state(CheckpointStore.load(checkpoint))["model"]
     Pair(encoder).load_state_dict(as_tensors(state))
     return encoder.eval(), words
@@ -121,9 +125,9 @@ def run(
             config = config.model_copy(update={"second": second})
             run.replace_config(configs.dump(config, __name__))
         found = _mined(config)
-    _, words = begun(starting(config), config.encoder, config.data, config.seed)
+    encoder, words = begun(starting(config), config.encoder, config.data, config.seed)
     prepared(config.data, words, hard_file(config))
-    keep_words(run.path, words)
+    keep(run.path, encoder, words)
     _note_data(config, run)
     return found | fit(config, run, checkpoint, make_task)
 
@@ -164,7 +168,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Ask what training asks; `episodes`: so many of the questions alone."""
     _note_data(config, run)
-    return evaluated(FinetuneTask(with_kept_words(config, run.path)), checkpoint, episodes)
+    return evaluated(_begun(config, run), checkpoint, episodes)
+
+
+def _begun(config: FinetuneConfig, run: RunDirectory) -> FinetuneTask:
+    """The task of a run, for a checkpoint's weights."""
+    return FinetuneTask(with_kept_words(config, run.path), kept_encoder(run.path))
 
 
 def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:
@@ -175,7 +184,7 @@ def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:
 
 def plot(config: FinetuneConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """How scores lie; and documents' vectors for the projector."""
-    task = restored(FinetuneTask(with_kept_words(config, run.path)), checkpoint)
+    task = restored(_begun(config, run), checkpoint)
     return figures.draw(task.probe, task.encoder, run)
 
 

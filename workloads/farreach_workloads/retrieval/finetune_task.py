@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from farreach.data.fetched import here
+from farreach.data.wordpieces import WordPieces
 from farreach.errors import DataError
 from farreach.figures import rendered
 from farreach.learn.collectives import collected, gathered_unequal, rank
@@ -40,15 +41,23 @@ class FinetuneTask:
 
     companions: Sequence[nn.Module] = ()
 
-    def __init__(self, config: FinetuneConfig) -> None:
+    def __init__(
+        self, config: FinetuneConfig, kept: tuple[TextEncoder, WordPieces] | None = None
+    ) -> None:
         """Open the labelled texts and make the encoder.
+
+        Args:
+            config: of the run.
+            kept: in place of what the run begins with, where a checkpoint's weights follow.
 
         Raises:
             ConfigError: settings do not go together, or nothing is where they say.
             DataError: what is there cannot be read.
         """
         self.config = config
-        encoder, self.words = begun(starting(config), config.encoder, config.data, config.seed)
+        if kept is None:
+            kept = begun(starting(config), config.encoder, config.data, config.seed)
+        encoder, self.words = kept
         store = prepared(config.data, self.words, hard_file(config))
         rows, held_out = parted(store, config.data, config.seed)
         longest = min(config.data.longest, encoder.longest)

@@ -134,6 +134,22 @@ def _manner(folder: Path, config: Mapping[str, Any]) -> tuple[Pooling, bool]:
 
 def _made(folder: Path, config: dict[str, Any], words: WordPieces) -> TextEncoder:
     """The encoder that a config.json describes, with the folder's weights."""
+    encoder = _shaped(folder, config, words)
+    load_weights(encoder, folder)
+    return encoder
+
+
+def blank_encoder(file: Path, words: WordPieces) -> TextEncoder:
+    """An encoder as a file of `description` has it, for weights that follow from elsewhere.
+
+    Raises:
+        DataError: the file is none of these.
+    """
+    return _shaped(file.parent, _config_in(file), words).eval()
+
+
+def _shaped(folder: Path, config: dict[str, Any], words: WordPieces) -> TextEncoder:
+    """The encoder that a config.json describes, with any weights."""
     ours = config.get(FARREACH, {})
     sizes = _sizes(folder, config)
     encoder: TextEncoder
@@ -149,7 +165,6 @@ def _made(folder: Path, config: dict[str, Any], words: WordPieces) -> TextEncode
             epsilon=config.get("layer_norm_eps", 1e-12),
         )
         encoder.train_up_to(ours.get("longest", encoder.positions))
-    load_weights(encoder, folder)
     return encoder
 
 
@@ -220,7 +235,7 @@ def save_encoder(encoder: TextEncoder, words: WordPieces, folder: Path) -> None:
         working.mkdir()
         words.save(working)
         save_file(_to_hub(encoder), working / WEIGHTS, metadata={"format": "pt"})
-        (working / CONFIG).write_text(json.dumps(_description(encoder), indent=2))
+        (working / CONFIG).write_text(json.dumps(description(encoder), indent=2))
         if isinstance(encoder, Bert):
             _write_sentence_transformers(encoder, words, working)
         for path in sorted(working.rglob("*")):
@@ -232,8 +247,8 @@ def save_encoder(encoder: TextEncoder, words: WordPieces, folder: Path) -> None:
         shutil.rmtree(working, ignore_errors=True)
 
 
-def _description(encoder: TextEncoder) -> dict[str, Any]:
-    """config.json."""
+def description(encoder: TextEncoder) -> dict[str, Any]:
+    """What config.json says of it."""
     ours: dict[str, Any] = {"pooling": encoder.pooling, "normalised": encoder.normalised}
     if isinstance(encoder, Bert) and encoder.longest < encoder.positions:
         ours["longest"] = encoder.longest
@@ -313,6 +328,10 @@ def _config_of(folder: Path) -> dict[str, Any]:
             f"{folder}: has no {CONFIG}. Name a folder that `farreach export RUN --format hub` has "
             "written, or one with config.json, model.safetensors and tokenizer.json or vocab.txt."
         )
+    return _config_in(path)
+
+
+def _config_in(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:

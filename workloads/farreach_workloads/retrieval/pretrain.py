@@ -25,6 +25,7 @@ from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.evaluation import evaluate as evaluate_
 from farreach_workloads.retrieval.evaluation import open_questions
 from farreach_workloads.retrieval.hub import save_encoder
+from farreach_workloads.retrieval.kept import keep, kept_encoder, with_kept_words
 from farreach_workloads.retrieval.presets import differences
 from farreach_workloads.retrieval.probe import Others, Probe, note_data, split_of
 from farreach_workloads.retrieval.task import PretrainTask, encoder_for, probe_folder
@@ -41,9 +42,11 @@ def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     """The encoder of a checkpoint of a run and its vocabulary, for workers that embed."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, RetrievalConfig)
-    config = stores.with_kept_words(config, run)
-    words = stores.words_of(config)
-    encoder = encoder_for(config, words)
+    kept = kept_encoder(run)
+    if kept is None:
+        words = stores.words_of(with_kept_words(config, run))
+        kept = encoder_for(config, words), words
+    encoder, words = kept
     state = whole_state(CheckpointStore.load(checkpoint))["model"]
     Pair(encoder).load_state_dict(as_tensors(state))
     return encoder.eval(), words
@@ -99,7 +102,8 @@ def run(
 ) -> dict[str, float]:
     """Tokenise what is not yet, and train to the end; see `Workload`."""
     stores.prepare(config)
-    stores.keep_words(run.path, stores.words_of(config))
+    words = stores.words_of(config)
+    keep(run.path, encoder_for(config, words), words)
     note_data(run, stores.sources(config), *_searched(config))
     return fit(config, run, checkpoint, make_task, keys_ahead.demand(config))
 
@@ -108,9 +112,14 @@ def evaluate(
     config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint, *, episodes: int | None
 ) -> dict[str, float]:
     """Search what training searches; `episodes`: with so many of the questions alone."""
-    config = stores.with_kept_words(config, run.path)
     note_data(run, {}, *_searched(config))
-    return evaluated(PretrainTask(config, begins=False), checkpoint, episodes)
+    return evaluated(_begun(config, run), checkpoint, episodes)
+
+
+def _begun(config: RetrievalConfig, run: RunDirectory) -> PretrainTask:
+    """The task of a run, for a checkpoint's weights."""
+    config = with_kept_words(config, run.path)
+    return PretrainTask(config, begins=False, kept=kept_encoder(run.path))
 
 
 def _searched(config: RetrievalConfig) -> tuple[Path, str, Mapping[str, str]]:
@@ -121,8 +130,7 @@ def _searched(config: RetrievalConfig) -> tuple[Path, str, Mapping[str, str]]:
 
 def plot(config: RetrievalConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """How scores lie; and documents' vectors for the projector."""
-    config = stores.with_kept_words(config, run.path)
-    task = restored(PretrainTask(config, begins=False), checkpoint)
+    task = restored(_begun(config, run), checkpoint)
     return figures.draw(task.probe, task.encoder, run)
 
 

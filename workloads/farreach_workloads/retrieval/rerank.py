@@ -36,6 +36,7 @@ from farreach_workloads.retrieval.cross_encoder import (
 )
 from farreach_workloads.retrieval.embedding import BUDGET
 from farreach_workloads.retrieval.evaluation import trec
+from farreach_workloads.retrieval.kept import keep, kept_encoder, with_kept_words
 from farreach_workloads.retrieval.probe import note_data
 from farreach_workloads.retrieval.rerank_task import (
     RerankConfig,
@@ -45,7 +46,6 @@ from farreach_workloads.retrieval.rerank_task import (
     open_reranker,
     reranker_of,
 )
-from farreach_workloads.retrieval.stores import keep_words, with_kept_words
 from farreach_workloads.retrieval.supervision import parted, prepared, source_of, texts_of
 
 Config = RerankConfig
@@ -164,7 +164,8 @@ def run(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint | None) 
     """Search for what is re-ranked while training, and train to the end; see `Workload`."""
     if config.runtime.workers:
         RerankTask(config)  # leaves in the cache what the workers look for
-    keep_words(run.path, begin(config)[1])
+    model, words = begin(config)
+    keep(run.path, model.bert, words)
     _note_data(config, run)
     return fit(config, run, checkpoint, make_task)
 
@@ -174,7 +175,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Re-rank what training re-ranks; `episodes`: for so many of the questions alone."""
     _note_data(config, run)
-    return evaluated(RerankTask(with_kept_words(config, run.path)), checkpoint, episodes)
+    return evaluated(_begun(config, run), checkpoint, episodes)
+
+
+def _begun(config: RerankConfig, run: RunDirectory) -> RerankTask:
+    """The task of a run, for a checkpoint's weights."""
+    return RerankTask(with_kept_words(config, run.path), kept_encoder(run.path))
 
 
 def _note_data(config: RerankConfig, run: RunDirectory) -> None:
@@ -184,7 +190,7 @@ def _note_data(config: RerankConfig, run: RunDirectory) -> None:
 
 def plot(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint) -> list[Path]:
     """Where right documents are, before and after."""
-    task = restored(RerankTask(with_kept_words(config, run.path)), checkpoint)
+    task = restored(_begun(config, run), checkpoint)
     before, after = task.candidates.ranks(task.candidates.scores(task.reranker, Place()))
     from matplotlib.ticker import MaxNLocator
 

@@ -37,11 +37,11 @@ from farreach_workloads.retrieval.cross_encoder import (
     pair_of,
     stacked,
 )
-from farreach_workloads.retrieval.encoder import EncoderConfig
+from farreach_workloads.retrieval.encoder import EncoderConfig, TextEncoder
 from farreach_workloads.retrieval.hub import reset_dropout
+from farreach_workloads.retrieval.kept import kept_encoder, with_kept_words
 from farreach_workloads.retrieval.labelled import LabelledData, is_beir
 from farreach_workloads.retrieval.models import whole_run
-from farreach_workloads.retrieval.stores import with_kept_words
 from farreach_workloads.retrieval.supervision import (
     LabelledConfig,
     begun,
@@ -178,10 +178,17 @@ class RerankTask:
     score = "evaluation/ndcg@10"
     companions: Sequence[nn.Module] = ()
 
-    def __init__(self, config: RerankConfig) -> None:
-        """Open the labelled texts and make the model; raises as `begin` and `Candidates` do."""
+    def __init__(
+        self, config: RerankConfig, kept: tuple[TextEncoder, WordPieces] | None = None
+    ) -> None:
+        """Open the labelled texts and make the model; raises as `begin` and `Candidates` do.
+
+        Args:
+            config: of the run.
+            kept: in place of what the run begins with, where a checkpoint's weights follow.
+        """
         self.config = config
-        model, self.words = begin(config)
+        model, self.words = begin(config) if kept is None else (CrossEncoder(kept[0]), kept[1])
         self.model: nn.Module = model
         self.reranker = model
         store = prepared(config.data, self.words)
@@ -293,7 +300,11 @@ def reranker_of(run: Path, checkpoint: Path) -> tuple[CrossEncoder, WordPieces]:
     """The re-ranker of a checkpoint of a run, in evaluation mode, and its vocabulary."""
     config = configs.load(RunDirectory.open(run).config_path).config
     assert isinstance(config, RerankConfig)
-    model, words = begin(with_kept_words(config, run))
+    kept = kept_encoder(run)
+    if kept is None:
+        model, words = begin(with_kept_words(config, run))
+    else:
+        model, words = CrossEncoder(kept[0]), kept[1]
     model.load_state_dict(as_tensors(whole_state(CheckpointStore.load(checkpoint))["model"]))
     return model.eval(), words
 

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from farreach.console import say, warn
 from farreach.data import text, tokens, wordpieces
@@ -35,12 +35,6 @@ from farreach_workloads.retrieval.spans import Vocabulary
 
 # Characters that word pieces are trained on.
 _TRAINED_ON = 200_000_000
-
-
-# Any of this workload's, whose `data` names a vocabulary.
-AnyConfig = TypeVar("AnyConfig", bound=Any)
-# In a run's directory.
-WORDS = "words"
 
 
 def sources(config: RetrievalConfig) -> dict[str, Path]:
@@ -93,31 +87,6 @@ def words_of(config: RetrievalConfig) -> WordPieces:
             if not folder.is_dir():  # another process may have been faster
                 _train_words(config, folder)
     return WordPieces.open(folder)
-
-
-def keep_words(run: Path, words: WordPieces) -> None:
-    """Keep a vocabulary in a run's directory, where what is made of the run finds it.
-
-    Raises:
-        DataError: another one is there: the text has changed since the run began.
-    """
-    folder = run / WORDS
-    if not folder.is_dir():
-        _save(words, folder)
-    elif WordPieces.open(folder).fingerprint != words.fingerprint:
-        raise DataError(
-            f"{folder}: is another vocabulary than that of the text now, which has changed since "
-            f"the run began. Train anew, or set data.words to {folder}."
-        )
-
-
-def with_kept_words(config: AnyConfig, run: Path) -> AnyConfig:
-    """A configuration with the vocabulary that its run has kept, if it has."""
-    folder = run / WORDS
-    if not folder.is_dir():
-        return config
-    data = config.data.model_copy(update={"words": str(folder.absolute())})
-    return config.model_copy(update={"data": data})
 
 
 def prepare(config: RetrievalConfig) -> dict[str, TokenStore]:
@@ -219,7 +188,7 @@ def _train_words(config: RetrievalConfig, folder: Path) -> None:
     say(f"words     training {data.vocabulary:,} word pieces → {folder}")
     found = wordpieces.trained(_texts(config), data.vocabulary, data.kind, data.lower)
     try:
-        _save(found, folder)
+        save_words(found, folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
@@ -255,7 +224,7 @@ def _unwritable(folder: Path, error: OSError) -> DataError:
     )
 
 
-def _save(words: WordPieces, folder: Path) -> None:
+def save_words(words: WordPieces, folder: Path) -> None:
     """Write a vocabulary, whole or not at all; one that is there stays."""
     working = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     try:

@@ -25,6 +25,7 @@ from farreach_workloads.retrieval.contrast import Moco, make_method
 from farreach_workloads.retrieval.corpora import extract
 from farreach_workloads.retrieval.encoder import Bag, Bert, TextEncoder
 from farreach_workloads.retrieval.hub import make_encoder
+from farreach_workloads.retrieval.kept import WORDS
 from farreach_workloads.retrieval.keys_ahead import KeysAhead
 from farreach_workloads.retrieval.packed import attention_filled
 from farreach_workloads.retrieval.probe import Others, Probe
@@ -42,23 +43,33 @@ class PretrainTask:
 
     score = "evaluation/ndcg@10"
 
-    def __init__(self, config: RetrievalConfig, *, begins: bool = True) -> None:
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        *,
+        begins: bool = True,
+        kept: tuple[TextEncoder, WordPieces] | None = None,
+    ) -> None:
         """Make the networks.
 
         Args:
             config: of the run.
             begins: whether training may begin with it; otherwise a checkpoint's weights follow, and
                 the tokens need not be there.
+            kept: in place of what the run begins with, where a checkpoint's weights follow.
 
         Raises:
             ConfigError: settings do not go together.
             DataError: the tokens cannot be built, or a folder to begin with is none.
         """
         self.config = config
-        self.words = stores.words_of(config)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeding.child_seed(config.seed, "weights"))
-            encoder = encoder_for(config, self.words)
+        if kept is not None:
+            encoder, self.words = kept
+        else:
+            self.words = stores.words_of(config)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeding.child_seed(config.seed, "weights"))
+                encoder = encoder_for(config, self.words)
         is_new = not (config.encoder.path or config.encoder.embeddings)
         if begins and isinstance(encoder, Bag) and is_new:
             opened = stores.opened(config, self.words)
@@ -162,7 +173,7 @@ class PretrainTask:
             raise DataError(
                 "data: its vocabulary is another than that of the checkpoint, since the text has "
                 "changed. Train anew, or set data.words to what the run has kept in its folder "
-                f"{stores.WORDS}."
+                f"{WORDS}."
             )
         self.method.restore(state)
         self._ahead = state.get("ahead")
