@@ -3,6 +3,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from farreach import launch
 from farreach.errors import ConfigError
 from farreach_workloads.vision.config import BackboneConfig
 from farreach_workloads.vision.models import make_model
@@ -39,3 +40,14 @@ def test_a_distilled_teacher_must_have_both_heads(tmp_path, name, heads):
     save_file({k: v for k, v in state.items() if not k.startswith(f"{heads[1]}.")}, file)
     with pytest.raises(ConfigError, match="has no head of 3 classes"):
         make_model(backbone, 32, 3, keep_head=True)
+
+
+@pytest.mark.parametrize(("learned", "is_new"), [(3, True), (22, False)])
+def test_a_head_that_begins_at_random_is_said(tmp_path, learned, is_new):
+    file = tmp_path / "own.safetensors"
+    model = timm.create_model("xcit_nano_12_p8", depth=2, num_classes=learned)
+    save_file(model.state_dict(), file)
+    notes = launch.check("vision/classify_clipart_debug", [f"backbone.weights={file}"])
+    said = f"{file} has no head of 22 classes: the head begins at random"
+    assert (said in notes) == is_new
+    assert "4,235 images to train on" in notes[0]

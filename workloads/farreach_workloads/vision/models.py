@@ -23,7 +23,12 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def make_model(
-    backbone: BackboneConfig, size: int, classes: int, *, keep_head: bool = False
+    backbone: BackboneConfig,
+    size: int,
+    classes: int,
+    *,
+    keep_head: bool = False,
+    notes: list[str] | None = None,
 ) -> nn.Module:
     """The backbone with a head for the classes.
 
@@ -32,6 +37,7 @@ def make_model(
         size: side of the images.
         classes: of the head; 0: there is none.
         keep_head: the file of weights must have the head too, of as many classes.
+        notes: to which is added what the user should know of the weights.
 
     Raises:
         ConfigError: there is no such model, or it does not take the options, the size or the file
@@ -67,7 +73,10 @@ def make_model(
         model.set_grad_checkpointing()  # type: ignore[operator]
         count_statistics_once(model)
     if backbone.weights is not None:
-        load_weights(model, here(backbone.weights), keep_head)
+        file = here(backbone.weights)
+        has_head = load_weights(model, file, keep_head)
+        if notes is not None and classes and not has_head:
+            notes.append(f"{file} has no head of {classes} classes: the head begins at random")
     return model
 
 
@@ -124,8 +133,11 @@ def rest_note(model: nn.Module, size: int, *, is_cut: bool = False) -> str | Non
     )
 
 
-def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
+def load_weights(model: Any, file: Path, keep_head: bool = False) -> bool:
     """Weights from a file; a head of another number of classes is left out, or refused.
+
+    Returns:
+        Whether the file had the head too.
 
     Raises:
         ConfigError: the file is missing or no file of weights, or they are those of another model.
@@ -149,7 +161,8 @@ def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
         if key not in own or state[key].shape != own[key].shape:
             del state[key]
     missing = sorted(key for key in own if key not in state and not key.startswith(heads))
-    if keep_head and any(key not in state for key in own if key.startswith(heads)):
+    has_head = all(key in state for key in own if key.startswith(heads))
+    if keep_head and not has_head:
         raise ConfigError(
             f"backbone.weights: {file} has no head of {model.num_classes} classes. Give the "
             "weights of a model that has learned these classes."
@@ -168,6 +181,7 @@ def load_weights(model: Any, file: Path, keep_head: bool = False) -> None:
             "Correct backbone.name or the file."
         )
     model.load_state_dict(state, strict=False)
+    return has_head
 
 
 def _heads(model: Any) -> tuple[str, ...]:

@@ -297,13 +297,15 @@ def check(config: SuperviseConfig) -> list[str]:
             f"training.batch: {config.training.batch} images at a time, of {len(train)} in all. "
             "Lower it."
         )
-    model = make_model(config.backbone, config.data.size, len(train.classes))
+    notes: list[str] = []
+    model = make_model(config.backbone, config.data.size, len(train.classes), notes=notes)
     if config.objective.teacher is not None:
         make_teacher(config, len(train.classes))
-    notes = [
+    notes.insert(
+        0,
         f"{len(train):,} images to train on, {len(held_out):,} held out, {len(train.classes)} "
-        f"classes; {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
-    ]
+        f"classes; {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters",
+    )
     if (note := rest_note(model, config.data.size)) is not None:
         notes.append(note)
     if config.backbone.drop_path > 0:
