@@ -93,7 +93,7 @@ class Scenes:
     def _ground(self, rng: np.random.Generator) -> Image.Image:
         side = self._side
         if not self._grounds:
-            return _drawn_ground(rng, side)
+            return drawn_ground(rng, side)
         photo = _photo(self._grounds[int(rng.integers(len(self._grounds)))])
         part = int(rng.integers(min(side, *photo.size), min(photo.size) + 1))
         left, top = (int(rng.integers(0, length - part + 1)) for length in photo.size)
@@ -199,7 +199,7 @@ def _loaded(images: ImageSet, row: int) -> Image.Image:
     return images.load_cut_out(row)
 
 
-def _drawn_ground(rng: np.random.Generator, side: int) -> Image.Image:
+def drawn_ground(rng: np.random.Generator, side: int) -> Image.Image:
     """Clouds of a few colours, coarse and fine."""
     ground = np.zeros((side, side, 3))
     for octave in OCTAVES:
