@@ -119,6 +119,7 @@ def evaluation() -> None:
 
 def main() -> None:
     """Print all rows."""
+    measure.rows_asked(__doc__)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)

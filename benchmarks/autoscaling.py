@@ -36,6 +36,7 @@ VERSIONS: tuple[Version, ...] = (1, 2)
 
 def main() -> None:
     """Measure both versions, one after the other."""
+    measure.rows_asked(__doc__)
     for version in VERSIONS:
         started_s, up_s, down_s = _measured(version)
         middle = statistics.median(up + down for up, down in zip(up_s, down_s, strict=True))

@@ -59,6 +59,7 @@ def timed(begin: Callable[[], Callable[[], object]]) -> Times:
 
 def main() -> None:
     """Measure in turns."""
+    measure.rows_asked(__doc__)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="checkpoints"))

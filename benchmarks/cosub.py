@@ -28,6 +28,7 @@ BATCH = 8
 
 def main() -> None:
     """Print the row."""
+    measure.rows_asked(__doc__)
     plain = timm.create_model("vit_tiny_patch16_224").train()
     model = copy.deepcopy(plain)
     depth = install(model, 0.5)

@@ -118,6 +118,7 @@ def walker() -> None:
 
 def main() -> None:
     """Print all rows."""
+    measure.rows_asked(__doc__)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)

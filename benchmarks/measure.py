@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -12,6 +13,20 @@ from typing import Any
 
 Work = Callable[[], object]
 EXTRA_HINT = "pip install -e '.[bench]'"
+
+
+def rows_asked(about: str | None, known: Sequence[str] = ()) -> list[str]:
+    """The rows that the command line names, or all; `--help` prints what a script is about."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if known:
+        which = f"of {', '.join(known)}; default: all"
+        parser.add_argument("rows", nargs="*", metavar="ROW", help=which)
+    asked: list[str] = getattr(parser.parse_args(), "rows", [])
+    if unknown := [name for name in asked if name not in known]:
+        parser.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(known)}")
+    return asked or list(known)
 
 
 def cpu_seconds(work: Work) -> float:

@@ -273,10 +273,7 @@ ROWS = {
 def main() -> None:
     """Print the rows that are named, or all."""
     torch.set_num_threads(1)
-    names = sys.argv[1:] or list(ROWS)
-    for unknown in [name for name in names if name not in ROWS]:
-        sys.exit(f"there is no row {unknown}; there are {', '.join(ROWS)}.")
-    for name in names:
+    for name in measure.rows_asked(__doc__, list(ROWS)):
         ROWS[name]()
 
 

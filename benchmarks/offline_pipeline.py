@@ -112,6 +112,7 @@ def naive(
 
 def main() -> None:
     """Both rows, in one Ray."""
+    measure.rows_asked(__doc__)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, runtime.connection(1.0):
         assigned(generated(Path(folder) / "maze"))

@@ -273,9 +273,7 @@ def retrieval_starts() -> None:
 def main() -> None:
     """Print the rows that are asked for, or all."""
     known = [*SIZES, "first_step", "start_here", "start_job", "start_retrieval"]
-    asked = sys.argv[1:] or known
-    if unknown := set(asked) - set(known):
-        sys.exit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    asked = measure.rows_asked(__doc__, known)
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
     for name in [name for name in SIZES if name in asked]:

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import copy
 
 import backbones
+import measure
 import timm
 import torch
 from timm.layers import SqueezeExcite
@@ -99,6 +100,7 @@ class Plain(nn.Module):
 
 def main() -> None:
     """Print all rows."""
+    measure.rows_asked(__doc__)
     assert farreach_workloads.vision.backbones.patchconvnet  # importing it registers the models
     for name in ("s60", "s60_multi"):
         ours = backbones.scatter(timm.create_model(f"patchconvnet_{name}"))

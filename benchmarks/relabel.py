@@ -107,6 +107,7 @@ class RowByRow:
 
 def main() -> None:
     """Build the stages once, then take turns."""
+    measure.rows_asked(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         config, base = foundation_in(Path(folder))
         rows = PathRows(

@@ -24,6 +24,7 @@ BATCH = 8
 
 def main() -> None:
     """Print all rows."""
+    measure.rows_asked(__doc__)
     assert farreach_workloads.vision.backbones.resmlp  # importing it registers the models
     peer = backbones.scatter(timm.create_model("resmlp_12_224"))
     ours = timm.create_model("resmlp_s12")

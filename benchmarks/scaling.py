@@ -434,10 +434,7 @@ ROWS: dict[str, tuple[str, Callable[[Trained], None]]] = {
 
 def main() -> None:
     """Print the rows that are asked for, or all."""
-    names = [*ROWS, "bytes_per_step"]
-    asked = sys.argv[1:] or names
-    if unknown := set(asked) - set(names):
-        sys.exit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    asked = measure.rows_asked(__doc__, [*ROWS, "bytes_per_step"])
     torch.set_num_threads(1)
     # Actors import what these files define.
     folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]

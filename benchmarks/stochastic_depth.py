@@ -11,7 +11,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import sys
 
 import backbones
 import measure
@@ -38,7 +37,7 @@ MODELS = {
 def main() -> None:
     """Print the rows of the families named, or of all."""
     assert farreach_workloads.vision.backbones.xcit  # importing it registers the models
-    for family in sys.argv[1:] or MODELS:
+    for family in measure.rows_asked(__doc__, list(MODELS)):
         model_name, batch = MODELS[family]
         x = backbones.images(batch)
         for label, rate in (("p50", 0.5), ("p10", 0.1)):

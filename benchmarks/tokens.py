@@ -139,6 +139,7 @@ def theirs(path: Path, deleted: Rule, batches: int) -> measure.Work:
 
 def main() -> None:
     """Print the row."""
+    measure.rows_asked(__doc__)
     torch.set_num_threads(1)
     random.seed(0)
     torch.manual_seed(0)

@@ -206,6 +206,7 @@ def on_gpu(images: ImageSet, size: int, focal: int) -> None:
 
 def main() -> None:
     """Print all rows."""
+    measure.rows_asked(__doc__)
     torch.set_num_threads(1)
     random.seed(0)
     torch.manual_seed(0)

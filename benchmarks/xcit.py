@@ -126,6 +126,7 @@ def class_attention() -> None:
 
 def main() -> None:
     """Print all rows."""
+    measure.rows_asked(__doc__)
     for size, batch in (("nano_12_p8", 4), ("tiny_12_p8", 4), ("small_12_p16", 8)):
         ours, peer = pair(size)
         for kind in ("infer", "train"):

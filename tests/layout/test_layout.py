@@ -45,6 +45,20 @@ def test_legends_say_where_they_go():
     assert silent == []
 
 
+def test_benchmarks_answer_to_help_before_they_measure():
+    unasked = [
+        file.name
+        for file in sorted((ROOT / "benchmarks").rglob("*.py"))
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "main" and not node.args.args
+        if not any(
+            isinstance(part, ast.Attribute) and part.attr.startswith(("rows_asked", "parse_"))
+            for part in ast.walk(node)
+        )
+    ]
+    assert unasked == []
+
+
 def test_the_platform_folder_does_not_shadow_the_standard_library():
     assert is_standard(platform.__file__)
     assert platform.system()
