@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -38,6 +38,7 @@ class Nodes:
     def __init__(self, cluster: Any) -> None:
         """Of a `ray.cluster_utils.Cluster`."""
         self._cluster = cluster
+        self._switched_off: list[Processes] = []
         self.address = str(cluster.address)
 
     def ids(self) -> list[str]:
@@ -56,10 +57,23 @@ class Nodes:
     def switch_off(self, node_id: str) -> None:
         """Kill all processes of a node at once, as if its machine had lost its power."""
         node = next(node for node in self._nodes() if node.node_id == node_id)
+        self._switched_off.append(_started_by([node]))
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def end(self) -> None:
+        """End all that run, and whatever their raylets have started.
+
+        Ray leaves it to actors and workers to notice that their node is gone; not all do.
+        """
+        started = [*self._switched_off, _started_by(self._nodes())]
+        with suppress(Exception):  # some have been switched off
+            self._cluster.shutdown()
+        for processes in started:
+            processes.end()
+
     def _nodes(self) -> list[Any]:
-        return [self._cluster.head_node, *self._cluster.worker_nodes]
+        head = self._cluster.head_node  # none once it is switched off
+        return [*([] if head is None else [head]), *self._cluster.worker_nodes]
 
 
 @contextmanager
@@ -87,26 +101,20 @@ def several_nodes(
             shutdown_at_exit=True,
             head_node_args=head | {"object_store_memory": STORE_BYTES},
         )
+        nodes = Nodes(cluster)
         try:
-            nodes = Nodes(cluster)
             for settings in workers:
                 nodes.add(**settings)
             yield nodes
         finally:
-            # Ray leaves it to actors and workers to notice that their node is gone; not all do.
-            processes = _started_by(cluster)
-            with suppress(Exception):  # some have been switched off
-                cluster.shutdown()
-            processes.end()
+            nodes.end()
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _started_by(cluster: Any) -> Processes:
-    """What the raylets of a `ray.cluster_utils.Cluster` have started."""
+def _started_by(nodes: Iterable[Any]) -> Processes:
+    """What the raylets of nodes of a `ray.cluster_utils.Cluster` have started."""
     raylets = [
-        raylet.process.pid
-        for node in [cluster.head_node, *cluster.worker_nodes]
-        for raylet in node.all_processes.get("raylet", [])
+        raylet.process.pid for node in nodes for raylet in node.all_processes.get("raylet", [])
     ]
     return Processes(pid for raylet in raylets for pid in descendants(raylet))
 
