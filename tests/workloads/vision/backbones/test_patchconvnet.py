@@ -60,10 +60,10 @@ def test_squeeze_and_excite_uses_relu():
     torch.testing.assert_close(excite(x), 0.5 * x)
 
 
-@pytest.mark.parametrize("multi", [False, True])
-def test_pooling_equals_attention_written_out(multi):
+@pytest.mark.parametrize(("multi", "count"), [(False, 1), (True, 3), (True, 11)])
+def test_pooling_equals_attention_written_out(multi, count):
     pool = scattered(AttentionPool(16, 0.1, multi, None)).double()
-    queries = torch.randn(1, 3 if multi else 1, 16, dtype=torch.float64)
+    queries = torch.randn(1, count, 16, dtype=torch.float64)
     x = torch.randn(2, 10, 16, dtype=torch.float64)
     own = queries.expand(2, -1, -1)
     keys = x if multi else torch.cat([own, x], dim=1)
@@ -75,6 +75,8 @@ def test_pooling_equals_attention_written_out(multi):
     found, seen = pool(queries, x)
     torch.testing.assert_close(found, rows)
     torch.testing.assert_close(seen, weights if multi else weights[:, :, 1:])
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in pool.parameters())
 
 
 def test_scale_of_the_scores_can_be_set():

@@ -37,7 +37,7 @@ def attend(
         return attend_with_weights(query, tokens, key, value, drop_rate)[0]
     pushed = _pushed(query, tokens, key)[:, None]
     mean = F.scaled_dot_product_attention(pushed, tokens[:, None], tokens[:, None], scale=1.0)
-    return _with_biases(_valued(mean[:, 0], query, value), key, value)
+    return _with_bias(_valued(mean[:, 0], query, value), value)
 
 
 def attend_with_weights(
@@ -45,8 +45,7 @@ def attend_with_weights(
 ) -> tuple[Tensor, Tensor]:
     """As `attend`, and the weights before dropout (b, h, q, n)."""
     heads, queries, dim = query.shape[1:]
-    scores = torch.bmm(_pushed(query, tokens, key), tokens.transpose(1, 2))
-    weights = scores.softmax(dim=-1)
+    weights = weights_over(query, tokens, key)
     kept = F.dropout(weights, drop_rate) if drop_rate > 0 else weights
     # An exported model takes any number of tokens: it cannot ask.
     if torch.compiler.is_exporting() or heads * queries <= tokens.shape[1]:
@@ -56,7 +55,12 @@ def attend_with_weights(
         result = kept.unflatten(1, (heads, queries)) @ values
     # What is left of the weights is no longer 1 in all.
     share = kept.sum(dim=-1).unflatten(1, (heads, queries))[..., None] if drop_rate > 0 else None
-    return _with_biases(result, key, value, share), weights.unflatten(1, (heads, queries))
+    return _with_bias(result, value, share), weights.unflatten(1, (heads, queries))
+
+
+def weights_over(query: Tensor, tokens: Tensor, key: nn.Linear) -> Tensor:
+    """softmax(query keyᵀ), (b, h × q, n); arguments as for `attend`."""
+    return torch.bmm(_pushed(query, tokens, key), tokens.transpose(1, 2)).softmax(dim=-1)
 
 
 def _pushed(query: Tensor, tokens: Tensor, key: nn.Linear) -> Tensor:
@@ -68,6 +72,9 @@ def _pushed(query: Tensor, tokens: Tensor, key: nn.Linear) -> Tensor:
         pushed = pushed.transpose(0, 1)
     else:
         pushed = pushed.unflatten(1, (batch, queries)).transpose(0, 1).flatten(1, 2)
+    if key.bias is not None and torch.is_grad_enabled():
+        # It has no influence, but every parameter gets a gradient: DDP counts them.
+        pushed = pushed + 0.0 * key.bias.sum()
     return pushed.expand(tokens.shape[0], -1, -1)
 
 
@@ -82,14 +89,9 @@ def _valued(mean: Tensor, query: Tensor, value: nn.Linear) -> Tensor:
     return result.unflatten(1, (batch, queries)).transpose(0, 1)
 
 
-def _with_biases(
-    result: Tensor, key: nn.Linear, value: nn.Linear, share: Tensor | None = None
-) -> Tensor:
+def _with_bias(result: Tensor, value: nn.Linear, share: Tensor | None = None) -> Tensor:
     """(b, h, q, d) → the same; `share`: of its bias that each row gets, (b, h, q, 1)."""
-    if value.bias is not None:
-        bias = value.bias.view(result.shape[1], 1, -1)
-        result = result + (bias if share is None else bias * share)
-    if key.bias is not None and torch.is_grad_enabled():
-        # It has no influence, but every parameter gets a gradient: DDP counts them.
-        result = result + 0.0 * key.bias.sum()
-    return result
+    if value.bias is None:
+        return result
+    bias = value.bias.view(result.shape[1], 1, -1)
+    return result + (bias if share is None else bias * share)

@@ -19,9 +19,10 @@ from timm.models._manipulate import checkpoint
 from timm.models._registry import generate_default_cfgs
 from torch import Tensor, nn
 
+from farreach.convolution import gelu_convolution
 from farreach.linear import activated_linear, linear, use_fast_linear
 from farreach_workloads.vision.backbones.building import register
-from farreach_workloads.vision.backbones.class_attention import attend_with_weights
+from farreach_workloads.vision.backbones.class_attention import attend_with_weights, weights_over
 from farreach_workloads.vision.backbones.residual import FusedMlp, add_scaled
 
 PATCH = 16
@@ -100,9 +101,9 @@ class ConvBranch(nn.Module):
 
     def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """(b, rows × columns, c) → the same."""
-        first, _, depthwise, gelu, excite, last = cast(list[Any], self.qkv_pos)
+        first, _, depthwise, _, excite, last = cast(list[Any], self.qkv_pos)
         image = first.activated(x).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-        x = gelu(depthwise(image)).flatten(2).transpose(1, 2)
+        x = gelu_convolution(depthwise, image).flatten(2).transpose(1, 2)
         result: Tensor = last(excite(x))
         return result
 
@@ -136,8 +137,12 @@ class PoolAttention(nn.Module):
     def forward(self, own: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(1, k, c) and (b, n, c) → (b, k, c), and the weights (b, k, n)."""
         query = (self.q(own) * self.scale)[:, None]
-        result, weights = attend_with_weights(query, tokens, self.k, self.v)
-        return self.proj(result[:, 0]), weights[:, 0]
+        if torch.compiler.is_exporting() or own.shape[1] <= tokens.shape[1]:
+            result, weights = attend_with_weights(query, tokens, self.k, self.v)
+            return self.proj(result[:, 0]), weights[:, 0]
+        # Fewer tokens than queries: values are projected before they are averaged.
+        weights = weights_over(query, tokens, self.k)
+        return torch.bmm(weights, self.proj(self.v(tokens))), weights
 
 
 class AttentionPool(nn.Module):
