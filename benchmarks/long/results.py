@@ -146,6 +146,8 @@ FASHION, FEW = "vision/msn_fashion", ("training.epochs=1.3", "training.warmup_ep
 STRATIFIED = ("sampler.kind=stratified", "sampler.classes=2")
 # A target network that follows slowly is still near its start after so few updates.
 FAST_TARGET = ("method.momentum=0.9",)
+# A quarter of the preset's time.
+QUICK = ("training.epochs=5",)
 LONG_TAIL = (*FEW, *FAST_TARGET, "sampler.kind=power")
 PRIORS = (0, 0.25, 0.5, 1)
 BALANCED = {"linear": ("linear",)}
@@ -224,6 +226,7 @@ EXPERIMENTS = {
         for arm, changes in COSUB_ARMS.items()
     },
     "msn_fashion": Experiment(FASHION, (), LOW_SHOT | CONTROLS),
+    "msn_fashion_quick": Experiment(FASHION, (*QUICK, *FAST_TARGET), LOW_SHOT | CONTROLS),
     "msn_fashion_shuffled": Experiment(FASHION, FEW),
     "msn_fashion_stratified": Experiment(FASHION, (*FEW, *STRATIFIED)),
     "pmsn_fashion_stratified": Experiment(
@@ -244,6 +247,7 @@ EXPERIMENTS = {
         for exponent in PRIORS
     },
     "mae_fashion": Experiment("vision/mae_fashion", (), LOW_SHOT),
+    "mae_fashion_quick": Experiment("vision/mae_fashion", QUICK, LOW_SHOT),
     "simclr_clipart": Experiment("vision/simclr_clipart", (), OF_18),
     "simclr_clipart_longer": Experiment("vision/simclr_clipart", ("training.epochs=60",), OF_18),
     "swav_clipart": Experiment("vision/swav_clipart"),
