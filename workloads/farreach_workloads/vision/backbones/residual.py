@@ -24,11 +24,6 @@ def add_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
     return torch.addcmul(x, scale, branch, out=branch)
 
 
-def is_exact_gelu(activation: nn.Module) -> bool:
-    """Whether it is GELU itself and not an approximation."""
-    return type(activation) is nn.GELU and activation.approximate == "none"
-
-
 class FusedMlp(Mlp):
     """timm's, with the activation inside the first product while nothing is learnt."""
 
@@ -36,7 +31,7 @@ class FusedMlp(Mlp):
         """(…, c) → (…, c)."""
         first = self.fc1
         plain = torch.is_grad_enabled() or self.training or type(first) is not Linear
-        if plain or not is_exact_gelu(self.act):
+        if plain or type(self.act) is not nn.GELU or self.act.approximate != "none":
             result: Tensor = super().forward(x)
             return result
         hidden: Tensor = self.fc2(activated_linear(x, first.weight, first.bias, "gelu"))

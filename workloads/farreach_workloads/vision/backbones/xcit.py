@@ -19,13 +19,12 @@ from timm.models import get_arch_pretrained_cfgs, xcit
 from timm.models._registry import generate_default_cfgs
 from torch import Tensor
 
-from farreach.convolution import gelu_convolution
 from farreach.linear import batched, gram, use_fast_linear
 from farreach_workloads.vision.backbones import channel_attention
 from farreach_workloads.vision.backbones.building import register
 from farreach_workloads.vision.backbones.channel_attention import EPSILON
 from farreach_workloads.vision.backbones.class_attention import attend, attend_with_weights
-from farreach_workloads.vision.backbones.residual import FusedMlp, add_scaled, is_exact_gelu
+from farreach_workloads.vision.backbones.residual import FusedMlp, add_scaled
 
 Form = Literal["auto", "late", "gram"]
 
@@ -155,16 +154,6 @@ class XcaBlock(xcit.XCABlock):
         return x
 
 
-class LocalInteraction(xcit.LPI):
-    """Two convolutions of the patches around each, channel by channel (section 3.3)."""
-
-    def forward(self, x: Tensor, H: int, W: int) -> Tensor:  # noqa: N803 (timm calls them that)
-        """(b, H × W, c) → (b, H × W, c)."""
-        image = x.unflatten(1, (H, W)).permute(0, 3, 1, 2)
-        result: Tensor = self.conv2(self.bn(gelu_convolution(self.conv1, image)))
-        return result.flatten(2).transpose(1, 2)
-
-
 class ClassBlock(xcit.ClassAttentionBlock):
     """One class-attention block (after CaiT, arXiv:2103.17239), as the weights expect it."""
 
@@ -273,8 +262,6 @@ class Xcit(xcit.Xcit):
                 module.__class__ = Xca
             elif type(module) is xcit.XCABlock:
                 module.__class__ = XcaBlock
-            elif type(module) is xcit.LPI and is_exact_gelu(module.act):
-                module.__class__ = LocalInteraction
             elif type(module) is xcit.ClassAttentionBlock:
                 module.__class__ = ClassBlock
             elif type(module) is xcit.ConvPatchEmbed:
