@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from farreach import config as configs
@@ -17,7 +18,7 @@ from farreach_workloads.vision.evaluation import protocols, transfer
 from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.evaluation.finetune import FinetuneConfig, finetuned
 from farreach_workloads.vision.export import write
-from farreach_workloads.vision.image_sets import images_of
+from farreach_workloads.vision.image_sets import images_known, images_of, keep
 from farreach_workloads.vision.models import patch_of, rest_note, without_weights
 from farreach_workloads.vision.selfsup import figures
 from farreach_workloads.vision.selfsup.assignments import constant_output_loss, prior_of
@@ -32,11 +33,13 @@ demand = asked_of_ray
 
 def encoder_of(run: Path, checkpoint: Path | None) -> Encoder:
     """The encoder of a checkpoint of a run, or as the run began; for workers."""
-    config = configs.load(RunDirectory.open(run).config_path).config
+    directory = RunDirectory.open(run)
+    config = configs.load(directory.config_path).config
     assert isinstance(config, PretrainConfig)
     if checkpoint is not None:
         config = without_weights(config)
-    return task_at(config, PretrainTask, checkpoint).encoder
+    images = images_known(directory.path, config.data, labelled=False)
+    return task_at(config, partial(PretrainTask, images=images), checkpoint).encoder
 
 
 _source = source_of(__name__, encoder_of.__name__)
@@ -46,8 +49,14 @@ def finetune(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, settings: FinetuneConfig
 ) -> dict[str, float]:
     """All of the encoder learns the labels, in a run of its own below evaluations/."""
-    trunk = restored(PretrainTask(without_weights(config)), checkpoint).encoder.trunk
+    trunk = _known(config, run, checkpoint).encoder.trunk
     return finetuned(config, run, checkpoint.step, trunk, settings)
+
+
+def _known(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> PretrainTask:
+    """The task of a checkpoint, whose images need not be there."""
+    images = images_known(run.path, config.data, labelled=False)
+    return restored(PretrainTask(without_weights(config), images), checkpoint)
 
 
 EVALUATIONS = {
@@ -114,6 +123,7 @@ def run(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
     """Train to the end; see `Workload`."""
+    keep(run.path, config.data, labelled=False)
     return fit(config, run, checkpoint, make_task)
 
 
@@ -133,5 +143,5 @@ def export(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
     """Write the encoder in some format; see `farreach_workloads.vision.export`."""
-    task, data = restored(PretrainTask(without_weights(config)), checkpoint), config.data
+    task, data = _known(config, run, checkpoint), config.data
     return write(task.encoder.trunk.eval(), [], data.size, data.crop_ratio, out, fmt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from farreach_workloads.vision.evaluation import judgement, protocols, transfer
 from farreach_workloads.vision.evaluation.classifier import Classifier
 from farreach_workloads.vision.evaluation.features import source_of
 from farreach_workloads.vision.export import write
-from farreach_workloads.vision.image_sets import images_of
+from farreach_workloads.vision.image_sets import images_known, images_of, keep
 from farreach_workloads.vision.mixing import Mixing
 from farreach_workloads.vision.models import make_model, rest_note, without_weights
 from farreach_workloads.vision.stochastic_depth import install
@@ -95,15 +96,17 @@ class SuperviseTask:
     score = "evaluation/top1"
     companions: Sequence[nn.Module] = ()
 
-    def __init__(self, config: SuperviseConfig) -> None:
-        """Open the images and make the model.
+    def __init__(
+        self, config: SuperviseConfig, images: tuple[ImageSet, ImageSet] | None = None
+    ) -> None:
+        """Open the images, unless they are given, and make the model.
 
         Raises:
             ConfigError: there is no such model, or it does not take these images or weights.
             DataError: the images cannot be read.
         """
         self._config = config
-        train, self._held_out = images_of(config.data)
+        train, self._held_out = images or images_of(config.data)
         self.class_names, self.classes = train.classes, len(train.classes)
         self.data = AugmentedImages(train, config)
         self.model = make_model(config.backbone, config.data.size, self.classes)
@@ -322,11 +325,13 @@ def check(config: SuperviseConfig) -> list[str]:
 
 def classifier_of(run: Path, checkpoint: Path | None) -> Classifier:
     """The classifier of a checkpoint of a run, or as the run began; for workers."""
-    config = configs.load(RunDirectory.open(run).config_path).config
+    directory = RunDirectory.open(run)
+    config = configs.load(directory.config_path).config
     assert isinstance(config, SuperviseConfig)
     if checkpoint is not None:
         config = without_weights(config)
-    task = task_at(config, SuperviseTask, checkpoint)
+    images = images_known(directory.path, config.data)
+    task = task_at(config, partial(SuperviseTask, images=images), checkpoint)
     return Classifier(task.evaluated_model())
 
 
@@ -347,6 +352,7 @@ def run(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
     """Train to the end; see `Workload`."""
+    keep(run.path, config.data)
     return fit(config, run, checkpoint, make_task)
 
 
@@ -383,7 +389,8 @@ def plot_images(
     files = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DataError(f"--images {images}: holds no images ({', '.join(SUFFIXES)}).")
-    task = restored(SuperviseTask(without_weights(config)), checkpoint)
+    known = images_known(run.path, config.data)
+    task = restored(SuperviseTask(without_weights(config), known), checkpoint)
     model = task.evaluated_model()
     transform = evaluation_transform(config.data.size, config.data.crop_ratio)
     written = []
@@ -420,6 +427,8 @@ def export(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint, out: Path, fmt: Format
 ) -> Path:
     """Write the evaluated model in some format; see `farreach_workloads.vision.export`."""
-    task, data = restored(SuperviseTask(without_weights(config)), checkpoint), config.data
+    data = config.data
+    images = images_known(run.path, data)
+    task = restored(SuperviseTask(without_weights(config), images), checkpoint)
     model = task.evaluated_model()
     return write(model, task.class_names, data.size, data.crop_ratio, out, fmt)

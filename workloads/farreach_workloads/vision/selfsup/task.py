@@ -65,15 +65,17 @@ class PretrainTask:
 
     score = "evaluation/knn_top1"
 
-    def __init__(self, config: PretrainConfig) -> None:
-        """Open the images and make the networks.
+    def __init__(
+        self, config: PretrainConfig, images: tuple[ImageSet, ImageSet] | None = None
+    ) -> None:
+        """Open the images, unless they are given, and make the networks.
 
         Raises:
             ConfigError: the method cannot have the backbone, or the images the sampler.
             DataError: there are no such images.
         """
         self.config = config
-        self._train, self.held_out = images_of(config.data, labelled=False)
+        self._train, self.held_out = images or images_of(config.data, labelled=False)
         self.classes = len(self._train.classes)
         on_device = config.views.on_device
         self._on_device = config.runtime.gpus > 0 if on_device is None else on_device
