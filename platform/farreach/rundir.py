@@ -6,7 +6,7 @@
   metrics.jsonl    one line per step that was logged
   events.jsonl     started, resumed, stopped, failed, finished
   result.json      flat `group/name` → number, written once at the end
-  checkpoints/     figures/     tensorboard/     evaluations/     features/
+  checkpoints/     figures/     tensorboard/     evaluations/     features/     kept/
 ```
 """
 
@@ -242,6 +242,11 @@ class RunDirectory:
     def figures(self) -> Path:
         """Folder of pictures and animations."""
         return self.path / "figures"
+
+    @property
+    def kept(self) -> Path:
+        """Folder for what checkpoints need beside them, wherever they are used."""
+        return self.path / "kept"
 
     @property
     def checkpoints(self) -> Path:

@@ -33,6 +33,8 @@ def check(config):
 
 def run(config, run, checkpoint):
     store = CheckpointStore(run.checkpoints)
+    run.kept.mkdir(exist_ok=True)
+    (run.kept / "unit.txt").write_text("apples")
     step = 0 if checkpoint is None else checkpoint.part("state")["step"]
     with StopRequest() as stop:
         while step < config.steps:
@@ -68,6 +70,7 @@ def evaluate(config, run, checkpoint, *, episodes):
     sys.stdout.write("evaluating\n")
     if config.mishap == "evaluation":
         raise ValueError("no")
+    assert (run.kept / "unit.txt").read_text() == "apples"
     return {"eval/step": float(checkpoint.step), "eval/episodes": float(episodes or 10)}
 
 

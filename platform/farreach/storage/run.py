@@ -31,7 +31,7 @@ from farreach.storage.remote import Remote, copy_of
 MANIFEST = "manifest.json"
 # All that a process leaves at the URI that was killed before its new run was one.
 BEGUN = {"config.yaml", leases.OBJECT}
-TENSORBOARD, FIGURES = "tensorboard", "figures"
+TENSORBOARD, FIGURES, KEPT = "tensorboard", "figures", "kept"
 _STATE = ".mirror.json"
 
 
@@ -107,14 +107,14 @@ class RemoteRun:
         self.remote.push({MANIFEST: self.path / MANIFEST})
 
     def open(self) -> None:
-        """Bring what the copy lacks of config, manifest, metrics, events and result.
+        """Bring what the copy lacks of config, manifest, metrics, events, result and `kept/`.
 
         Raises:
             RunDirectoryError: there is no run at the URI.
         """
         with self._alone():
             if not self._is_live():
-                self._update(folders=())
+                self._update(folders=(KEPT,))
 
     def fetch(self, which: Which) -> tuple[Checkpoint | None, list[str]]:
         """The newest or best checkpoint in the local copy, and what was passed over."""
@@ -143,7 +143,7 @@ class RemoteRun:
                 if self._new is not None:
                     self._begin()
                 if not is_same:
-                    self._update(folders=(TENSORBOARD,))
+                    self._update(folders=(TENSORBOARD, KEPT))
                     self.checkpoints.forget_others()
                 known = self._known_of_before() if is_same else stamps(self.path)
                 self._note(token=lease.token, clean=False)

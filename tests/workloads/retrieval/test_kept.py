@@ -48,11 +48,11 @@ def test_a_fine_tuned_encoder(tmp_path, given, start):
     settings = [*given, f"start={start}", "second=null", "training.epochs=2", "data.longest=8"]
     run = launch.train("retrieval/finetune_debian_debug", settings, run_dir=tmp_path / "run")
     before, found = fingerprint(*open_model(run.path)), quality(run)
-    kept = (run.path / ENCODER).read_text()
-    (run.path / ENCODER).unlink()  # as runs of earlier versions are
-    assert kept_encoder(run.path) is None
+    kept = (run.kept / ENCODER).read_text()
+    (run.kept / ENCODER).unlink()  # as runs of earlier versions are
+    assert kept_encoder(run) is None
     assert fingerprint(*open_model(run.path)) == before
-    (run.path / ENCODER).write_text(kept)
+    (run.kept / ENCODER).write_text(kept)
     shutil.rmtree(start)
     assert fingerprint(*open_model(run.path)) == before
     assert quality(run) == pytest.approx(found)
@@ -63,7 +63,7 @@ def test_a_fine_tuned_encoder(tmp_path, given, start):
     assert (encoder.segment.num_embeddings, encoder.norm.eps) == (3, 1e-6)
     assert len(encoder.words.weight) == 32
 
-    (run.path / ENCODER).write_text(json.dumps({"model_type": "gpt2"}))
+    (run.kept / ENCODER).write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(DataError, match=r"encoder\.json: model_type is 'gpt2'"):
         open_model(run.path)
 

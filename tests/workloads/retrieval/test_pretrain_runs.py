@@ -223,7 +223,7 @@ def test_a_run_keeps_its_vocabulary_whatever_becomes_of_the_text(cache, tmp_path
     launch.train(str(config), ["training.epochs=4"], run_dir=run)
     before = afterwards.evaluate(run)
     _, words = pretrain.encoder_of(run, CheckpointStore(run / "checkpoints").newest().path)
-    assert (run / "words" / "tokenizer.json").is_file()
+    assert (run / "kept" / "words" / "tokenizer.json").is_file()
     shutil.rmtree(tmp_path / "cache")
     source.write_text(source.read_text().replace("mount", "climb"))
     again = afterwards.evaluate(run)
@@ -232,7 +232,7 @@ def test_a_run_keeps_its_vocabulary_whatever_becomes_of_the_text(cache, tmp_path
         pretrain.encoder_of(run, CheckpointStore(run / "checkpoints").newest().path)[1].fingerprint
         == words.fingerprint
     )
-    with pytest.raises(DataError, match=r"run/words: is another vocabulary .* text now"):
+    with pytest.raises(DataError, match=r"kept/words: is another vocabulary .* text now"):
         launch.resume(run, ["training.epochs=8"])
     source.unlink()
     assert afterwards.evaluate(run)["evaluation/ndcg@10"] == before["evaluation/ndcg@10"]

@@ -11,6 +11,7 @@ from PIL import Image
 from farreach import afterwards, launch
 from farreach import config as configs
 from farreach.errors import DataError, UnreadableImageError
+from farreach.rundir import RunDirectory
 from farreach_workloads.vision import image_sets, pretrain, supervise
 from farreach_workloads.vision.config import ImagesConfig
 
@@ -66,14 +67,16 @@ def test_an_encoder_is_exported_and_learns_the_labels_of_other_images(tmp_path):
 def kept(tmp_path, **arguments):
     """Configuration of images, and what is kept of them in `tmp_path`."""
     config = ImagesConfig(path=str(folder_of_images(tmp_path / "images", **arguments)))
-    image_sets.keep(tmp_path, config)
+    image_sets.keep(RunDirectory(tmp_path), config)
     return config
 
 
 def test_kept_are_classes_and_counts_of_both_sets(tmp_path):
     config = kept(tmp_path)
     for known, images in zip(
-        image_sets.images_known(tmp_path, config), image_sets.images_of(config), strict=True
+        image_sets.images_known(RunDirectory(tmp_path), config),
+        image_sets.images_of(config),
+        strict=True,
     ):
         assert known.classes == images.classes == ["cat", "dog"]
         np.testing.assert_array_equal(np.bincount(known.labels), np.bincount(images.labels))
@@ -83,20 +86,20 @@ def test_kept_are_classes_and_counts_of_both_sets(tmp_path):
 
 def test_nothing_kept_are_the_images_themselves(tmp_path):
     config = ImagesConfig(path=str(folder_of_images(tmp_path / "images")))
-    assert image_sets.images_known(tmp_path, config)[0].load(0).size == (24, 24)
+    assert image_sets.images_known(RunDirectory(tmp_path), config)[0].load(0).size == (24, 24)
 
 
 def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path):
     config = kept(tmp_path)
-    image_sets.keep(tmp_path, config)
+    image_sets.keep(RunDirectory(tmp_path), config)
     other = ImagesConfig(path=str(folder_of_images(tmp_path / "more", ("cat", "dog", "owl"))))
     with pytest.raises(DataError, match=r"more: has 3 classes, and had 2 .* \(owl\)"):
-        image_sets.keep(tmp_path, other)
+        image_sets.keep(RunDirectory(tmp_path), other)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '[{"path": "x"}, {}]'])
 def test_a_damaged_file_is_named(tmp_path, content):
     config = kept(tmp_path)
-    (tmp_path / "images.json").write_text(content)
+    (tmp_path / "kept" / "images.json").write_text(content)
     with pytest.raises(DataError, match=r"images\.json: is damaged"):
-        image_sets.images_known(tmp_path, config)
+        image_sets.images_known(RunDirectory(tmp_path), config)

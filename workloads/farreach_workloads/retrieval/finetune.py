@@ -54,11 +54,12 @@ demand = asked_of_ray
 
 def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     """The encoder of a checkpoint of a run and its vocabulary, for whoever embeds."""
-    config = configs.load(RunDirectory.open(run).config_path).config
+    directory = RunDirectory.open(run)
+    config = configs.load(directory.config_path).config
     assert isinstance(config, FinetuneConfig)
-    kept = kept_encoder(run)
+    kept = kept_encoder(directory)
     if kept is None:
-        config = with_kept_words(config, run)
+        config = with_kept_words(config, directory)
         kept = begun(starting(config), config.encoder, config.data, config.seed)
     encoder, words = kept
     state = whole_state(CheckpointStore.load(checkpoint))["model"]
@@ -127,7 +128,7 @@ def run(
         found = _mined(config)
     encoder, words = begun(starting(config), config.encoder, config.data, config.seed)
     prepared(config.data, words, hard_file(config))
-    keep(run.path, encoder, words)
+    keep(run, encoder, words)
     _note_data(config, run)
     return found | fit(config, run, checkpoint, make_task)
 
@@ -173,7 +174,7 @@ def evaluate(
 
 def _begun(config: FinetuneConfig, run: RunDirectory) -> FinetuneTask:
     """The task of a run, for a checkpoint's weights."""
-    return FinetuneTask(with_kept_words(config, run.path), kept_encoder(run.path))
+    return FinetuneTask(with_kept_words(config, run), kept_encoder(run))
 
 
 def _note_data(config: FinetuneConfig, run: RunDirectory) -> None:

@@ -6,29 +6,30 @@ What the run began with, a folder of weights or another run, may be moved or del
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, TypeVar
 
 from farreach.data.wordpieces import WordPieces
 from farreach.disk import atomic_write
 from farreach.errors import DataError
+from farreach.rundir import RunDirectory
 from farreach_workloads.retrieval import hub
 from farreach_workloads.retrieval.encoder import TextEncoder
 from farreach_workloads.retrieval.stores import save_words
 
 # Any of this workload's, whose `data` names a vocabulary.
 AnyConfig = TypeVar("AnyConfig", bound=Any)
-# In a run's directory: the vocabulary, and what the encoder is like.
+# In a run's `kept`: the vocabulary, and what the encoder is like.
 WORDS, ENCODER = "words", "encoder.json"
 
 
-def keep(run: Path, encoder: TextEncoder, words: WordPieces) -> None:
+def keep(run: RunDirectory, encoder: TextEncoder, words: WordPieces) -> None:
     """Keep what an encoder is like, and its vocabulary, in a run's directory.
 
     Raises:
         DataError: another vocabulary is there: the text has changed since the run began.
     """
-    folder = run / WORDS
+    folder = run.kept / WORDS
+    run.kept.mkdir(exist_ok=True)
     if not folder.is_dir():
         save_words(words, folder)
     elif WordPieces.open(folder).fingerprint != words.fingerprint:
@@ -36,24 +37,24 @@ def keep(run: Path, encoder: TextEncoder, words: WordPieces) -> None:
             f"{folder}: is another vocabulary than that of the text now, which has changed since "
             f"the run began. Train anew, or set data.words to {folder}."
         )
-    if not (run / ENCODER).is_file():
-        atomic_write(run / ENCODER, json.dumps(hub.description(encoder), indent=2) + "\n")
+    if not (run.kept / ENCODER).is_file():
+        atomic_write(run.kept / ENCODER, json.dumps(hub.description(encoder), indent=2) + "\n")
 
 
-def kept_encoder(run: Path) -> tuple[TextEncoder, WordPieces] | None:
+def kept_encoder(run: RunDirectory) -> tuple[TextEncoder, WordPieces] | None:
     """The encoder of a run with any weights, and its vocabulary.
 
     None if the run has kept none, as those of earlier versions have not.
     """
-    if not (run / ENCODER).is_file():
+    if not (run.kept / ENCODER).is_file():
         return None
-    words = WordPieces.open(run / WORDS)
-    return hub.blank_encoder(run / ENCODER, words), words
+    words = WordPieces.open(run.kept / WORDS)
+    return hub.blank_encoder(run.kept / ENCODER, words), words
 
 
-def with_kept_words(config: AnyConfig, run: Path) -> AnyConfig:
+def with_kept_words(config: AnyConfig, run: RunDirectory) -> AnyConfig:
     """A configuration with the vocabulary that its run has kept, if it has."""
-    folder = run / WORDS
+    folder = run.kept / WORDS
     if not folder.is_dir():
         return config
     data = config.data.model_copy(update={"words": str(folder.absolute())})

@@ -40,11 +40,12 @@ def demand(config: RetrievalConfig) -> list[Demand]:
 
 def encoder_of(run: Path, checkpoint: Path) -> tuple[TextEncoder, WordPieces]:
     """The encoder of a checkpoint of a run and its vocabulary, for workers that embed."""
-    config = configs.load(RunDirectory.open(run).config_path).config
+    directory = RunDirectory.open(run)
+    config = configs.load(directory.config_path).config
     assert isinstance(config, RetrievalConfig)
-    kept = kept_encoder(run)
+    kept = kept_encoder(directory)
     if kept is None:
-        words = stores.words_of(with_kept_words(config, run))
+        words = stores.words_of(with_kept_words(config, directory))
         kept = encoder_for(config, words), words
     encoder, words = kept
     state = whole_state(CheckpointStore.load(checkpoint))["model"]
@@ -103,7 +104,7 @@ def run(
     """Tokenise what is not yet, and train to the end; see `Workload`."""
     stores.prepare(config)
     words = stores.words_of(config)
-    keep(run.path, encoder_for(config, words), words)
+    keep(run, encoder_for(config, words), words)
     note_data(run, stores.sources(config), *_searched(config))
     return fit(config, run, checkpoint, make_task, keys_ahead.demand(config))
 
@@ -118,8 +119,8 @@ def evaluate(
 
 def _begun(config: RetrievalConfig, run: RunDirectory) -> PretrainTask:
     """The task of a run, for a checkpoint's weights."""
-    config = with_kept_words(config, run.path)
-    return PretrainTask(config, begins=False, kept=kept_encoder(run.path))
+    config = with_kept_words(config, run)
+    return PretrainTask(config, begins=False, kept=kept_encoder(run))
 
 
 def _searched(config: RetrievalConfig) -> tuple[Path, str, Mapping[str, str]]:

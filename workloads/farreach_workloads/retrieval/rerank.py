@@ -165,7 +165,7 @@ def run(config: RerankConfig, run: RunDirectory, checkpoint: Checkpoint | None) 
     if config.runtime.workers:
         RerankTask(config)  # leaves in the cache what the workers look for
     model, words = begin(config)
-    keep(run.path, model.bert, words)
+    keep(run, model.bert, words)
     _note_data(config, run)
     return fit(config, run, checkpoint, make_task)
 
@@ -180,7 +180,7 @@ def evaluate(
 
 def _begun(config: RerankConfig, run: RunDirectory) -> RerankTask:
     """The task of a run, for a checkpoint's weights."""
-    return RerankTask(with_kept_words(config, run.path), kept_encoder(run.path))
+    return RerankTask(with_kept_words(config, run), kept_encoder(run))
 
 
 def _note_data(config: RerankConfig, run: RunDirectory) -> None:

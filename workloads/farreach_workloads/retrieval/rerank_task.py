@@ -298,11 +298,12 @@ def open_reranker(path: Path | str) -> tuple[CrossEncoder, WordPieces]:
 
 def reranker_of(run: Path, checkpoint: Path) -> tuple[CrossEncoder, WordPieces]:
     """The re-ranker of a checkpoint of a run, in evaluation mode, and its vocabulary."""
-    config = configs.load(RunDirectory.open(run).config_path).config
+    directory = RunDirectory.open(run)
+    config = configs.load(directory.config_path).config
     assert isinstance(config, RerankConfig)
-    kept = kept_encoder(run)
+    kept = kept_encoder(directory)
     if kept is None:
-        model, words = begin(with_kept_words(config, run))
+        model, words = begin(with_kept_words(config, directory))
     else:
         model, words = CrossEncoder(kept[0]), kept[1]
     model.load_state_dict(as_tensors(whole_state(CheckpointStore.load(checkpoint))["model"]))

@@ -173,7 +173,7 @@ class PretrainTask:
             raise DataError(
                 "data: its vocabulary is another than that of the checkpoint, since the text has "
                 "changed. Train anew, or set data.words to what the run has kept in its folder "
-                f"{WORDS}."
+                f"kept/{WORDS}."
             )
         self.method.restore(state)
         self._ahead = state.get("ahead")

@@ -13,10 +13,11 @@ from farreach.data.fetched import here
 from farreach.data.images import ImageSet, open_images
 from farreach.disk import atomic_write
 from farreach.errors import DataError
+from farreach.rundir import RunDirectory
 from farreach_workloads.vision.config import SHIPPED_SET, ImagesConfig
 
 SHIPPED_FILE = Path(__file__).parent / "assets" / "openclipart_64.parquet"
-# In a run's directory: where its images were, their classes, and how many there were of each.
+# In a run's `kept`: where its images were, their classes, and how many there were of each.
 KEPT = "images.json"
 
 
@@ -30,7 +31,7 @@ def _opened(path: str, labelled: bool) -> tuple[ImageSet, ImageSet]:
     return open_images(here(path), labelled=labelled)
 
 
-def keep(run: Path, config: ImagesConfig, *, labelled: bool = True) -> None:
+def keep(run: RunDirectory, config: ImagesConfig, *, labelled: bool = True) -> None:
     """Keep in a run's directory what its networks need to know of the images.
 
     So a checkpoint can be exported, or used for other images, where those of the run are not.
@@ -39,8 +40,9 @@ def keep(run: Path, config: ImagesConfig, *, labelled: bool = True) -> None:
         DataError: the run began with other classes.
     """
     sets = images_of(config, labelled=labelled)
-    if (run / KEPT).is_file():
-        began, now = (images[0].classes for images in (_kept(run), sets))
+    file = run.kept / KEPT
+    if file.is_file():
+        began, now = (images[0].classes for images in (_kept(file), sets))
         if began != now:
             changed = [name for name in (*began, *now) if (name in began) != (name in now)]
             raise DataError(
@@ -56,21 +58,22 @@ def keep(run: Path, config: ImagesConfig, *, labelled: bool = True) -> None:
         }
         for images in sets
     ]
-    atomic_write(run / KEPT, json.dumps(content, indent=2) + "\n")
+    run.kept.mkdir(exist_ok=True)
+    atomic_write(file, json.dumps(content, indent=2) + "\n")
 
 
 def images_known(
-    run: Path, config: ImagesConfig, *, labelled: bool = True
+    run: RunDirectory, config: ImagesConfig, *, labelled: bool = True
 ) -> tuple[ImageSet, ImageSet]:
     """What a run has kept of its images, which need not be there, or else themselves.
 
     Runs of earlier versions have kept nothing.
     """
-    return _kept(run) if (run / KEPT).is_file() else images_of(config, labelled=labelled)
+    file = run.kept / KEPT
+    return _kept(file) if file.is_file() else images_of(config, labelled=labelled)
 
 
-def _kept(run: Path) -> tuple[ImageSet, ImageSet]:
-    file = run / KEPT
+def _kept(file: Path) -> tuple[ImageSet, ImageSet]:
     try:
         train, held_out = (_Counted(**content) for content in json.loads(file.read_bytes()))
     except (ValueError, TypeError) as error:

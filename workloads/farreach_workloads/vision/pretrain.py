@@ -38,7 +38,7 @@ def encoder_of(run: Path, checkpoint: Path | None) -> Encoder:
     assert isinstance(config, PretrainConfig)
     if checkpoint is not None:
         config = without_weights(config)
-    images = images_known(directory.path, config.data, labelled=False)
+    images = images_known(directory, config.data, labelled=False)
     return task_at(config, partial(PretrainTask, images=images), checkpoint).encoder
 
 
@@ -55,7 +55,7 @@ def finetune(
 
 def _known(config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint) -> PretrainTask:
     """The task of a checkpoint, whose images need not be there."""
-    images = images_known(run.path, config.data, labelled=False)
+    images = images_known(run, config.data, labelled=False)
     return restored(PretrainTask(without_weights(config), images), checkpoint)
 
 
@@ -123,7 +123,7 @@ def run(
     config: PretrainConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
     """Train to the end; see `Workload`."""
-    keep(run.path, config.data, labelled=False)
+    keep(run, config.data, labelled=False)
     return fit(config, run, checkpoint, make_task)
 
 

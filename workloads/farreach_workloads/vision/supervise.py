@@ -330,7 +330,7 @@ def classifier_of(run: Path, checkpoint: Path | None) -> Classifier:
     assert isinstance(config, SuperviseConfig)
     if checkpoint is not None:
         config = without_weights(config)
-    images = images_known(directory.path, config.data)
+    images = images_known(directory, config.data)
     task = task_at(config, partial(SuperviseTask, images=images), checkpoint)
     return Classifier(task.evaluated_model())
 
@@ -352,7 +352,7 @@ def run(
     config: SuperviseConfig, run: RunDirectory, checkpoint: Checkpoint | None
 ) -> dict[str, float]:
     """Train to the end; see `Workload`."""
-    keep(run.path, config.data)
+    keep(run, config.data)
     return fit(config, run, checkpoint, make_task)
 
 
@@ -389,7 +389,7 @@ def plot_images(
     files = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DataError(f"--images {images}: holds no images ({', '.join(SUFFIXES)}).")
-    known = images_known(run.path, config.data)
+    known = images_known(run, config.data)
     task = restored(SuperviseTask(without_weights(config), known), checkpoint)
     model = task.evaluated_model()
     transform = evaluation_transform(config.data.size, config.data.crop_ratio)
@@ -428,7 +428,7 @@ def export(
 ) -> Path:
     """Write the evaluated model in some format; see `farreach_workloads.vision.export`."""
     data = config.data
-    images = images_known(run.path, data)
+    images = images_known(run, data)
     task = restored(SuperviseTask(without_weights(config), images), checkpoint)
     model = task.evaluated_model()
     return write(model, task.class_names, data.size, data.crop_ratio, out, fmt)
