@@ -15,17 +15,22 @@ Work = Callable[[], object]
 EXTRA_HINT = "pip install -e '.[bench]'"
 
 
-def rows_asked(about: str | None, known: Sequence[str] = ()) -> list[str]:
-    """The rows that the command line names, or all; `--help` prints what a script is about."""
-    parser = argparse.ArgumentParser(
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Of a script's command line; `--help` prints what it is about, as it is written."""
+    return argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def rows_asked(about: str | None, known: Sequence[str] = ()) -> list[str]:
+    """The rows that the command line names, or all; `--help` prints what a script is about."""
+    options = parser(about)
     if known:
         which = f"of {', '.join(known)}; default: all"
-        parser.add_argument("rows", nargs="*", metavar="ROW", help=which)
-    asked: list[str] = getattr(parser.parse_args(), "rows", [])
+        options.add_argument("rows", nargs="*", metavar="ROW", help=which)
+    asked: list[str] = getattr(options.parse_args(), "rows", [])
     if unknown := [name for name in asked if name not in known]:
-        parser.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(known)}")
+        options.error(f"no such rows: {', '.join(unknown)}; there are {', '.join(known)}")
     return asked or list(known)
 
 

@@ -250,7 +250,7 @@ def peak_mb() -> float:
 
 def main() -> None:
     """Print the rows that are asked for."""
-    parser = argparse.ArgumentParser()
+    parser = measure.parser(__doc__)
     parser.add_argument("rows", nargs="*", help="few_queries, batch_r95 or build")
     parser.add_argument("--vectors", type=Path, help="a folder of embedded documents")
     parser.add_argument("--kinds", nargs="*", default=["ivf_flat", "ivf_fastscan", "ivf_pq"])

@@ -18,7 +18,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import argparse
 import itertools
 import shutil
 import statistics
@@ -139,7 +138,7 @@ def compare(service: SearchService, mode: str, clients: int, questions: Sequence
 
 def main() -> None:
     """Print the rows that are asked for."""
-    parser = argparse.ArgumentParser()
+    parser = measure.parser(__doc__)
     parser.add_argument("modes", nargs="*", help="dense or hybrid; both by default")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--documents", type=int, default=100_000)

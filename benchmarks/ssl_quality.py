@@ -26,7 +26,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -228,7 +227,7 @@ def accuracy(known: Tensor, asked: Tensor, labels: Tensor, right: Tensor) -> flo
 
 def main() -> None:
     """Train everything and print both rows."""
-    parser = argparse.ArgumentParser()
+    parser = measure.parser(__doc__)
     parser.add_argument("--fashion", help="folder of Fashion-MNIST's files")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything, at most 10")
     arguments = parser.parse_args()
