@@ -421,11 +421,9 @@ def flat_result(
     metrics: Mapping[str, float], *, seed: int, wall_time_s: float, versions: Mapping[str, str]
 ) -> dict[str, Any]:
     """The content of `result.json`: metrics sorted by name, then the facts about the run."""
-    for name in metrics:
-        assert "/" in name, f"metric {name!r} is not called group/name"
+    assert all("/" in name for name in metrics), f"not all are called group/name: {sorted(metrics)}"
     flat = {name: plain(float(metrics[name])) for name in sorted(metrics)}
-    facts = {"seed": seed, "wall_time_s": round(wall_time_s, 3), "versions": dict(versions)}
-    return {**flat, **facts}
+    return {**flat, "seed": seed, "wall_time_s": round(wall_time_s, 3), "versions": dict(versions)}
 
 
 def _runs_in(folder: Path) -> list[RunDirectory]:
