@@ -232,6 +232,9 @@ def test_a_run_keeps_its_vocabulary_whatever_becomes_of_the_text(cache, tmp_path
         pretrain.encoder_of(run, CheckpointStore(run / "checkpoints").newest().path)[1].fingerprint
         == words.fingerprint
     )
+    (run / "kept" / "words").rename(run / "words")  # as earlier versions kept it
+    assert afterwards.evaluate(run)["evaluation/ndcg@10"] == before["evaluation/ndcg@10"]
+    (run / "words").rename(run / "kept" / "words")
     with pytest.raises(DataError, match=r"kept/words: is another vocabulary .* text now"):
         launch.resume(run, ["training.epochs=8"])
     source.unlink()
